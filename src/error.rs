@@ -1,0 +1,241 @@
+//! The one error type. A variant is one thing for the caller to do; the table in [`crate::manual::recovery`] says which.
+//!
+//! Imports `ids` only: everything else may import this.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::ids::{Offset, TopicPartition};
+
+/// What every fallible call of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, by what the caller has to do about it.
+///
+/// An append that fails will never appear in the log, except after [`Error::OutcomeUnknown`].
+///
+/// ```
+/// use topiclog::{Error, TopicName};
+/// let error = TopicName::new("a/b").unwrap_err();
+/// assert!(matches!(error, Error::Invalid { .. }));
+/// assert_eq!(error.code(), "invalid");
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Fix the call: an argument, a record or a batch is over a limit or malformed. Nothing was written.
+    #[error("invalid {field}: {limit}")]
+    Invalid {
+        /// Which argument or field.
+        field: String,
+        /// The rule that it breaks.
+        limit: String,
+    },
+    /// Fix the configuration: a setting has an impossible value, or contradicts another.
+    #[error("configuration {key}: {why}")]
+    Config {
+        /// Kafka's name of the setting.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// This build, or this format, cannot do it: a codec not compiled in, a newer file version, record format 0 or 1.
+    #[error("unsupported: {what}")]
+    Unsupported {
+        /// What was asked for, and what would provide it.
+        what: String,
+    },
+    /// The topic, or the partition of it, does not exist.
+    #[error("unknown topic or partition: {name}")]
+    UnknownTopic {
+        /// What was asked for.
+        name: String,
+    },
+    /// The topic exists already, or another differs only in case where the disk cannot tell them apart.
+    #[error("topic exists already: {name}")]
+    TopicExists {
+        /// The topic that is there.
+        name: String,
+    },
+    /// Another writer has the directory: another store of this process, another process, or a Kafka broker.
+    #[error("{path} is locked by {holder}; close it there, or open read-only")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// Who holds it, as far as is known (a process id is a hint).
+        holder: String,
+    },
+    /// The file system has no locks, so two writers could not be told apart.
+    #[error("{path}: this file system has no file locks; use one that has, or opt out with `without_locks`")]
+    LockUnsupported {
+        /// The lock file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The store was opened read-only.
+    #[error("the store is open read-only: {what}")]
+    ReadOnly {
+        /// What was refused.
+        what: String,
+    },
+    /// The store, or the topic, was closed or deleted.
+    #[error("closed: {what}")]
+    Closed {
+        /// What is closed.
+        what: String,
+    },
+    /// The offset is not in the log; the valid range comes with it.
+    #[error("offset {asked} of {partition} is out of range: valid are {start} to {end}")]
+    OffsetOutOfRange {
+        /// The partition.
+        partition: TopicPartition,
+        /// The offset that was asked for.
+        asked: Offset,
+        /// The log start offset: the first that can be read.
+        start: Offset,
+        /// The bound of this read: one past the last that can be read.
+        end: Offset,
+    },
+    /// The only failed append that may yet appear: read back before sending again.
+    #[error("{partition}: the outcome of the append at offset {offset} is unknown; reopen and read back: {source}")]
+    OutcomeUnknown {
+        /// The partition.
+        partition: TopicPartition,
+        /// The offset that the first record would have.
+        offset: Offset,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reopen: a sync failed, so what lies between the two offsets may not be on the disk.
+    #[error("{partition}: a sync failed; records from {durable_end} to {end} may be lost; reopen the store: {source}")]
+    SyncFailed {
+        /// The partition.
+        partition: TopicPartition,
+        /// Everything below is durable.
+        durable_end: Offset,
+        /// The log end offset.
+        end: Offset,
+        /// What the sync said.
+        source: io::Error,
+    },
+    /// Reopen: an earlier failure stopped the writer of this partition.
+    #[error("{partition} refuses to write after an earlier failure ({why}); reopen the store")]
+    Poisoned {
+        /// The partition.
+        partition: TopicPartition,
+        /// The earlier failure.
+        why: String,
+    },
+    /// Make room: the disk or the quota is full. Appends go on as soon as there is space.
+    #[error("no space left while {op} {path}: {source}")]
+    NoSpace {
+        /// The operation.
+        op: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Raise the limit, or lower `open_files_max`: no file descriptor, or no map, was to be had.
+    #[error("too many open files while {op} {path}: {source}")]
+    TooManyFiles {
+        /// The operation.
+        op: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Restore from a copy, or repair: bytes on the disk are not what was written. Nothing was changed.
+    #[error("{path} is corrupt at position {position}: {what}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The byte position in it.
+        position: u64,
+        /// The offsets concerned, first and one past the last, where known.
+        offsets: Option<(Offset, Offset)>,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another program wrote here, or never had a manifest: run `adopt` first, or open read-only.
+    #[error("{path} must be adopted before it can be written: {why}")]
+    NeedsAdopt {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        why: String,
+    },
+    /// Look at the machine: the operating system refused.
+    #[error("{op} {path}: {source}")]
+    Io {
+        /// The operation.
+        op: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// A stable, lower-case name of the variant, for logs and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Invalid { .. } => "invalid",
+            Error::Config { .. } => "config",
+            Error::Unsupported { .. } => "unsupported",
+            Error::UnknownTopic { .. } => "unknown_topic",
+            Error::TopicExists { .. } => "topic_exists",
+            Error::Locked { .. } => "locked",
+            Error::LockUnsupported { .. } => "lock_unsupported",
+            Error::ReadOnly { .. } => "read_only",
+            Error::Closed { .. } => "closed",
+            Error::OffsetOutOfRange { .. } => "offset_out_of_range",
+            Error::OutcomeUnknown { .. } => "outcome_unknown",
+            Error::SyncFailed { .. } => "sync_failed",
+            Error::Poisoned { .. } => "poisoned",
+            Error::NoSpace { .. } => "no_space",
+            Error::TooManyFiles { .. } => "too_many_files",
+            Error::Corrupt { .. } => "corrupt",
+            Error::NeedsAdopt { .. } => "needs_adopt",
+            Error::Io { .. } => "io",
+        }
+    }
+
+    pub(crate) fn invalid(field: impl Into<String>, limit: impl Into<String>) -> Self {
+        Error::Invalid { field: field.into(), limit: limit.into() }
+    }
+
+    pub(crate) fn config(key: impl Into<String>, why: impl Into<String>) -> Self {
+        Error::Config { key: key.into(), why: why.into() }
+    }
+
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Error::Unsupported { what: what.into() }
+    }
+
+    pub(crate) fn corrupt(path: &Path, position: u64, what: impl Into<String>) -> Self {
+        Error::Corrupt { path: path.to_owned(), position, offsets: None, what: what.into() }
+    }
+
+    /// Sorts an operating-system error by what the caller has to do.
+    pub(crate) fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { op, path, source },
+            // EMFILE, ENFILE and ENOMEM have no stable kind of their own.
+            _ if matches!(source.raw_os_error(), Some(24 | 23 | 12)) => Error::TooManyFiles { op, path, source },
+            _ => Error::Io { op, path, source },
+        }
+    }
+}
+
+/// An [`io::Error`] of the same kind and number, for the many waiters that one failure concerns.
+pub(crate) fn copy_io_error(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}

@@ -1,0 +1,12 @@
+//! topiclog: an embeddable topic log.
+
+mod error;
+mod ids;
+mod sync;
+
+pub mod clock;
+pub mod io;
+pub mod record;
+
+pub use error::{Error, Result};
+pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
