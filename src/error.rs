@@ -220,6 +220,47 @@ impl Error {
         Error::Corrupt { path: path.to_owned(), position, offsets: None, what: what.into() }
     }
 
+    /// The same error once more, for an iterator that keeps failing.
+    pub(crate) fn duplicate(&self) -> Self {
+        match self {
+            Error::Invalid { field, limit } => Error::Invalid { field: field.clone(), limit: limit.clone() },
+            Error::Config { key, why } => Error::Config { key: key.clone(), why: why.clone() },
+            Error::Unsupported { what } => Error::Unsupported { what: what.clone() },
+            Error::UnknownTopic { name } => Error::UnknownTopic { name: name.clone() },
+            Error::TopicExists { name } => Error::TopicExists { name: name.clone() },
+            Error::Locked { path, holder } => Error::Locked { path: path.clone(), holder: holder.clone() },
+            Error::LockUnsupported { path, source } => {
+                Error::LockUnsupported { path: path.clone(), source: copy_io_error(source) }
+            }
+            Error::ReadOnly { what } => Error::ReadOnly { what: what.clone() },
+            Error::Closed { what } => Error::Closed { what: what.clone() },
+            Error::OffsetOutOfRange { partition, asked, start, end } => {
+                Error::OffsetOutOfRange { partition: partition.clone(), asked: *asked, start: *start, end: *end }
+            }
+            Error::OutcomeUnknown { partition, offset, source } => {
+                Error::OutcomeUnknown { partition: partition.clone(), offset: *offset, source: copy_io_error(source) }
+            }
+            Error::SyncFailed { partition, durable_end, end, source } => Error::SyncFailed {
+                partition: partition.clone(),
+                durable_end: *durable_end,
+                end: *end,
+                source: copy_io_error(source),
+            },
+            Error::Poisoned { partition, why } => Error::Poisoned { partition: partition.clone(), why: why.clone() },
+            Error::NoSpace { op, path, source } => {
+                Error::NoSpace { op, path: path.clone(), source: copy_io_error(source) }
+            }
+            Error::TooManyFiles { op, path, source } => {
+                Error::TooManyFiles { op, path: path.clone(), source: copy_io_error(source) }
+            }
+            Error::Corrupt { path, position, offsets, what } => {
+                Error::Corrupt { path: path.clone(), position: *position, offsets: *offsets, what: what.clone() }
+            }
+            Error::NeedsAdopt { path, why } => Error::NeedsAdopt { path: path.clone(), why: why.clone() },
+            Error::Io { op, path, source } => Error::Io { op, path: path.clone(), source: copy_io_error(source) },
+        }
+    }
+
     /// Sorts an operating-system error by what the caller has to do.
     pub(crate) fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();

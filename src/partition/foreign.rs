@@ -1,0 +1,278 @@
+//! A partition directory without a manifest: Kafka's own, or ours after both copies of the manifest were lost.
+//!
+//! It can be looked at, never written: nothing vouches for its files, so every batch is checked at its first read. The
+//! same look, with every batch checked, is what taking such a directory over begins with.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::kafka_state::{self, Producers};
+use super::manifest::{EntryState, Manifest, SegmentEntry};
+use super::open::{Listing, Opening, list};
+use super::reader::marker_of;
+use super::repair::{PartitionReport, Repair};
+use super::{Log, SegmentSet};
+use crate::error::{Error, Result};
+use crate::io::{OpenMode, Vfs, read_full_at, read_small};
+use crate::record::BatchView;
+use crate::segment::name::{Suffix, file_name};
+use crate::segment::offset_index;
+use crate::segment::recover::{Scan, ScanRules, Stop, scan};
+use crate::segment::txn_index::{self, AbortedTxn};
+
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// What a broker's checkpoint files say of a partition: hints, cross-checked and never obeyed blindly.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hints {
+    /// From `log-start-offset-checkpoint`.
+    pub(crate) log_start: Option<i64>,
+    /// Whether `.kafka_cleanshutdown` stood in the root.
+    pub(crate) was_clean: bool,
+}
+
+/// What was found in such a directory.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) entries: Vec<SegmentEntry>,
+    pub(crate) log_start: i64,
+    pub(crate) end: i64,
+    pub(crate) epochs: Vec<(i32, i64)>,
+    pub(crate) aborted: Vec<AbortedTxn>,
+    pub(crate) producers: Producers,
+    pub(crate) repairs: Vec<Repair>,
+    /// What of the last segment is no batch.
+    pub(crate) torn: Option<(Scan, String)>,
+}
+
+/// Opens it for reading.
+pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
+    let found = look(&opening, false)?;
+    let report = PartitionReport {
+        partition: opening.id.clone(),
+        unclean: !opening.hints.was_clean,
+        floor: found.log_start.into(),
+        end: found.end.into(),
+        scanned_bytes: 0,
+        repairs: found.repairs,
+    };
+    let manifest = Manifest {
+        store_id: opening.env.store_id,
+        topic_id: opening.topic_id,
+        partition: opening.id.partition.get(),
+        log_start: found.log_start,
+        epochs: if found.epochs.is_empty() { vec![(0, 0)] } else { found.epochs },
+        segments: found.entries,
+    };
+    let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;
+    let set = (*log.snapshot()).clone();
+    log.swap(SegmentSet { epochs: None, ..set });
+    Ok((log, report))
+}
+
+/// Looks at a directory. With `every_batch`, all batches are checked; otherwise only what is needed to find the end.
+pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
+    let vfs = &*opening.env.vfs;
+    let listing = list(vfs, &opening.directory)?;
+    let bases: Vec<i64> = listing.logs.keys().copied().collect();
+    let mut found = Found {
+        entries: Vec::new(),
+        log_start: 0,
+        end: 0,
+        epochs: Vec::new(),
+        aborted: Vec::new(),
+        producers: Producers::default(),
+        repairs: Vec::new(),
+        torn: None,
+    };
+    let mut scans: BTreeMap<i64, Scan> = BTreeMap::new();
+    for (index, &base) in bases.iter().enumerate() {
+        let next_base = bases.get(index + 1).copied();
+        let bytes = listing.logs.get(&base).copied().unwrap_or(0);
+        let mut entry = SegmentEntry { foreign: true, synced: true, ..SegmentEntry::empty(base, None) };
+        entry.max_timestamp = None;
+        if let (Some(next), false) = (next_base, every_batch) {
+            (entry.state, entry.bytes, entry.next) = (EntryState::Closed, bytes, next);
+        } else {
+            let scan = scan_file(opening, base, bytes, every_batch)?;
+            entry.state = if next_base.is_some() { EntryState::Closed } else { EntryState::Active };
+            (entry.bytes, entry.next, entry.batches) = (scan.position, scan.next_offset, scan.batches);
+            if every_batch {
+                entry.max_timestamp = Some(scan.max_timestamp);
+            }
+            scans.insert(base, scan);
+        }
+        if entry.bytes > i32::MAX as u64 {
+            let path = opening.directory.join(file_name(base, Suffix::Log));
+            return Err(Error::corrupt(&path, i32::MAX as u64, "a log file has at most 2^31-1 bytes"));
+        }
+        found.entries.push(entry);
+    }
+    judge_ends(opening, &mut found, &scans, &bases)?;
+    if found.entries.is_empty() {
+        found.entries.push(SegmentEntry { foreign: true, ..SegmentEntry::empty(0, None) });
+    }
+    let first = found.entries.first().map_or(0, |entry| entry.base);
+    found.end = found.entries.last().map_or(0, |entry| entry.next);
+    found.log_start = opening.hints.log_start.unwrap_or(0).max(first).min(found.end);
+    read_epochs(opening, &mut found)?;
+    read_transactions(opening, &listing, &mut found)?;
+    Ok(found)
+}
+
+/// A stop before the end of a file is a torn tail in the last segment, and damage in any other.
+fn judge_ends(opening: &Opening<'_>, found: &mut Found, scans: &BTreeMap<i64, Scan>, bases: &[i64]) -> Result<()> {
+    for (index, &base) in bases.iter().enumerate() {
+        let Some(scan) = scans.get(&base) else { continue };
+        let path = opening.directory.join(file_name(base, Suffix::Log));
+        let next_base = bases.get(index + 1).copied();
+        let reason = match &scan.stop {
+            Stop::End | Stop::Zeros if next_base.is_none() => continue,
+            Stop::End if next_base.is_some_and(|next| scan.next_offset <= next) => continue,
+            Stop::End => "offsets overlap those of the next segment".to_owned(),
+            Stop::Zeros => "zeros follow the last batch".to_owned(),
+            Stop::Unsupported(what) => return Err(Error::unsupported(format!("{what} ({})", path.display()))),
+            Stop::Bad(reason) => reason.clone(),
+        };
+        if next_base.is_some() {
+            return Err(Error::Corrupt {
+                path,
+                position: scan.position,
+                offsets: Some((scan.next_offset.into(), next_base.unwrap_or(scan.next_offset).into())),
+                what: reason,
+            });
+        }
+        found.repairs.push(Repair::TailCut {
+            path,
+            position: scan.position,
+            bytes: scan.file_bytes - scan.position,
+            next_offset: scan.next_offset.into(),
+            reason: reason.clone(),
+        });
+        found.torn = Some((scan.clone(), reason));
+    }
+    // Offsets go on at the next segment's base, as the broker left them.
+    let nexts: Vec<i64> = found.entries.iter().skip(1).map(|entry| entry.base).collect();
+    for (entry, next) in found.entries.iter_mut().zip(nexts) {
+        entry.next = next;
+    }
+    Ok(())
+}
+
+fn scan_file(opening: &Opening<'_>, base: i64, bytes: u64, every_batch: bool) -> Result<Scan> {
+    let path = opening.directory.join(file_name(base, Suffix::Log));
+    let file = opening.env.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
+    let hint = if every_batch { None } else { last_hint(opening, &*file, base, bytes) };
+    let (position, next_offset) = hint.unwrap_or((0, base));
+    let rules = ScanRules { position, next_offset, base_offset: base, is_foreign: true, epochs: None };
+    scan(&*file, &rules, |_, _, _| {}).map_err(|error| Error::io("read", &path, error))
+}
+
+/// The last index entry that leads to a whole batch: from there on the end of the segment is found by scanning.
+fn last_hint(opening: &Opening<'_>, file: &dyn crate::io::VfsFile, base: i64, bytes: u64) -> Option<(u64, i64)> {
+    let path = opening.directory.join(file_name(base, Suffix::Index));
+    let index = read_small(&*opening.env.vfs, &path, INDEX_BYTES_MAX).ok()?;
+    let entry = offset_index::rising_entries(&index).filter(|entry| u64::from(entry.position) < bytes).last()?;
+    let position = u64::from(entry.position);
+    let length = usize::try_from((bytes - position).min(4 << 20)).ok()?;
+    let mut buffer = vec![0; length];
+    let read = read_full_at(file, &mut buffer, position).ok()?;
+    let batch = BatchView::parse(buffer.get(..read)?).ok()?;
+    let header = batch.header();
+    let fits = header.base_offset > base && header.base_offset <= base + i64::from(entry.relative_offset);
+    fits.then_some((position, header.base_offset))
+}
+
+fn read_epochs(opening: &Opening<'_>, found: &mut Found) -> Result<()> {
+    let path = opening.directory.join(kafka_state::EPOCHS_NAME);
+    let text = match read_small(&*opening.env.vfs, &path, INDEX_BYTES_MAX) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("read", &path, error)),
+    };
+    match kafka_state::decode_epochs(&text) {
+        // An epoch that began without a batch shares its start with the next one.
+        Ok(epochs) => {
+            for entry in epochs {
+                while found.epochs.last().is_some_and(|last| last.1 >= entry.1) {
+                    found.epochs.pop();
+                }
+                if entry.0 >= 0 && entry.1 >= 0 {
+                    found.epochs.push(entry);
+                }
+            }
+        }
+        Err(reason) => found.repairs.push(Repair::ManifestSlotDamaged { path, reason }),
+    }
+    Ok(())
+}
+
+/// Producer state at the end: the newest good snapshot, then a replay of what follows it. Aborted transactions: those of
+/// the index files below the replayed part, and those that the replay finds.
+fn read_transactions(opening: &Opening<'_>, listing: &Listing, found: &mut Found) -> Result<()> {
+    let vfs = &*opening.env.vfs;
+    let mut start = found.entries.first().map_or(0, |entry| entry.base);
+    for &offset in listing.snapshots.keys().rev().filter(|&&offset| offset <= found.end) {
+        let path = opening.directory.join(file_name(offset, Suffix::Snapshot));
+        let read = read_small(vfs, &path, INDEX_BYTES_MAX).map_err(|error| Error::io("read", &path, error))?;
+        match Producers::decode_snapshot(&read) {
+            Ok(producers) => {
+                (found.producers, start) = (producers, offset);
+                break;
+            }
+            Err(reason) => found.repairs.push(Repair::ManifestSlotDamaged { path, reason: reason.into() }),
+        }
+    }
+    if listing.snapshots.is_empty() && opening.hints.was_clean {
+        start = found.end;
+    }
+    let mut aborted: Vec<AbortedTxn> = Vec::new();
+    for &(base, suffix) in &listing.side_files {
+        if suffix == Suffix::TxnIndex && listing.logs.contains_key(&base) {
+            let path = opening.directory.join(file_name(base, Suffix::TxnIndex));
+            aborted.extend(read_txn_index(vfs, &path, base, &mut found.repairs)?);
+        }
+    }
+    aborted.retain(|txn| txn.last_offset < start);
+    let replayed = replay(opening, found, start)?;
+    aborted.extend(replayed);
+    aborted.sort_by_key(|txn| txn.last_offset);
+    aborted.dedup();
+    found.aborted = aborted;
+    Ok(())
+}
+
+fn read_txn_index(vfs: &dyn Vfs, path: &PathBuf, base: i64, repairs: &mut Vec<Repair>) -> Result<Vec<AbortedTxn>> {
+    let bytes = read_small(vfs, path, INDEX_BYTES_MAX).map_err(|error| Error::io("read", path, error))?;
+    match txn_index::decode(&bytes, base) {
+        Ok(entries) => Ok(entries),
+        Err(reason) => {
+            repairs.push(Repair::ManifestSlotDamaged { path: path.clone(), reason });
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn replay(opening: &Opening<'_>, found: &mut Found, start: i64) -> Result<Vec<AbortedTxn>> {
+    let mut aborted = Vec::new();
+    let producers = &mut found.producers;
+    for entry in found.entries.iter().filter(|entry| entry.next > start) {
+        let path = opening.directory.join(file_name(entry.base, Suffix::Log));
+        let file = match opening.env.vfs.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io("open", &path, error)),
+        };
+        let rules =
+            ScanRules { position: 0, next_offset: entry.base, base_offset: entry.base, is_foreign: true, epochs: None };
+        let scanned = scan(&*file, &rules, |_, header, bytes| {
+            if header.base_offset < start || header.producer_id < 0 {
+                return;
+            }
+            let marker = bytes.and_then(|bytes| marker_of(header, bytes));
+            aborted.extend(producers.replay(header, marker));
+        });
+        scanned.map_err(|error| Error::io("read", &path, error))?;
+    }
+    Ok(aborted)
+}

@@ -1,0 +1,233 @@
+//! The partition manifest (`topiclog.partition.{0,1}`): the authority on which segments exist.
+//!
+//! JSON in the checksummed frame of [`crate::io::frame`]; generation g lies in slot g mod 2. No Kafka checkpoint, index
+//! or file name overrules it. It changes at roll, seal, recovery, clean close and when the log start moves.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Uuid;
+use crate::segment::{FileCheck, SegmentFacts, State};
+
+/// Slots are called this, with `.0` and `.1`.
+pub(crate) const NAME: &str = "topiclog.partition";
+/// The frame's kind of this manifest.
+pub(crate) const KIND: u16 = 2;
+/// The newest version that this crate reads, and the one it writes.
+pub(crate) const VERSION: u16 = 1;
+/// A longer payload is not read.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// What the manifest says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Manifest {
+    pub(crate) store_id: Uuid,
+    pub(crate) topic_id: Uuid,
+    pub(crate) partition: u32,
+    /// First offset that may be read.
+    pub(crate) log_start: i64,
+    /// Leader epochs: `(epoch, first offset)`, both rising.
+    pub(crate) epochs: Vec<(i32, i64)>,
+    /// Rising by base offset; the last one is the active segment.
+    pub(crate) segments: Vec<SegmentEntry>,
+}
+
+/// One segment in the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SegmentEntry {
+    pub(crate) base: i64,
+    pub(crate) state: EntryState,
+    /// Published bytes; of an active segment only as of the last clean state.
+    pub(crate) bytes: u64,
+    /// One past the last offset, likewise.
+    pub(crate) next: i64,
+    pub(crate) batches: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_timestamp: Option<i64>,
+    /// Checksum of the whole log, once sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) crc32: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) time_index: Option<FileCheck>,
+    /// Whether all bytes of a closed segment were synced when it was listed as closed.
+    #[serde(default)]
+    pub(crate) synced: bool,
+    /// The cap on unsynced bytes under which it was written; none on an `Os` topic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_unsynced_bytes: Option<u64>,
+    /// A broker wrote it: offsets may have gaps.
+    #[serde(default)]
+    pub(crate) foreign: bool,
+}
+
+/// [`State`] as the manifest spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum EntryState {
+    Active,
+    Closed,
+    Sealed,
+}
+
+impl From<EntryState> for State {
+    fn from(state: EntryState) -> Self {
+        match state {
+            EntryState::Active => State::Active,
+            EntryState::Closed => State::Closed,
+            EntryState::Sealed => State::Sealed,
+        }
+    }
+}
+
+impl SegmentEntry {
+    /// A new, empty, active segment.
+    pub(crate) fn empty(base: i64, max_unsynced_bytes: Option<u64>) -> Self {
+        Self {
+            base,
+            state: EntryState::Active,
+            bytes: 0,
+            next: base,
+            batches: 0,
+            max_timestamp: Some(-1),
+            crc32: None,
+            time_index: None,
+            synced: false,
+            max_unsynced_bytes,
+            foreign: false,
+        }
+    }
+
+    pub(crate) fn facts(&self) -> SegmentFacts {
+        SegmentFacts {
+            base_offset: self.base,
+            state: self.state.into(),
+            bytes: self.bytes,
+            next_offset: self.next,
+            batches: self.batches,
+            max_timestamp: self.max_timestamp,
+            is_foreign: self.foreign,
+            crc32: self.crc32,
+            time_index: self.time_index,
+        }
+    }
+}
+
+impl Manifest {
+    /// The manifest of a new, empty partition.
+    pub(crate) fn empty(store_id: Uuid, topic_id: Uuid, partition: u32, max_unsynced_bytes: Option<u64>) -> Self {
+        Self {
+            store_id,
+            topic_id,
+            partition,
+            log_start: 0,
+            epochs: vec![(0, 0)],
+            segments: vec![SegmentEntry::empty(0, max_unsynced_bytes)],
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a manifest has string keys only, so JSON can hold it")
+    }
+
+    /// Parses a payload and checks what its parts promise each other. The text says what is wrong.
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, String> {
+        let manifest: Self = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let (last, older) = self.segments.split_last().ok_or("no segment is listed")?;
+        if last.state != EntryState::Active || older.iter().any(|entry| entry.state == EntryState::Active) {
+            return Err("exactly the last segment must be active".into());
+        }
+        let in_order = |pair: &[SegmentEntry]| matches!(pair, [a, b] if a.base < b.base && a.next <= b.base);
+        if !self.segments.windows(2).all(in_order) {
+            return Err("the segments are not in order".into());
+        }
+        if self.segments.iter().any(|entry| entry.base < 0 || entry.next < entry.base) {
+            return Err("a segment ends before it begins".into());
+        }
+        if self.segments.iter().any(|entry| entry.bytes > i32::MAX as u64) {
+            return Err("a segment has more than 2^31-1 bytes".into());
+        }
+        let rises = |pair: &[(i32, i64)]| matches!(pair, [a, b] if a.0 < b.0 && a.1 < b.1);
+        if self.epochs.is_empty() || !self.epochs.windows(2).all(rises) {
+            return Err("the leader epochs do not rise".into());
+        }
+        if self.epochs.iter().any(|&(epoch, start)| epoch < 0 || start < 0) || self.log_start < 0 {
+            return Err("an epoch or offset is negative".into());
+        }
+        Ok(())
+    }
+
+    /// The active segment. There always is one.
+    pub(crate) fn active(&self) -> Option<&SegmentEntry> {
+        self.segments.last()
+    }
+
+    /// The newest leader epoch.
+    pub(crate) fn epoch(&self) -> i32 {
+        self.epochs.last().map_or(0, |&(epoch, _)| epoch)
+    }
+
+    /// Begins a new leader epoch at an offset (Kafka's epoch cache: entries at or behind it go).
+    pub(crate) fn begin_epoch(&mut self, at: i64) {
+        let epoch = self.epoch().saturating_add(1);
+        self.epochs.retain(|&(_, start)| start < at);
+        self.epochs.push((epoch, at));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        let mut manifest = Manifest::empty(Uuid::from_bytes([1; 16]), Uuid::from_bytes([2; 16]), 3, Some(8));
+        let mut sealed = SegmentEntry::empty(0, None);
+        (sealed.state, sealed.next, sealed.crc32) = (EntryState::Sealed, 10, Some(7));
+        manifest.segments = vec![sealed, SegmentEntry::empty(10, None)];
+        manifest
+    }
+
+    fn check_refused(change: impl FnOnce(&mut Manifest)) {
+        let mut manifest = sample();
+        change(&mut manifest);
+        assert!(Manifest::decode(&manifest.encode()).is_err(), "{manifest:?}");
+    }
+
+    #[test]
+    fn a_manifest_is_read_back() {
+        assert_eq!(Manifest::decode(&sample().encode()), Ok(sample()));
+    }
+
+    #[test]
+    fn a_contradiction_is_refused() {
+        check_refused(|manifest| manifest.segments.clear());
+        check_refused(|manifest| manifest.segments.reverse());
+        check_refused(|manifest| manifest.segments[0].state = EntryState::Active);
+        check_refused(|manifest| manifest.segments[0].next = 11);
+        check_refused(|manifest| manifest.segments[1].next = 3);
+        check_refused(|manifest| manifest.epochs.clear());
+        check_refused(|manifest| manifest.epochs = vec![(1, 0), (1, 5)]);
+        check_refused(|manifest| manifest.log_start = -1);
+    }
+
+    #[test]
+    fn an_unknown_field_of_a_newer_format_is_refused() {
+        let text = String::from_utf8(sample().encode()).unwrap().replacen('{', "{\"surprise\":1,", 1);
+        assert!(Manifest::decode(text.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_new_epoch_replaces_one_without_records() {
+        let mut manifest = sample();
+        manifest.begin_epoch(5);
+        manifest.begin_epoch(5);
+        assert_eq!(manifest.epochs, [(0, 0), (2, 5)]);
+        manifest.begin_epoch(0);
+        assert_eq!(manifest.epochs, [(3, 0)]);
+    }
+}

@@ -1,0 +1,503 @@
+//! Reads of one partition: by offset, batch by batch or record by record, without a lock that a writer holds.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::{Durability, Log, Partition, SegmentSet};
+use crate::error::{Error, Result};
+use crate::ids::Offset;
+use crate::record::{
+    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordsIter, StoredRecord,
+};
+use crate::segment::Segment;
+use crate::segment::cursor::{BatchAt, Cursor, Verify};
+
+/// How far a reader sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadLevel {
+    /// As the topic: `Durable` where it is `Sync`, else `Latest`.
+    #[default]
+    Topic,
+    /// Up to the durable end: what is shown survives a power cut.
+    Durable,
+    /// Up to the log end: what is shown may be taken back by a power cut.
+    Latest,
+}
+
+/// Whether records of open and aborted transactions are shown (Kafka's `isolation.level`). Control records never are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// All data records.
+    #[default]
+    Uncommitted,
+    /// Up to the last stable offset, without records of aborted transactions.
+    Committed,
+}
+
+/// How to read.
+///
+/// ```
+/// use topiclog::{Isolation, ReadLevel, ReadOptions, Verify};
+/// let options = ReadOptions::new().level(ReadLevel::Latest).isolation(Isolation::Committed).verify(Verify::Always);
+/// # let _ = options;
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    level: ReadLevel,
+    isolation: Isolation,
+    verify: Option<Verify>,
+    limits: DecodeLimits,
+}
+
+impl ReadOptions {
+    /// As the topic and the store say.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How far to see.
+    #[must_use]
+    pub fn level(mut self, level: ReadLevel) -> Self {
+        self.level = level;
+        self
+    }
+
+    /// Whether uncommitted and aborted records are shown.
+    #[must_use]
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// When batches are compared with their checksums.
+    #[must_use]
+    pub fn verify(mut self, verify: Verify) -> Self {
+        self.verify = Some(verify);
+        self
+    }
+
+    /// How large a batch may become when it is decompressed.
+    #[must_use]
+    pub fn limits(mut self, limits: DecodeLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+}
+
+/// What one [`Partition::read`] brought.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Fetched {
+    /// The records, in order.
+    pub records: Vec<StoredRecord>,
+    /// Where to read on.
+    pub next_offset: Offset,
+    /// The bound of this read: one past the last offset that could be seen.
+    pub end: Offset,
+}
+
+/// Walks one partition in order. As an iterator it yields owned records; [`next_batch`](Reader::next_batch) yields
+/// whole batches whose records are borrowed.
+///
+/// It ends at its bound as that is when it gets there; asked again after more was appended, it goes on. After an error
+/// it keeps returning that error: nothing is ever skipped.
+#[derive(Debug)]
+pub struct Reader {
+    log: Arc<Log>,
+    options: ReadOptions,
+    verify: Verify,
+    next_offset: i64,
+    place: Option<Place>,
+    current: Option<Current>,
+    failed: Option<Error>,
+}
+
+#[derive(Debug)]
+struct Place {
+    set: Arc<SegmentSet>,
+    index: usize,
+    cursor: Cursor,
+}
+
+/// The batch whose records the iterator hands out.
+#[derive(Debug)]
+struct Current {
+    batch: Batch,
+    at: RecordsPosition,
+}
+
+/// Where in the body the next record begins, so that an owned iterator can borrow it anew for each record.
+type RecordsPosition = record::RecordsState;
+
+/// A whole batch, decompressed if need be.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    header: BatchHeader,
+    body: Bytes,
+    from_offset: i64,
+}
+
+impl Batch {
+    /// The batch header as stored.
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// Offset of the first record that the batch could hold.
+    pub fn base_offset(&self) -> Offset {
+        self.header.base_offset.into()
+    }
+
+    /// One past the last offset of the batch.
+    pub fn next_offset(&self) -> Offset {
+        self.header.next_offset().into()
+    }
+
+    /// The records from the reader's offset on, borrowed from the batch.
+    pub fn records(&self) -> impl Iterator<Item = std::result::Result<record::RecordView<'_>, BatchError>> {
+        let from = self.from_offset;
+        RecordsIter::new(&self.header, &self.body)
+            .skip_while(move |record| record.as_ref().is_ok_and(|record| record.offset() < from))
+    }
+
+    /// The same records, owned: each shares the bytes of the batch.
+    pub fn stored_records(&self) -> impl Iterator<Item = std::result::Result<StoredRecord, BatchError>> {
+        let from = self.from_offset;
+        record::stored_records(&self.header, &self.body)
+            .skip_while(move |record| record.as_ref().is_ok_and(|record| record.offset().get() < from))
+    }
+}
+
+impl Partition {
+    /// Reads from an offset on: whole batches while they fit `bytes_max`, at least one, and at most `records_max`
+    /// records. Nothing is skipped: read on at [`Fetched::next_offset`].
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] carries the valid range. [`Error::Corrupt`] if what is stored there is damaged,
+    /// [`Error::Unsupported`] for a codec that is not built in.
+    pub fn read(&self, offset: impl Into<Offset>, bytes_max: usize, records_max: usize) -> Result<Fetched> {
+        self.read_with(offset, bytes_max, records_max, &ReadOptions::default())
+    }
+
+    /// [`read`](Self::read) with options.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_with(
+        &self,
+        offset: impl Into<Offset>,
+        bytes_max: usize,
+        records_max: usize,
+        options: &ReadOptions,
+    ) -> Result<Fetched> {
+        let mut reader = self.reader(offset, options)?;
+        let mut fetched = Fetched {
+            records: Vec::new(),
+            next_offset: reader.next_offset.into(),
+            end: reader.log.bound(options).into(),
+        };
+        let mut bytes_left = bytes_max;
+        while fetched.records.len() < records_max {
+            let Some((found, header)) = reader.peek_batch()? else { break };
+            let size = header.size_bytes();
+            if size > bytes_left && !fetched.records.is_empty() {
+                break;
+            }
+            let Some(batch) = reader.take_batch(&found, header)? else {
+                fetched.next_offset = reader.next_offset.into();
+                continue;
+            };
+            let mut whole = true;
+            for stored in batch.stored_records() {
+                let stored = stored.map_err(|error| reader.batch_error(&header, &error))?;
+                if fetched.records.len() == records_max {
+                    whole = false;
+                    fetched.next_offset = stored.offset();
+                    break;
+                }
+                fetched.records.push(stored);
+            }
+            if whole {
+                fetched.next_offset = batch.next_offset();
+            }
+            bytes_left = bytes_left.saturating_sub(size);
+        }
+        Ok(fetched)
+    }
+
+    /// The record at an offset; `None` if none is stored there (a compaction gap, a control record).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn record(&self, offset: impl Into<Offset>) -> Result<Option<StoredRecord>> {
+        let offset = offset.into();
+        let fetched = self.read(offset, 0, 1)?;
+        Ok(fetched.records.into_iter().next().filter(|record| record.offset() == offset))
+    }
+
+    /// Iterates from an offset to the bound.
+    ///
+    /// # Errors
+    /// The iterator yields them: [`Error::OffsetOutOfRange`] first of all, [`Error::Corrupt`], [`Error::Unsupported`];
+    /// after an error it yields nothing else.
+    pub fn read_from(&self, offset: impl Into<Offset>) -> Reader {
+        let offset = offset.into();
+        let options = ReadOptions::default();
+        self.reader(offset, &options).unwrap_or_else(|error| {
+            let mut reader = Reader::new(Arc::clone(&self.log), offset.get(), options);
+            reader.failed = Some(error);
+            reader
+        })
+    }
+
+    /// A reader that begins at an offset.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] if the offset lies below the log start or above the log end; [`Error::Closed`].
+    pub fn reader(&self, offset: impl Into<Offset>, options: &ReadOptions) -> Result<Reader> {
+        let offset = offset.into().get();
+        self.log.check_open()?;
+        let (start, end) = (self.log.log_start(), self.log.end_offset());
+        if offset < start || offset > end {
+            return Err(self.log.out_of_range(offset, options));
+        }
+        if options.verify == Some(Verify::Trusted) {
+            self.log.trusted_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Reader::new(Arc::clone(&self.log), offset, *options))
+    }
+}
+
+impl Log {
+    /// One past the last offset that a reader may see.
+    #[inline]
+    fn bound(&self, options: &ReadOptions) -> i64 {
+        let durable = match options.level {
+            ReadLevel::Topic => !self.env.read_only && self.settings.read().durability == Durability::Sync,
+            ReadLevel::Durable => true,
+            ReadLevel::Latest => false,
+        };
+        let end = if durable { self.durable_end().min(self.end_offset()) } else { self.end_offset() };
+        match options.isolation {
+            Isolation::Uncommitted => end,
+            Isolation::Committed => end.min(self.last_stable_offset()),
+        }
+    }
+
+    fn out_of_range(&self, asked: i64, options: &ReadOptions) -> Error {
+        Error::OffsetOutOfRange {
+            partition: self.id.clone(),
+            asked: asked.into(),
+            start: self.log_start().into(),
+            end: self.bound(options).into(),
+        }
+    }
+}
+
+impl Reader {
+    fn new(log: Arc<Log>, next_offset: i64, options: ReadOptions) -> Self {
+        let verify = options.verify.unwrap_or(log.env.verify);
+        Self { log, options, verify, next_offset, place: None, current: None, failed: None }
+    }
+
+    /// The next offset that this reader will look at.
+    pub fn position(&self) -> Offset {
+        match &self.current {
+            Some(current) => current.at.next_offset(&current.batch.header).max(current.batch.from_offset).into(),
+            None => self.next_offset.into(),
+        }
+    }
+
+    /// The next batch with records to show. `None` at the bound; asked again later, it goes on.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Unsupported`], [`Error::OffsetOutOfRange`] if the log start has passed this reader,
+    /// [`Error::Closed`]. The reader keeps failing.
+    pub fn next_batch(&mut self) -> Result<Option<Batch>> {
+        if let Some(error) = &self.failed {
+            return Err(error.duplicate());
+        }
+        let result = self.advance();
+        if let Err(error) = &result {
+            self.failed = Some(error.duplicate());
+        }
+        result
+    }
+
+    fn advance(&mut self) -> Result<Option<Batch>> {
+        loop {
+            let Some((found, header)) = self.peek_batch()? else { return Ok(None) };
+            if let Some(batch) = self.take_batch(&found, header)? {
+                return Ok(Some(batch));
+            }
+        }
+    }
+
+    /// The batch that comes next, below the bound, unread.
+    fn peek_batch(&mut self) -> Result<Option<(BatchAt, BatchHeader)>> {
+        loop {
+            self.log.check_open()?;
+            let bound = self.log.bound(&self.options);
+            if self.next_offset >= bound {
+                return Ok(None);
+            }
+            if self.place.is_none() {
+                self.find_place()?;
+            }
+            let Some(place) = &mut self.place else { return Ok(None) };
+            match place.cursor.peek()? {
+                Some(found) if found.header.base_offset >= bound => return Ok(None),
+                Some(found) => return Ok(Some((found, found.header))),
+                None => {
+                    if !self.enter_next_segment()? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    fn find_place(&mut self) -> Result<()> {
+        if self.next_offset < self.log.log_start() {
+            return Err(self.log.out_of_range(self.next_offset, &self.options));
+        }
+        let set = self.log.snapshot();
+        let index = set.index_of(self.next_offset);
+        let Some(segment) = set.segments.get(index) else { return Ok(()) };
+        let cursor = Cursor::seek(segment, set.epochs.clone(), self.verify, self.next_offset)?;
+        self.place = Some(Place { set, index, cursor });
+        Ok(())
+    }
+
+    /// Goes on at the segment behind the one that ended; false if there is none yet.
+    fn enter_next_segment(&mut self) -> Result<bool> {
+        let Some(place) = &mut self.place else { return Ok(false) };
+        if place.index + 1 >= place.set.segments.len() {
+            place.set = self.log.snapshot();
+            let ended = place.set.segments.get(place.index).map(|segment| segment.base_offset());
+            place.index = ended.map_or(0, |base| place.set.index_of(base));
+        }
+        let Some(next) = place.set.segments.get(place.index + 1) else { return Ok(false) };
+        let (ended_at, next_base) = (self.next_offset, next.base_offset());
+        if next_base > ended_at {
+            let ended = place.set.segments.get(place.index);
+            // Only a broker's compaction leaves gaps; in a log of ours a missing end is damage.
+            if !ended.is_some_and(|segment| segment.is_foreign()) {
+                return Err(missing(ended, ended_at, next_base));
+            }
+            self.next_offset = next_base;
+        }
+        place.index += 1;
+        place.cursor = Cursor::at_start(next, place.set.epochs.clone(), self.verify)?;
+        Ok(true)
+    }
+
+    /// Checks and takes the batch that [`peek_batch`](Self::peek_batch) found; `None` if it shows nothing.
+    fn take_batch(&mut self, peeked: &BatchAt, header: BatchHeader) -> Result<Option<Batch>> {
+        let Some(place) = &mut self.place else { return Ok(None) };
+        let Some(found) = place.cursor.next()? else { return Ok(None) };
+        debug_assert_eq!(found.position, peeked.position);
+        let from_offset = self.next_offset;
+        if header.last_offset() < from_offset {
+            return Ok(None);
+        }
+        if header.is_control() {
+            self.next_offset = header.next_offset();
+            return Ok(None);
+        }
+        if self.options.isolation == Isolation::Committed && self.is_aborted(&header) {
+            self.next_offset = header.next_offset();
+            return Ok(None);
+        }
+        let Some(place) = &self.place else { return Ok(None) };
+        let body = record::decode_body(&header, &place.cursor.bytes(&found), &self.options.limits)
+            .map_err(|error| self.batch_error(&header, &error))?;
+        self.next_offset = header.next_offset();
+        if header.records_count == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Batch { header, body, from_offset }))
+    }
+
+    /// A transaction of a producer spans from its first offset to its marker, and transactions of one producer do not
+    /// overlap: so a batch in the span of an aborted one is part of it (Kafka's filter, without its heap).
+    fn is_aborted(&self, header: &BatchHeader) -> bool {
+        if !header.is_transactional() || header.producer_id < 0 {
+            return false;
+        }
+        let Some(place) = &self.place else { return false };
+        place.set.aborted.iter().any(|txn| {
+            txn.producer_id == header.producer_id
+                && txn.first_offset <= header.last_offset()
+                && txn.last_offset > header.last_offset()
+        })
+    }
+
+    fn batch_error(&self, header: &BatchHeader, error: &BatchError) -> Error {
+        let place = self.place.as_ref();
+        let segment = place.and_then(|place| place.set.segments.get(place.index));
+        if error.is_unsupported() {
+            return Error::unsupported(format!("{error} (offset {})", header.base_offset));
+        }
+        Error::Corrupt {
+            path: segment.map(|segment| segment.log().path().to_owned()).unwrap_or_default(),
+            position: place.map_or(0, |place| place.cursor.position().saturating_sub(header.size_bytes() as u64)),
+            offsets: Some((header.base_offset.into(), header.next_offset().into())),
+            what: error.to_string(),
+        }
+    }
+}
+
+fn missing(segment: Option<&Arc<Segment>>, from: i64, to: i64) -> Error {
+    Error::Corrupt {
+        path: segment.map(|segment| segment.log().path().to_owned()).unwrap_or_default(),
+        position: segment.map_or(0, |segment| segment.bytes()),
+        offsets: Some((from.into(), to.into())),
+        what: "records are missing between this segment and the next".into(),
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<StoredRecord>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(current) = &mut self.current {
+                match current.at.next_stored(&current.batch.header, &current.batch.body) {
+                    Some(Ok(stored)) if stored.offset().get() < current.batch.from_offset => continue,
+                    Some(Ok(stored)) => return Some(Ok(stored)),
+                    Some(Err(error)) => {
+                        let header = current.batch.header;
+                        let error = self.batch_error(&header, &error);
+                        self.failed = Some(error.duplicate());
+                        self.current = None;
+                        return Some(Err(error));
+                    }
+                    None => self.current = None,
+                }
+            }
+            match self.next_batch() {
+                Ok(Some(batch)) => {
+                    let at = RecordsPosition::new(&batch.header);
+                    self.current = Some(Current { batch, at });
+                }
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Reads the marker of a control batch; `None` if the cleaner emptied it or its type is unknown.
+pub(crate) fn marker_of(header: &BatchHeader, batch: &[u8]) -> Option<ControlRecord> {
+    if !header.is_control() || header.records_count == 0 {
+        return None;
+    }
+    let body = batch.get(record::BATCH_HEADER_BYTES..)?;
+    let record = RecordsIter::new(header, body).next()?.ok()?;
+    ControlRecord::parse(&record).ok()
+}

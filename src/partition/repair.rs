@@ -1,0 +1,89 @@
+//! What recovery found and did, for people and programs to read. Nothing is repaired in silence.
+
+use std::path::PathBuf;
+
+use crate::ids::{Offset, TopicPartition};
+
+/// What opening one partition found and repaired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartitionReport {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Whether it was not closed in order, so that its tail was scanned.
+    pub unclean: bool,
+    /// Everything below this offset was known to be synced, and was not looked at.
+    pub floor: Offset,
+    /// The log end offset after the open.
+    pub end: Offset,
+    /// Bytes that were scanned.
+    pub scanned_bytes: u64,
+    /// What was changed, or, in a read-only open, what a writer would change.
+    pub repairs: Vec<Repair>,
+}
+
+/// One thing that an open changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// Bytes behind the last whole batch were cut off and put into quarantine.
+    TailCut {
+        /// The log file.
+        path: PathBuf,
+        /// Where it was cut.
+        position: u64,
+        /// How many bytes were cut.
+        bytes: u64,
+        /// The offset that will be assigned next.
+        next_offset: Offset,
+        /// What was wrong with them.
+        reason: String,
+    },
+    /// The part above the floor was written again and synced, as the disk may never have got it.
+    TailRewritten {
+        /// The log file.
+        path: PathBuf,
+        /// From where on.
+        position: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// A segment behind a cut was moved into quarantine.
+    SegmentQuarantined {
+        /// The log file.
+        path: PathBuf,
+    },
+    /// A file without a meaning any more was removed: left over from an operation that never took effect.
+    Swept {
+        /// The file.
+        path: PathBuf,
+    },
+    /// One of the two copies of a manifest is damaged; the other one holds.
+    ManifestSlotDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Damage that had been synced before: a writer refuses to open, a reader sees what lies before it.
+    Rot {
+        /// The log file.
+        path: PathBuf,
+        /// Where the damage begins.
+        position: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file or directory that is not ours and was left alone.
+    Stranger {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Repair {
+    /// Whether the open changed, or would change, anything of the log because of this.
+    pub fn is_change(&self) -> bool {
+        !matches!(self, Repair::Stranger { .. } | Repair::ManifestSlotDamaged { .. })
+    }
+}

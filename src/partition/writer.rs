@@ -1,0 +1,705 @@
+//! Appends, rolls, and what happens when they fail.
+//!
+//! Everything here runs under the writer lock of the partition. What an append promises: on an error it will never
+//! appear, except after [`Error::OutcomeUnknown`]; bytes are published only after they were written whole.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::floor::Kind;
+use super::kafka_state;
+use super::manifest::{self, EntryState, Manifest, SegmentEntry};
+use super::settings::LogSettings;
+use super::{Durability, Log, SegmentSet, TRIM_AFTER_MS};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result, copy_io_error};
+use crate::ids::{Offset, PartitionId};
+use crate::io::replace::{replace_file, replace_two_slots, sweep_temporary};
+use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
+use crate::segment::cursor::Epochs;
+use crate::segment::log_file::CutBack;
+use crate::segment::name::{Suffix, file_name};
+use crate::segment::seal::Seal;
+use crate::segment::{BatchFacts, Segment, SegmentOptions, State};
+use crate::sync::MutexGuard;
+
+/// Where an append went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecordMetadata {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Offset of the first record of the append.
+    pub offset: Offset,
+    /// One past the offset of the last record.
+    pub next_offset: Offset,
+    /// Leader epoch under which it was written.
+    pub leader_epoch: i32,
+    /// Timestamp of the first record; under `LogAppendTime` the time of the append.
+    pub timestamp_ms: Timestamp,
+}
+
+/// What the writer alone knows.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) manifest: Manifest,
+    pub(crate) active: Arc<Segment>,
+    /// False until the clean flag was withdrawn, durably, before the first write after the open.
+    pub(crate) is_ready: bool,
+    /// A repair left files to be written at close, even if nothing is appended.
+    pub(crate) must_close: bool,
+    /// The active file has zeroed space up to here.
+    pub(crate) allocated_to: u64,
+    /// `Sync` appends into the active segment: the first alone is no reason to preallocate.
+    pub(crate) sync_appends: u64,
+    /// Wall time at which the active segment was made, for rolling by time where records have no timestamp.
+    pub(crate) active_since_ms: Timestamp,
+}
+
+/// Poisons the log if the thread panics while it holds the writer.
+struct PanicGuard<'a>(&'a Log);
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.poison("a panic while appending");
+        }
+    }
+}
+
+impl Log {
+    /// Encodes records as one batch and appends it.
+    pub(crate) fn append_records<'a, I>(&self, records: I, options: &AppendSpec) -> Result<RecordMetadata>
+    where
+        I: IntoIterator<Item = RecordRef<'a>>,
+    {
+        let settings = self.settings();
+        let now_ms = self.env.clock.now_ms();
+        let spec = BatchSpec {
+            compression: options.compression.unwrap_or(settings.compression),
+            compression_level: settings.compression_level,
+            timestamp_type: settings.timestamp_type,
+            append_time_ms: now_ms,
+            ..BatchSpec::new(0)
+        };
+        with_buffer(|buffer| {
+            let mut refused = None;
+            let checked = records.into_iter().inspect(|record| {
+                if refused.is_none() {
+                    refused = check_record(record, &settings, now_ms).err();
+                }
+            });
+            let encoded = record::encode_batch(buffer, &spec, checked);
+            if let Some(error) = refused {
+                return Err(error);
+            }
+            let summary = encoded.map_err(|error| encode_error(&error))?;
+            self.append_encoded(buffer, &summary, &settings, options, now_ms)
+        })
+    }
+
+    fn append_encoded(
+        &self,
+        batch: &mut [u8],
+        summary: &BatchSummary,
+        settings: &LogSettings,
+        options: &AppendSpec,
+        now_ms: Timestamp,
+    ) -> Result<RecordMetadata> {
+        if batch.len() as u64 > settings.batch_bytes_max {
+            return Err(Error::invalid(
+                "batch",
+                format!("has {} bytes, max.message.bytes allows {}", batch.len(), settings.batch_bytes_max),
+            ));
+        }
+        let durability = options.durability.unwrap_or(settings.durability);
+        let metadata = {
+            let mut writer = self.lock_writer()?;
+            let _guard = PanicGuard(self);
+            let base = self.end_offset.load(Ordering::Relaxed);
+            if let Some(expected) = options.expected_offset
+                && expected != base
+            {
+                return Err(Error::invalid("expected offset", format!("is {expected}, the log end offset is {base}")));
+            }
+            let last = base.checked_add(i64::from(summary.records) - 1).filter(|&last| last < i64::MAX);
+            let last = last.ok_or_else(|| Error::invalid("offset", "must stay below 2^63-1"))?;
+            self.make_ready(&mut writer)?;
+            self.roll_if_due(&mut writer, settings, batch.len() as u64, last, summary.max_timestamp, now_ms)?;
+            self.keep_cap(settings, batch.len() as u64)?;
+            if durability == Durability::Sync {
+                preallocate(&mut writer, settings, batch.len() as u64);
+            }
+            record::set_base_offset(batch, base);
+            record::set_leader_epoch(batch, writer.manifest.epoch());
+            let facts = BatchFacts { last_offset: last, max_timestamp: summary.max_timestamp };
+            if let Err((error, cut)) = writer.active.append(batch, facts) {
+                return Err(self.append_failed(&mut writer, error, cut, base));
+            }
+            self.written_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            self.end_offset.store(last + 1, Ordering::Release);
+            let timestamp_ms = match settings.timestamp_type {
+                TimestampType::LogAppendTime => now_ms,
+                TimestampType::CreateTime => summary.base_timestamp,
+            };
+            RecordMetadata {
+                partition: self.id.partition,
+                offset: base.into(),
+                next_offset: (last + 1).into(),
+                leader_epoch: writer.manifest.epoch(),
+                timestamp_ms,
+            }
+        };
+        self.acknowledge(durability, settings, &metadata)?;
+        Ok(metadata)
+    }
+
+    /// What has to happen after the bytes were published, before the caller may be told.
+    fn acknowledge(&self, durability: Durability, settings: &LogSettings, metadata: &RecordMetadata) -> Result<()> {
+        let window_bytes = match durability {
+            Durability::Sync => {
+                return self.sync_to(metadata.next_offset.get()).map_err(|source| Error::OutcomeUnknown {
+                    partition: self.id.clone(),
+                    offset: metadata.offset,
+                    source,
+                });
+            }
+            Durability::Interval { bytes, .. } => bytes,
+            Durability::Os if settings.durability == Durability::Os => return Ok(()),
+            // An `Os` append to a topic of a stronger level is synced behind, within the limits of `Interval`.
+            Durability::Os => 1 << 20,
+        };
+        let unsynced = self.unsynced_bytes();
+        if unsynced < window_bytes {
+            return Ok(());
+        }
+        if self.env.has_upkeep && unsynced < window_bytes.saturating_mul(2) {
+            (self.env.wake_upkeep)();
+            return Ok(());
+        }
+        // The record is in the page cache, as its level promises; a failed sync poisons the log and is reported by the
+        // next call, as it would be if the upkeep thread had run it.
+        if self.sync_to(metadata.next_offset.get()).is_err() {
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn lock_writer(&self) -> Result<MutexGuard<'_, Writer>> {
+        if self.env.read_only {
+            return Err(Error::ReadOnly { what: format!("append to {}", self.id) });
+        }
+        let writer = self.writer.lock();
+        self.check_open()?;
+        match self.poison_error() {
+            Some(error) => Err(error),
+            None => Ok(writer),
+        }
+    }
+
+    /// Withdraws the clean flag, durably, before the first write after an open.
+    fn make_ready(&self, writer: &mut Writer) -> Result<()> {
+        if writer.is_ready {
+            return Ok(());
+        }
+        (self.env.before_first_write)()?;
+        let mut floor = self.floor.lock();
+        let active = &writer.active;
+        self.write_floor(&mut floor, Kind::Running, active.base_offset(), active.bytes(), active.next_offset())?;
+        writer.is_ready = true;
+        Ok(())
+    }
+
+    /// On `Sync` and `Interval` topics at most `max_unsynced_bytes` wait for a sync: that is what lets recovery tell rot
+    /// from a torn tail.
+    fn keep_cap(&self, settings: &LogSettings, bytes: u64) -> Result<()> {
+        let Some(cap) = settings.unsynced_cap() else { return Ok(()) };
+        let unsynced = self.unsynced_bytes();
+        if unsynced == 0 || unsynced + bytes <= cap {
+            return Ok(());
+        }
+        self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))
+    }
+
+    #[cold]
+    fn append_failed(&self, writer: &mut Writer, error: io::Error, cut: CutBack, base: i64) -> Error {
+        // Cutting the file gave preallocated space back as well.
+        writer.allocated_to = writer.allocated_to.min(writer.active.bytes());
+        if cut == CutBack::Failed {
+            self.poison(format!("a failed append could not be cut back: {error}"));
+            return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };
+        }
+        Error::io("write", writer.active.log().path(), error)
+    }
+
+    /// Kafka's conditions for a new segment.
+    fn roll_if_due(
+        &self,
+        writer: &mut Writer,
+        settings: &LogSettings,
+        bytes: u64,
+        last_offset: i64,
+        max_timestamp: Timestamp,
+        now_ms: Timestamp,
+    ) -> Result<()> {
+        let active = &writer.active;
+        let size = active.bytes();
+        if size == 0 {
+            return Ok(());
+        }
+        let is_full = size.saturating_add(bytes) > settings.segment_bytes;
+        let must = size.saturating_add(bytes) > i32::MAX as u64
+            || last_offset - active.base_offset() > i64::from(i32::MAX)
+            || active.index_is_full(settings.segment_index_bytes);
+        let is_old = || -> Result<bool> {
+            if settings.segment_ms == i64::MAX {
+                return Ok(false);
+            }
+            let waited = match active.first_batch_timestamp()? {
+                Some(first) => max_timestamp.saturating_sub(first),
+                None => now_ms.saturating_sub(writer.active_since_ms),
+            };
+            Ok(waited > settings.segment_ms)
+        };
+        if !(is_full || must || is_old()?) {
+            return Ok(());
+        }
+        match self.roll(writer, settings, now_ms) {
+            // Without a descriptor the log goes on in the old file for a while.
+            Err(Error::TooManyFiles { .. }) if !must && size < settings.segment_bytes.saturating_mul(2) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Closes the active segment and begins a new one at the log end. The new file is written only after a manifest
+    /// that lists it is durable.
+    pub(crate) fn roll(&self, writer: &mut Writer, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
+        let end = self.end_offset();
+        let old = Arc::clone(&writer.active);
+        if settings.durability != Durability::Os {
+            self.sync_to(end).map_err(|source| self.sync_failed(&source))?;
+        }
+        let synced = self.durable_end() >= end;
+        let time_index = old.write_indexes(false)?;
+        trim(writer)?;
+
+        let new = self.create_segment(end, settings)?;
+        self.write_snapshot(end)?;
+        let mut manifest = writer.manifest.clone();
+        if let Some(entry) = manifest.segments.last_mut() {
+            *entry = SegmentEntry {
+                state: EntryState::Closed,
+                bytes: old.bytes(),
+                next: end,
+                batches: old.batches(),
+                max_timestamp: old.known_max_timestamp(),
+                time_index: Some(time_index),
+                synced,
+                ..entry.clone()
+            };
+        }
+        manifest.segments.push(SegmentEntry::empty(end, settings.unsynced_cap()));
+        self.commit_manifest(writer, manifest)?;
+
+        old.set_state(State::Closed);
+        let mut set = (*self.snapshot()).clone();
+        set.segments.push(Arc::clone(&new));
+        self.swap(set);
+        writer.active = new;
+        (writer.allocated_to, writer.sync_appends, writer.active_since_ms) = (0, 0, now_ms);
+        Ok(())
+    }
+
+    /// Creates the file of a new segment and makes its directory entry durable.
+    fn create_segment(&self, base_offset: i64, settings: &LogSettings) -> Result<Arc<Segment>> {
+        let options =
+            SegmentOptions { read_path: self.env.read_path, index_interval_bytes: settings.index_interval_bytes };
+        let segment = match Segment::create(&self.env.pool, &self.directory, base_offset, options) {
+            // Left over from a roll that failed before its manifest was written: empty, and in no manifest.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                let path = self.directory.join(file_name(base_offset, Suffix::Log));
+                self.env.vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+                Segment::create(&self.env.pool, &self.directory, base_offset, options)?
+            }
+            other => other?,
+        };
+        self.sync_directory()?;
+        Ok(Arc::new(segment))
+    }
+
+    pub(crate) fn sync_directory(&self) -> Result<()> {
+        self.env.vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync", &self.directory, error))
+    }
+
+    /// Replaces the manifest: the commit point. If it fails, either the old one still holds and nothing happened, or
+    /// it cannot be told and the log is poisoned.
+    pub(crate) fn commit_manifest(&self, writer: &mut Writer, manifest: Manifest) -> Result<()> {
+        let generation = self.generation.load(Ordering::Acquire) + 1;
+        let payload = manifest.encode();
+        let vfs = &*self.env.vfs;
+        let replaced = replace_two_slots(
+            vfs,
+            &self.directory,
+            manifest::NAME,
+            manifest::KIND,
+            manifest::VERSION,
+            generation,
+            &payload,
+        );
+        if let Err(error) = replaced {
+            let slot = self.directory.join(format!("{}.{}", manifest::NAME, generation % 2));
+            if slot_may_hold(vfs, &slot, generation) {
+                self.poison(format!("the manifest could not be replaced: {error}"));
+            } else {
+                sweep_temporary(vfs, &slot);
+            }
+            return Err(error);
+        }
+        writer.manifest = manifest;
+        self.generation.store(generation, Ordering::Release);
+        Ok(())
+    }
+
+    /// Syncs, writes what Kafka and a quick open need, and states that nothing follows. Later calls get `Closed`.
+    ///
+    /// Durable when this returns: everything.
+    pub(crate) fn close(&self) -> Result<()> {
+        let mut writer = self.writer.lock();
+        if self.closed.swap(true, Ordering::AcqRel) || self.env.read_only {
+            return Ok(());
+        }
+        let _guard = PanicGuard(self);
+        if let Some(error) = self.poison_error() {
+            return Err(error);
+        }
+        if !writer.is_ready && !writer.must_close {
+            return Ok(());
+        }
+        self.make_ready(&mut writer)?;
+        self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
+        self.seal_closed(&mut writer)?;
+        trim(&mut writer)?;
+        let active = Arc::clone(&writer.active);
+        active.log().file().sync_data().map_err(|source| self.sync_failed(&source))?;
+        let time_index = active.write_indexes(true)?;
+        self.write_snapshot(self.end_offset())?;
+        self.write_epochs(&writer.manifest)?;
+        self.sync_directory()?;
+        let mut manifest = writer.manifest.clone();
+        if let Some(entry) = manifest.segments.last_mut() {
+            entry.bytes = active.bytes();
+            entry.next = active.next_offset();
+            entry.batches = active.batches();
+            entry.max_timestamp = active.known_max_timestamp();
+            entry.time_index = Some(time_index);
+        }
+        self.commit_manifest(&mut writer, manifest)?;
+        let mut floor = self.floor.lock();
+        self.write_floor(&mut floor, Kind::Clean, active.base_offset(), active.bytes(), active.next_offset())?;
+        Ok(())
+    }
+
+    /// One bounded step of upkeep: windows of `Interval`, the floor, one seal, space that was taken too early.
+    pub(crate) fn upkeep(&self) -> Result<UpkeepStep> {
+        let mut step = UpkeepStep::default();
+        if self.env.read_only || self.is_closed() {
+            return Ok(step);
+        }
+        let settings = self.settings();
+        let now = self.monotonic_ms();
+        let since_sync = now.saturating_sub(self.last_sync_ms.load(Ordering::Relaxed));
+        let window = match settings.durability {
+            Durability::Interval { bytes, ms } => Some((bytes, ms)),
+            Durability::Sync => Some((1 << 20, 50)),
+            Durability::Os => None,
+        };
+        let unsynced = self.unsynced_bytes();
+        if let Some((bytes, ms)) = window
+            && unsynced > 0
+            && (unsynced >= bytes || since_sync >= ms)
+        {
+            self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
+            step.synced_bytes = unsynced;
+        }
+        let seal = match self.oldest_closed() {
+            Some(segment) => Some((self.compute_seal(&segment)?, segment)),
+            None => None,
+        };
+        let Some(mut writer) = self.writer.try_lock() else { return Ok(step) };
+        if self.is_closed() || self.poison_error().is_some() {
+            return Ok(step);
+        }
+        let _guard = PanicGuard(self);
+        if let Some((seal, segment)) = seal {
+            self.commit_seal(&mut writer, &segment, seal)?;
+            step.sealed = 1;
+        }
+        let idle = now.saturating_sub(self.last_append_ms.load(Ordering::Relaxed));
+        if writer.allocated_to > writer.active.bytes() {
+            if self.note_activity(now) && idle >= TRIM_AFTER_MS {
+                trim(&mut writer)?;
+                step.trimmed = true;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Whether nothing was appended since the last call that saw something new.
+    fn note_activity(&self, now_ms: u64) -> bool {
+        let written = self.written_bytes.load(Ordering::Acquire);
+        let seen = self.seen_bytes.swap(written, Ordering::AcqRel);
+        if seen != written {
+            self.last_append_ms.store(now_ms, Ordering::Relaxed);
+        }
+        seen == written
+    }
+
+    fn seal_closed(&self, writer: &mut Writer) -> Result<()> {
+        while let Some(segment) = self.oldest_closed() {
+            let seal = self.compute_seal(&segment)?;
+            self.commit_seal(writer, &segment, seal)?;
+        }
+        Ok(())
+    }
+
+    fn oldest_closed(&self) -> Option<Arc<Segment>> {
+        self.snapshot().segments.iter().find(|segment| segment.state() == State::Closed).cloned()
+    }
+
+    /// Syncs a closed segment and adds up its checksums. Reads the whole file, so the writer is not held.
+    fn compute_seal(&self, segment: &Segment) -> Result<Seal> {
+        segment.log().file().sync_data().map_err(|source| {
+            self.group.note(Err(copy_io_error(&source)));
+            self.poison(format!("sync: {source}"));
+            self.sync_failed(&source)
+        })?;
+        for suffix in [Suffix::Index, Suffix::TimeIndex] {
+            sync_file(self, &segment.file_path(suffix))?;
+        }
+        segment.compute_seal(self.env.store_id)
+    }
+
+    /// Writes the seal, then the manifest that says so: from then on the segment never changes.
+    fn commit_seal(&self, writer: &mut Writer, segment: &Segment, seal: Seal) -> Result<()> {
+        let name = file_name(segment.base_offset(), Suffix::Seal);
+        replace_file(&*self.env.vfs, &self.directory, &name, &seal.encode(), true)?;
+        let mut manifest = writer.manifest.clone();
+        let entry = manifest.segments.iter_mut().find(|entry| entry.base == segment.base_offset());
+        if let Some(entry) = entry {
+            (entry.state, entry.crc32, entry.synced) = (EntryState::Sealed, Some(seal.crc32), true);
+        }
+        self.commit_manifest(writer, manifest)?;
+        segment.adopt_seal(seal);
+        Ok(())
+    }
+
+    /// Producer state before an offset, for Kafka.
+    fn write_snapshot(&self, offset: i64) -> Result<()> {
+        let bytes = self.producers.lock().encode_snapshot();
+        let name = file_name(offset, Suffix::Snapshot);
+        replace_file(&*self.env.vfs, &self.directory, &name, &bytes, false)?;
+        Ok(())
+    }
+
+    /// The leader epochs, for Kafka.
+    pub(crate) fn write_epochs(&self, manifest: &Manifest) -> Result<()> {
+        let text = kafka_state::encode_epochs(&manifest.epochs);
+        let name = kafka_state::EPOCHS_NAME;
+        replace_file(&*self.env.vfs, &self.directory, name, text.as_bytes(), true)
+    }
+
+    pub(crate) fn replace_epochs(&self, manifest: &Manifest) {
+        let epochs: Epochs = manifest.epochs.clone().into();
+        let set = (*self.snapshot()).clone();
+        self.swap(SegmentSet { epochs: Some(epochs), ..set });
+    }
+}
+
+/// What one step of upkeep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UpkeepStep {
+    pub(crate) synced_bytes: u64,
+    pub(crate) sealed: usize,
+    pub(crate) trimmed: bool,
+}
+
+/// How one append is to be done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AppendSpec {
+    pub(crate) durability: Option<Durability>,
+    pub(crate) compression: Option<crate::record::Compression>,
+    pub(crate) expected_offset: Option<i64>,
+}
+
+fn check_record(record: &RecordRef<'_>, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
+    if settings.needs_key && record.key.is_none() {
+        return Err(Error::invalid("record key", "must not be null on a compacted topic"));
+    }
+    let Some(timestamp) = record.timestamp else { return Ok(()) };
+    if timestamp < -1 {
+        return Err(Error::invalid("record timestamp", "must be -1 (none) or at least 0"));
+    }
+    if settings.timestamp_type == TimestampType::CreateTime && timestamp != -1 {
+        if now_ms.saturating_sub(timestamp) > settings.timestamp_before_max_ms {
+            return Err(Error::invalid("record timestamp", "is older than message.timestamp.before.max.ms allows"));
+        }
+        if timestamp.saturating_sub(now_ms) > settings.timestamp_after_max_ms {
+            return Err(Error::invalid(
+                "record timestamp",
+                "is further in the future than message.timestamp.after.max.ms allows",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn encode_error(error: &record::BatchError) -> Error {
+    if error.is_unsupported() { Error::unsupported(error.to_string()) } else { Error::invalid("batch", error.to_string()) }
+}
+
+/// Takes zeroed space ahead of the log, from the second `Sync` append on: a sync then need not write the file's length.
+fn preallocate(writer: &mut Writer, settings: &LogSettings, bytes: u64) {
+    writer.sync_appends += 1;
+    let end = writer.active.bytes() + bytes;
+    if settings.preallocate_bytes == 0 || writer.sync_appends < 2 || end <= writer.allocated_to {
+        return;
+    }
+    let from = writer.allocated_to.max(writer.active.bytes());
+    let to = (end + settings.preallocate_bytes).min(settings.segment_bytes.max(end));
+    // A hint for speed: without space the append itself will say so.
+    let taken = writer.active.log().file().write_with(|file| file.allocate(from, to - from));
+    if matches!(taken, Ok(Ok(()))) {
+        writer.allocated_to = to;
+    }
+}
+
+/// Gives space behind the log back. Nobody maps or reads beyond the published end.
+pub(crate) fn trim(writer: &mut Writer) -> Result<()> {
+    let active = &writer.active;
+    if writer.allocated_to > active.bytes() {
+        let cut = active.log().file().write_with(|file| file.set_len(active.bytes()));
+        cut.and_then(|cut| cut).map_err(|error| Error::io("cut", active.log().path(), error))?;
+        writer.allocated_to = 0;
+    }
+    Ok(())
+}
+
+fn sync_file(log: &Log, path: &Path) -> Result<()> {
+    match log.env.vfs.open(path, crate::io::OpenMode::Write) {
+        Ok(file) => file.sync_data().map_err(|error| Error::io("sync", path, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("open", path, error)),
+    }
+}
+
+/// Whether a slot holds this generation, or cannot be read.
+fn slot_may_hold(vfs: &dyn crate::io::Vfs, slot: &Path, generation: u64) -> bool {
+    match crate::io::read_small(vfs, slot, manifest::PAYLOAD_BYTES_MAX as u64 + 64) {
+        Ok(bytes) => {
+            let frame = crate::io::frame::decode(&bytes, manifest::KIND, manifest::VERSION, manifest::PAYLOAD_BYTES_MAX);
+            frame.is_ok_and(|frame| frame.generation >= generation)
+        }
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Runs a call with the thread's encoding buffer, empty; a buffer that grew large is not kept.
+fn with_buffer<R>(call: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    const KEPT_BYTES: usize = 2 << 20;
+    thread_local! {
+        static BUFFER: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.take();
+    buffer.clear();
+    let result = call(&mut buffer);
+    if buffer.capacity() <= KEPT_BYTES {
+        BUFFER.set(buffer);
+    }
+    result
+}
+
+impl super::Partition {
+    /// Appends one record as a batch of its own, at the durability of the topic.
+    ///
+    /// Durable when this returns: what the topic's [`Durability`] says.
+    ///
+    /// # Errors
+    /// After any error but [`Error::OutcomeUnknown`] the record will never appear. [`Error::Invalid`] if it breaks a
+    /// limit, [`Error::NoSpace`] while the disk is full, [`Error::Poisoned`] after an earlier failure,
+    /// [`Error::Closed`], [`Error::ReadOnly`].
+    pub fn append(&self, record: impl AsRecord) -> Result<RecordMetadata> {
+        self.log.append_records([record.as_record()], &AppendSpec::default())
+    }
+
+    /// Appends many records as one batch: all of them are there, or none.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append); an empty batch is [`Error::Invalid`].
+    pub fn append_batch<R: AsRecord>(&self, records: &[R]) -> Result<RecordMetadata> {
+        self.log.append_records(records.iter().map(AsRecord::as_record), &AppendSpec::default())
+    }
+
+    /// Appends many records as one batch, with a durability or compression of its own.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append); a codec that is not built in is [`Error::Unsupported`].
+    pub fn append_batch_with<R: AsRecord>(&self, records: &[R], options: &AppendOptions) -> Result<RecordMetadata> {
+        self.log.append_records(records.iter().map(AsRecord::as_record), &options.spec())
+    }
+}
+
+/// What one append does differently from its topic.
+///
+/// ```
+/// use topiclog::{AppendOptions, Durability, Record, Store, TopicConfig};
+/// let store = Store::in_memory()?;
+/// let topic = store.create_topic("clicks", TopicConfig::default())?;
+/// topic.append_with(Record::of_value("click"), &AppendOptions::new().durability(Durability::Os))?;
+/// # store.close()?;
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AppendOptions {
+    durability: Option<Durability>,
+    compression: Option<crate::record::Compression>,
+    expected_offset: Option<i64>,
+}
+
+impl AppendOptions {
+    /// As the topic says.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Another durability than the topic's.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// Another codec than the topic's.
+    #[must_use]
+    pub fn compression(mut self, compression: crate::record::Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
+    /// The log end offset that the partition must have; otherwise nothing is appended and the call is
+    /// [`Error::Invalid`].
+    #[must_use]
+    pub fn expected_offset(mut self, offset: Offset) -> Self {
+        self.expected_offset = Some(offset.get());
+        self
+    }
+
+    pub(crate) fn spec(&self) -> AppendSpec {
+        AppendSpec {
+            durability: self.durability,
+            compression: self.compression,
+            expected_offset: self.expected_offset,
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Walks the batches of one segment, checking each before it is believed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::log_file::Chunk;
+use super::seal::Seal;
+use super::{Segment, State};
+use crate::error::{Error, Result};
+use crate::record::{BatchError, BatchHeader, BatchView};
+
+/// When the bytes of a batch are compared with its CRC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verify {
+    /// At the first read of a mapping; at every positional read.
+    #[default]
+    Once,
+    /// At every read.
+    Always,
+    /// Never: lengths and offsets are checked, contents are not.
+    Trusted,
+}
+
+/// The leader epochs of a partition: `(epoch, first offset)`, both rising.
+pub(crate) type Epochs = Arc<[(i32, i64)]>;
+
+/// The epoch that an offset belongs to.
+pub(crate) fn epoch_of(epochs: &[(i32, i64)], offset: i64) -> Option<i32> {
+    let after = epochs.partition_point(|&(_, start)| start <= offset);
+    after.checked_sub(1).and_then(|last| epochs.get(last)).map(|&(epoch, _)| epoch)
+}
+
+/// What the next batch must look like.
+#[derive(Clone, Copy, Debug)]
+enum Expect {
+    /// It begins exactly here: the log has no gaps.
+    Base(i64),
+    /// It begins here or later: a broker's compaction may have left a gap.
+    AtLeast(i64),
+    /// It ends exactly here: an index entry said so.
+    Last(i64),
+}
+
+/// A checked batch: its bytes are `chunk bytes [start, end)`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchAt {
+    pub(crate) position: u64,
+    pub(crate) header: BatchHeader,
+    start: usize,
+    end: usize,
+}
+
+/// Walks batches from a position to the published end of one segment.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    segment: Arc<Segment>,
+    seal: Option<Arc<Seal>>,
+    epochs: Option<Epochs>,
+    verify: Verify,
+    chunk: Chunk,
+    position: u64,
+    expect: Expect,
+}
+
+const HEADER_BYTES: u64 = 61;
+
+impl Cursor {
+    /// At the first batch of the segment.
+    pub(crate) fn at_start(segment: &Arc<Segment>, epochs: Option<Epochs>, verify: Verify) -> Result<Self> {
+        Self::at(segment, epochs, verify, 0, None)
+    }
+
+    /// At the batch that holds an offset, or the first behind it.
+    pub(crate) fn seek(segment: &Arc<Segment>, epochs: Option<Epochs>, verify: Verify, offset: i64) -> Result<Self> {
+        let hint = segment.hint(offset)?;
+        if let Some((entry_offset, position)) = hint {
+            let mut cursor = Self::at(segment, epochs.clone(), verify, position, Some(entry_offset))?;
+            if cursor.hint_holds(offset) {
+                cursor.skip_to(offset)?;
+                return Ok(cursor);
+            }
+            segment.distrust_index()?;
+        }
+        let mut cursor = Self::at_start(segment, epochs, verify)?;
+        cursor.skip_to(offset)?;
+        Ok(cursor)
+    }
+
+    fn at(segment: &Arc<Segment>, epochs: Option<Epochs>, verify: Verify, position: u64, last: Option<i64>) -> Result<Self> {
+        let seal = segment.seal()?;
+        let expect = match last {
+            Some(last) if !segment.is_foreign() => Expect::Last(last),
+            _ if segment.is_foreign() => Expect::AtLeast(segment.base_offset()),
+            _ => Expect::Base(segment.base_offset()),
+        };
+        let epochs = epochs.filter(|_| !segment.is_foreign());
+        let chunk = segment.log().chunk(position, HEADER_BYTES, seal.as_deref())?;
+        Ok(Self { segment: Arc::clone(segment), seal, epochs, verify, chunk, position, expect })
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Whether an index entry led to a batch that it can have meant.
+    fn hint_holds(&mut self, target: i64) -> bool {
+        match self.peek() {
+            Ok(Some(found)) => {
+                found.header.base_offset <= target
+                    && (!self.segment.is_foreign() || BatchView::parse(self.slice(&found)).is_ok())
+            }
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Steps over the batches that end below an offset. Their contents are not looked at; their order is.
+    pub(crate) fn skip_to(&mut self, offset: i64) -> Result<()> {
+        while let Some(found) = self.peek()? {
+            if found.header.last_offset() >= offset {
+                break;
+            }
+            self.step_over(&found);
+        }
+        Ok(())
+    }
+
+    /// The next batch, checked as this cursor's [`Verify`] asks. `None` at the published end. After an error the cursor
+    /// stands where it stood.
+    pub(crate) fn next(&mut self) -> Result<Option<BatchAt>> {
+        let Some(found) = self.peek()? else { return Ok(None) };
+        if self.must_check() {
+            BatchView::parse(self.slice(&found)).map_err(|error| self.error(&error))?;
+            if let Some(mapped) = &self.chunk.mapped {
+                mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
+            }
+        }
+        self.step_over(&found);
+        Ok(Some(found))
+    }
+
+    /// The bytes of a batch that [`next`](Self::next) returned last.
+    #[inline]
+    pub(crate) fn slice(&self, found: &BatchAt) -> &[u8] {
+        self.chunk.bytes.get(found.start..found.end).unwrap_or_default()
+    }
+
+    /// The same bytes, shared.
+    #[inline]
+    pub(crate) fn bytes(&self, found: &BatchAt) -> Bytes {
+        self.chunk.bytes.slice(found.start..found.end)
+    }
+
+    #[inline]
+    fn must_check(&self) -> bool {
+        match (self.verify, &self.chunk.mapped) {
+            (Verify::Always, _) | (Verify::Once, None) => true,
+            (Verify::Trusted, _) => false,
+            // The checksum of a sealed block implies the CRC of its batches.
+            (Verify::Once, Some(_)) if self.seal.is_some() => false,
+            (Verify::Once, Some(mapped)) => self.position >= mapped.verified_to(),
+        }
+    }
+
+    #[inline]
+    fn step_over(&mut self, found: &BatchAt) {
+        self.position += (found.end - found.start) as u64;
+        let next = found.header.next_offset();
+        self.expect = if self.segment.is_foreign() { Expect::AtLeast(next) } else { Expect::Base(next) };
+    }
+
+    /// Reads the header at the position and makes the whole batch available.
+    #[inline]
+    pub(crate) fn peek(&mut self) -> Result<Option<BatchAt>> {
+        let published = self.segment.log().published();
+        if self.position >= published {
+            return Ok(None);
+        }
+        if self.position + HEADER_BYTES > self.chunk.end() || self.position < self.chunk.start {
+            self.refill(HEADER_BYTES)?;
+        }
+        let header = {
+            let at = (self.position - self.chunk.start) as usize;
+            let bytes = self.chunk.bytes.get(at..).unwrap_or_default();
+            BatchHeader::decode(bytes).map_err(|error| self.error(&error))?
+        };
+        let size = header.size_bytes() as u64;
+        if self.position + size > published {
+            return Err(self.corrupt("the batch is longer than the log"));
+        }
+        if self.position + size > self.chunk.end() {
+            self.refill(size)?;
+        } else if let Some(mapped) = &self.chunk.mapped {
+            self.segment.log().prepare(mapped, self.position, self.position + size, self.seal.as_deref())?;
+        }
+        self.check_place(&header)?;
+        let start = (self.position - self.chunk.start) as usize;
+        Ok(Some(BatchAt { position: self.position, header, start, end: start + size as usize }))
+    }
+
+    #[cold]
+    fn refill(&mut self, needed: u64) -> Result<()> {
+        self.chunk = self.segment.log().chunk(self.position, needed, self.seal.as_deref())?;
+        if self.position + needed > self.chunk.end() {
+            return Err(self.corrupt("the log ends inside a batch"));
+        }
+        Ok(())
+    }
+
+    /// Offset and epoch are outside the batch's CRC: the log's order vouches for the one, the epoch list for the other.
+    #[inline]
+    fn check_place(&self, header: &BatchHeader) -> Result<()> {
+        let fits = match self.expect {
+            Expect::Base(base) => header.base_offset == base,
+            Expect::AtLeast(base) => header.base_offset >= base,
+            Expect::Last(last) => header.last_offset() == last,
+        };
+        if !fits {
+            return Err(self.corrupt(format!("offset {} is out of order ({:?})", header.base_offset, self.expect)));
+        }
+        if let Some(epochs) = &self.epochs
+            && epoch_of(epochs, header.base_offset) != Some(header.leader_epoch)
+        {
+            return Err(self.corrupt(format!("leader epoch {} does not belong to this offset", header.leader_epoch)));
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, what: impl Into<String>) -> Error {
+        let first = match self.expect {
+            Expect::Base(base) | Expect::AtLeast(base) => base,
+            Expect::Last(last) => last,
+        };
+        Error::Corrupt {
+            path: self.segment.log().path().to_owned(),
+            position: self.position,
+            offsets: Some((first.into(), self.segment.next_offset().max(first).into())),
+            what: what.into(),
+        }
+    }
+
+    fn error(&self, error: &BatchError) -> Error {
+        if error.is_unsupported() {
+            let path = self.segment.log().path().display();
+            return Error::unsupported(format!("{error} ({path}, position {})", self.position));
+        }
+        self.corrupt(error.to_string())
+    }
+}
+
+impl Segment {
+    /// The header of the first batch.
+    pub(crate) fn first_header(self: &Segment) -> Result<Option<BatchHeader>> {
+        if self.bytes() == 0 {
+            return Ok(None);
+        }
+        let seal = self.seal()?;
+        let chunk = self.log().chunk(0, HEADER_BYTES, seal.as_deref())?;
+        match BatchHeader::decode(&chunk.bytes) {
+            Ok(header) => Ok(Some(header)),
+            Err(error) if error.is_unsupported() => Err(Error::unsupported(error.to_string())),
+            Err(error) => Err(Error::corrupt(self.log().path(), 0, error.to_string())),
+        }
+    }
+
+    /// Whether appends still go here.
+    pub(crate) fn is_active(&self) -> bool {
+        self.state() == State::Active
+    }
+}

@@ -1,0 +1,197 @@
+//! Open files within a bound, so that thousands of partitions fit a descriptor limit of 1,024.
+//!
+//! A [`PooledFile`] is opened when it is used and may be closed again when others need the room. One with bytes that
+//! were not synced is synced before it is closed: a descriptor opened later might never hear of a failed write-back.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use crate::error::copy_io_error;
+use crate::io::{OpenMode, Vfs, VfsFile};
+use crate::sync::{Mutex, RwLock};
+
+/// The open files of one store.
+#[derive(Debug)]
+pub(crate) struct FilePool {
+    vfs: Arc<dyn Vfs>,
+    open_files_max: usize,
+    /// Files that were opened, in the order in which they are looked at for closing.
+    queue: Mutex<Vec<Weak<PooledFile>>>,
+    open: AtomicUsize,
+}
+
+/// A file that is open only while it is needed; see the module.
+#[derive(Debug)]
+pub(crate) struct PooledFile {
+    me: Weak<PooledFile>,
+    pool: Arc<FilePool>,
+    path: PathBuf,
+    mode: OpenMode,
+    handle: RwLock<Option<Arc<dyn VfsFile>>>,
+    /// Set at each use, cleared when the pool passes by: a file is closed at the second visit without a use.
+    used: AtomicBool,
+    /// Writes that completed, and how many of them a successful sync covered.
+    writes: AtomicU64,
+    synced_writes: AtomicU64,
+    /// The first sync that failed. No second sync of this file is tried: the kernel may say Ok after losing the data.
+    failed: Mutex<Option<io::Error>>,
+}
+
+impl FilePool {
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, open_files_max: usize) -> Arc<Self> {
+        let open_files_max = open_files_max.max(4);
+        Arc::new(Self { vfs, open_files_max, queue: Mutex::new(Vec::new()), open: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn vfs(&self) -> &Arc<dyn Vfs> {
+        &self.vfs
+    }
+
+    /// How many files are open now.
+    pub(crate) fn open_files(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Names a file; it is opened at its first use.
+    pub(crate) fn file(self: &Arc<Self>, path: PathBuf, mode: OpenMode) -> Arc<PooledFile> {
+        Arc::new_cyclic(|me| PooledFile {
+            me: Weak::clone(me),
+            pool: Arc::clone(self),
+            path,
+            mode,
+            handle: RwLock::new(None),
+            used: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+            synced_writes: AtomicU64::new(0),
+            failed: Mutex::new(None),
+        })
+    }
+
+    /// Closes files that were not used lately until there is room for one more.
+    fn make_room(&self) {
+        if self.open.load(Ordering::Relaxed) < self.open_files_max {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let visits = queue.len().saturating_mul(2);
+        for _ in 0..visits {
+            if self.open.load(Ordering::Relaxed) < self.open_files_max || queue.is_empty() {
+                return;
+            }
+            let candidate = queue.remove(0);
+            let Some(file) = candidate.upgrade() else { continue };
+            if file.used.swap(false, Ordering::Relaxed) || !file.try_close() {
+                queue.push(candidate);
+            }
+        }
+    }
+}
+
+impl PooledFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs one call on the open file, opening it first if need be.
+    #[inline]
+    pub(crate) fn with<R>(&self, call: impl FnOnce(&dyn VfsFile) -> io::Result<R>) -> io::Result<R> {
+        {
+            let handle = self.handle.read();
+            if let Some(file) = handle.as_ref() {
+                self.used.store(true, Ordering::Relaxed);
+                return call(&**file);
+            }
+        }
+        call(&*self.open()?)
+    }
+
+    /// Like [`with`](Self::with), for a call that writes: the file then counts as not synced.
+    #[inline]
+    pub(crate) fn write_with<R>(&self, call: impl FnOnce(&dyn VfsFile) -> R) -> io::Result<R> {
+        self.with(|file| {
+            // Counted before the write as well, so that the file cannot be closed unsynced in between.
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            let outcome = call(file);
+            self.writes.fetch_add(1, Ordering::Release);
+            Ok(outcome)
+        })
+    }
+
+    fn open(&self) -> io::Result<Arc<dyn VfsFile>> {
+        // A file is created once; opening it again after it was closed must find it there.
+        let mode = if self.mode == OpenMode::CreateNew { OpenMode::Write } else { self.mode };
+        self.open_as(mode)
+    }
+
+    /// Creates the file now; it must not exist.
+    pub(crate) fn create(&self) -> io::Result<()> {
+        self.open_as(OpenMode::CreateNew).map(drop)
+    }
+
+    fn open_as(&self, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
+        self.pool.make_room();
+        let file = {
+            let mut handle = self.handle.write();
+            if let Some(file) = handle.as_ref() {
+                return Ok(Arc::clone(file));
+            }
+            let file = self.pool.vfs.open(&self.path, mode)?;
+            *handle = Some(Arc::clone(&file));
+            file
+        };
+        self.used.store(true, Ordering::Relaxed);
+        self.pool.open.fetch_add(1, Ordering::Relaxed);
+        // After the handle's lock is free again: the pool takes the two the other way round.
+        self.pool.queue.lock().push(Weak::clone(&self.me));
+        Ok(file)
+    }
+
+    /// Whether there are writes that no sync covered.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        self.writes.load(Ordering::Acquire) != self.synced_writes.load(Ordering::Acquire)
+    }
+
+    /// Syncs the data. After one failure it fails for ever, without asking the disk again.
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        if let Some(error) = self.failed.lock().as_ref() {
+            return Err(copy_io_error(error));
+        }
+        let writes = self.writes.load(Ordering::Acquire);
+        match self.with(|file| file.sync_data()) {
+            Ok(()) => {
+                self.synced_writes.fetch_max(writes, Ordering::AcqRel);
+                Ok(())
+            }
+            Err(error) => {
+                let copy = copy_io_error(&error);
+                self.failed.lock().get_or_insert(error);
+                Err(copy)
+            }
+        }
+    }
+
+    /// Closes the file if nobody is using it; syncs it first if it has unsynced writes. False if it stays open.
+    fn try_close(&self) -> bool {
+        if self.is_unsynced() && self.sync_data().is_err() {
+            return false;
+        }
+        let Some(mut handle) = self.handle.try_write() else { return false };
+        if self.is_unsynced() {
+            return false;
+        }
+        if handle.take().is_some() {
+            self.pool.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+impl Drop for PooledFile {
+    fn drop(&mut self) {
+        if self.handle.write().take().is_some() {
+            self.pool.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Finds where the good part of a log file ends, and whether what follows is torn or rotten.
+//!
+//! Works on a file and nothing else: no map is made, nothing is written, nothing is decompressed. A batch that a client
+//! stored inside a value cannot mislead it: looking ahead only ever *classifies*, by distance.
+
+use std::io;
+
+use super::cursor::epoch_of;
+use crate::io::{VfsFile, read_exact_at, read_full_at};
+use crate::record::{self, BatchError, BatchHeader, BatchView};
+
+const WINDOW_BYTES: usize = 1 << 20;
+/// A batch above this is checked in pieces and not held in memory.
+const HELD_BATCH_BYTES_MAX: u64 = 32 << 20;
+const HEADER_BYTES: usize = 61;
+
+/// Where a scan begins, and what it expects to find.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScanRules<'a> {
+    pub(crate) position: u64,
+    pub(crate) next_offset: i64,
+    pub(crate) base_offset: i64,
+    /// Offsets may have gaps, and entries of the old record formats may occur: a broker wrote this.
+    pub(crate) is_foreign: bool,
+    /// The partition's leader epochs; `None` if they are not known to be complete.
+    pub(crate) epochs: Option<&'a [(i32, i64)]>,
+}
+
+/// Why a scan stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// At the end of the file.
+    End,
+    /// Only zeros follow: preallocated space.
+    Zeros,
+    /// What follows is no batch that belongs here.
+    Bad(String),
+    /// A whole, undamaged batch follows that this version cannot read.
+    Unsupported(String),
+}
+
+/// The good part of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Scan {
+    /// End of the last good batch.
+    pub(crate) position: u64,
+    pub(crate) next_offset: i64,
+    pub(crate) batches: u64,
+    pub(crate) file_bytes: u64,
+    /// Largest timestamp in the scanned part, -1 if there is none.
+    pub(crate) max_timestamp: i64,
+    pub(crate) stop: Stop,
+}
+
+/// A file read through a window.
+struct Window<'a> {
+    file: &'a dyn VfsFile,
+    file_bytes: u64,
+    start: u64,
+    buffer: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// At least `needed` bytes from a position, or all up to the file's end.
+    fn at(&mut self, position: u64, needed: usize) -> io::Result<&[u8]> {
+        let end = self.start + self.buffer.len() as u64;
+        let wanted_end = position.saturating_add(needed as u64).min(self.file_bytes);
+        if position < self.start || wanted_end > end {
+            let length = (self.file_bytes.saturating_sub(position)).min(needed.max(WINDOW_BYTES) as u64);
+            self.buffer.resize(length as usize, 0);
+            self.start = position;
+            let read = read_full_at(self.file, &mut self.buffer, position)?;
+            self.buffer.truncate(read);
+        }
+        Ok(self.buffer.get((position - self.start) as usize..).unwrap_or_default())
+    }
+}
+
+/// Checks batch after batch. `visit` sees each good one: its position, its header, and its bytes unless it is very large.
+pub(crate) fn scan(
+    file: &dyn VfsFile,
+    rules: &ScanRules<'_>,
+    mut visit: impl FnMut(u64, &BatchHeader, Option<&[u8]>),
+) -> io::Result<Scan> {
+    let file_bytes = file.len()?;
+    let mut window = Window { file, file_bytes, start: rules.position, buffer: Vec::new() };
+    let mut scan = Scan {
+        position: rules.position,
+        next_offset: rules.next_offset,
+        batches: 0,
+        file_bytes,
+        max_timestamp: -1,
+        stop: Stop::End,
+    };
+    while scan.position < file_bytes {
+        match step(&mut window, rules, &mut scan, &mut visit)? {
+            None => {}
+            Some(stop) => {
+                scan.stop = stop;
+                break;
+            }
+        }
+    }
+    if scan.position < file_bytes && matches!(scan.stop, Stop::Bad(_)) && only_zeros(file, scan.position, file_bytes)? {
+        scan.stop = Stop::Zeros;
+    }
+    Ok(scan)
+}
+
+fn step(
+    window: &mut Window<'_>,
+    rules: &ScanRules<'_>,
+    scan: &mut Scan,
+    visit: &mut impl FnMut(u64, &BatchHeader, Option<&[u8]>),
+) -> io::Result<Option<Stop>> {
+    let position = scan.position;
+    let left = window.file_bytes - position;
+    let head = window.at(position, HEADER_BYTES)?;
+    if rules.is_foreign
+        && let Ok(peek) = record::peek(head)
+        && peek.magic < 2
+    {
+        return step_legacy(window, scan, peek.size_bytes, left);
+    }
+    let header = match BatchHeader::decode(head) {
+        Ok(header) => header,
+        Err(error) if error.is_unsupported() => return unsupported(window, position, left, &error).map(Some),
+        Err(error) => return Ok(Some(Stop::Bad(error.to_string()))),
+    };
+    let size = header.size_bytes() as u64;
+    if size > left {
+        return Ok(Some(Stop::Bad(format!("the batch has {size} bytes, {left} are left in the file"))));
+    }
+    if let Some(why) = misplaced(&header, rules, scan.next_offset) {
+        return Ok(Some(Stop::Bad(why)));
+    }
+    if size <= HELD_BATCH_BYTES_MAX {
+        let bytes = window.at(position, size as usize)?;
+        let Some(bytes) = bytes.get(..size as usize) else {
+            return Ok(Some(Stop::Bad("the file ends inside a batch".into())));
+        };
+        if let Err(error) = BatchView::parse(bytes) {
+            return Ok(Some(Stop::Bad(error.to_string())));
+        }
+        visit(position, &header, Some(bytes));
+    } else {
+        if let Err(why) = check_in_pieces(window.file, position, &header)? {
+            return Ok(Some(Stop::Bad(why)));
+        }
+        visit(position, &header, None);
+    }
+    scan.position += size;
+    scan.next_offset = header.next_offset();
+    scan.batches += 1;
+    scan.max_timestamp = scan.max_timestamp.max(header.max_timestamp);
+    Ok(None)
+}
+
+fn misplaced(header: &BatchHeader, rules: &ScanRules<'_>, next_offset: i64) -> Option<String> {
+    let in_order =
+        if rules.is_foreign { header.base_offset >= next_offset } else { header.base_offset == next_offset };
+    if !in_order {
+        return Some(format!("offset {} where {next_offset} was expected", header.base_offset));
+    }
+    if header.last_offset().saturating_sub(rules.base_offset) > i64::from(i32::MAX) {
+        return Some(format!("offset {} is beyond the segment's range", header.last_offset()));
+    }
+    let epoch = rules.epochs.map(|epochs| epoch_of(epochs, header.base_offset));
+    if epoch.is_some_and(|epoch| epoch != Some(header.leader_epoch)) {
+        return Some(format!("leader epoch {} does not belong to offset {}", header.leader_epoch, header.base_offset));
+    }
+    None
+}
+
+/// An unknown attribute or codec in a batch whose CRC holds is no damage, and nothing that may be cut off.
+fn unsupported(window: &mut Window<'_>, position: u64, left: u64, error: &BatchError) -> io::Result<Stop> {
+    let head = window.at(position, HEADER_BYTES)?;
+    let size = record::peek(head).map_or(0, |peek| peek.size_bytes as u64);
+    let holds = size > 0 && size <= left.min(HELD_BATCH_BYTES_MAX) && {
+        let bytes = window.at(position, size as usize)?;
+        bytes.get(..size as usize).is_some_and(record::crc_holds)
+    };
+    Ok(if holds { Stop::Unsupported(error.to_string()) } else { Stop::Bad(error.to_string()) })
+}
+
+fn step_legacy(window: &mut Window<'_>, scan: &mut Scan, size: usize, left: u64) -> io::Result<Option<Stop>> {
+    if size as u64 > left.min(HELD_BATCH_BYTES_MAX) {
+        return Ok(Some(Stop::Bad("an entry of an old record format is longer than the file".into())));
+    }
+    let bytes = window.at(scan.position, size)?;
+    match record::legacy::LegacyEntry::parse(bytes) {
+        Ok(entry) if entry.offset >= scan.next_offset => {
+            scan.position += size as u64;
+            scan.next_offset = entry.offset.saturating_add(1);
+            scan.batches += 1;
+            Ok(None)
+        }
+        Ok(entry) => Ok(Some(Stop::Bad(format!("offset {} where {} was expected", entry.offset, scan.next_offset)))),
+        Err(error) => Ok(Some(Stop::Bad(error.to_string()))),
+    }
+}
+
+fn check_in_pieces(file: &dyn VfsFile, position: u64, header: &BatchHeader) -> io::Result<Result<(), String>> {
+    let mut crc = record::Crc32c::new();
+    let end = position + header.size_bytes() as u64;
+    let mut at = position + 21;
+    let mut buffer = vec![0; WINDOW_BYTES];
+    while at < end {
+        let length = (end - at).min(WINDOW_BYTES as u64) as usize;
+        let part = buffer.get_mut(..length).unwrap_or_default();
+        read_exact_at(file, part, at)?;
+        crc.update(part);
+        at += length as u64;
+    }
+    Ok(if crc.finish() == header.crc { Ok(()) } else { Err("the CRC does not match".into()) })
+}
+
+fn only_zeros(file: &dyn VfsFile, mut position: u64, end: u64) -> io::Result<bool> {
+    let mut buffer = vec![0; usize::try_from(end - position).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES)];
+    while position < end {
+        let length = (end - position).min(buffer.len() as u64) as usize;
+        let part = buffer.get_mut(..length).unwrap_or_default();
+        let read = read_full_at(file, part, position)?;
+        if read == 0 {
+            break;
+        }
+        if part.get(..read).unwrap_or_default().iter().any(|&byte| byte != 0) {
+            return Ok(false);
+        }
+        position += read as u64;
+    }
+    Ok(true)
+}
+
+/// Looks behind the end of the good part for a batch that proves that the damage had been synced: a whole one, with a
+/// higher offset, that ends more than `max_unsynced_bytes` behind the damage. The writer could not have got so far if
+/// what is damaged had not been on the disk. Returns its position.
+pub(crate) fn proof_of_rot(file: &dyn VfsFile, scan: &Scan, max_unsynced_bytes: u64) -> io::Result<Option<u64>> {
+    let beyond = scan.position.saturating_add(max_unsynced_bytes);
+    if scan.file_bytes <= beyond {
+        return Ok(None);
+    }
+    let mut window = Window { file, file_bytes: scan.file_bytes, start: scan.position, buffer: Vec::new() };
+    // A batch has at most `max_unsynced_bytes`, so one that ends behind `beyond` begins behind the damage.
+    let mut position = scan.position + 1;
+    while position + HEADER_BYTES as u64 <= scan.file_bytes {
+        let bytes = window.at(position, HEADER_BYTES)?;
+        let candidates = bytes.len().saturating_sub(HEADER_BYTES - 1);
+        let found = (0..candidates).find(|&at| {
+            let head = bytes.get(at..at + HEADER_BYTES).unwrap_or_default();
+            may_prove(head, position + at as u64, scan, beyond)
+        });
+        let Some(at) = found else {
+            position += candidates.max(1) as u64;
+            continue;
+        };
+        let candidate = position + at as u64;
+        if let Ok(header) = BatchHeader::decode(window.at(candidate, HEADER_BYTES)?)
+            && check_in_pieces(file, candidate, &header)?.is_ok()
+        {
+            return Ok(Some(candidate));
+        }
+        position = candidate + 1;
+    }
+    Ok(None)
+}
+
+/// Cheap tests before a checksum is computed.
+fn may_prove(head: &[u8], position: u64, scan: &Scan, beyond: u64) -> bool {
+    if head.get(16) != Some(&2) {
+        return false;
+    }
+    let Ok(header) = BatchHeader::decode(head) else { return false };
+    let end = position + header.size_bytes() as u64;
+    header.base_offset > scan.next_offset
+        && header.base_offset - scan.next_offset < i64::from(i32::MAX)
+        && end > beyond
+        && end <= scan.file_bytes
+}

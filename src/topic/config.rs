@@ -1,0 +1,364 @@
+//! The configuration of a topic: plain data with Kafka's names and defaults, kept in the store's manifest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::partition::Durability;
+use crate::partition::settings::LogSettings;
+use crate::record::{Compression, TimestampType};
+
+/// Most partitions that a topic may have.
+pub const PARTITIONS_MAX: u32 = 1024;
+/// Smallest segment: one small batch must fit.
+const SEGMENT_BYTES_MIN: u32 = 256;
+
+/// What may be removed from a topic, and why (Kafka's `cleanup.policy`). This version keeps everything under each policy;
+/// a compacted topic refuses records without a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum CleanupPolicy {
+    /// Old segments, by retention.
+    #[default]
+    #[serde(rename = "delete")]
+    Delete,
+    /// Records that a newer one with the same key supersedes.
+    #[serde(rename = "compact")]
+    Compact,
+    /// Both.
+    #[serde(rename = "compact,delete")]
+    CompactAndDelete,
+}
+
+/// Settings of a topic. Made with [`TopicConfig::default`] and changed by its methods, or by Kafka's names with
+/// [`set`](TopicConfig::set). Kept with the topic; [`Topic::config`](crate::Topic::config) shows what holds.
+///
+/// Defaults are Kafka's, except that nothing is ever deleted by a default, and that an offset index entry comes each
+/// KiB.
+///
+/// ```
+/// use topiclog::{Durability, TopicConfig};
+/// let config = TopicConfig::default().partitions(4).durability(Durability::INTERVAL).segment_bytes(64 << 20);
+/// assert_eq!(config.get("segment.bytes").as_deref(), Some("67108864"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicConfig {
+    partitions: u32,
+    durability: Durability,
+    segment_bytes: u32,
+    segment_ms: i64,
+    segment_index_bytes: u32,
+    index_interval_bytes: u32,
+    batch_bytes_max: u32,
+    max_unsynced_bytes: u64,
+    preallocate_bytes: u32,
+    timestamp_type: TimestampType,
+    timestamp_before_max_ms: i64,
+    timestamp_after_max_ms: i64,
+    compression: Compression,
+    compression_level: Option<i32>,
+    cleanup_policy: CleanupPolicy,
+}
+
+impl Default for TopicConfig {
+    fn default() -> Self {
+        Self {
+            partitions: 1,
+            durability: Durability::Sync,
+            segment_bytes: 1 << 30,
+            segment_ms: 604_800_000,
+            segment_index_bytes: 10 << 20,
+            index_interval_bytes: 1024,
+            batch_bytes_max: 1_048_588,
+            max_unsynced_bytes: 8 << 20,
+            preallocate_bytes: 4 << 20,
+            timestamp_type: TimestampType::CreateTime,
+            timestamp_before_max_ms: i64::MAX,
+            timestamp_after_max_ms: i64::MAX,
+            compression: Compression::None,
+            compression_level: None,
+            cleanup_policy: CleanupPolicy::Delete,
+        }
+    }
+}
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $alias:literal $name:ident: $type:ty;)*) => {
+        $(
+            $(#[$doc])*
+            #[doc(alias = $alias)]
+            #[must_use]
+            pub fn $name(mut self, $name: $type) -> Self {
+                self.$name = $name;
+                self
+            }
+        )*
+    };
+}
+
+impl TopicConfig {
+    setters! {
+        /// Number of partitions, 1 to 1,024. Cannot be changed later: keys would move.
+        "partitions" partitions: u32;
+        /// What an append promises when it returns, unless it says otherwise.
+        "topiclog.durability" durability: Durability;
+        /// A segment that would grow beyond this is closed and a new one begun.
+        "segment.bytes" segment_bytes: u32;
+        /// A segment whose first batch is older than this is closed at the next append, in milliseconds.
+        "segment.ms" segment_ms: i64;
+        /// Largest size of each of the two index files of a segment.
+        "segment.index.bytes" segment_index_bytes: u32;
+        /// An index entry is made once more than this was appended since the last one.
+        "index.interval.bytes" index_interval_bytes: u32;
+        /// Largest batch that may be appended, in bytes as stored. Reads have no such limit.
+        "max.message.bytes" batch_bytes_max: u32;
+        /// On `Sync` and `Interval` topics, at most so many bytes wait for a sync.
+        "topiclog.max.unsynced.bytes" max_unsynced_bytes: u64;
+        /// Zeroed space taken ahead by `Sync` appends, in one step; 0 takes none.
+        "topiclog.preallocate.bytes" preallocate_bytes: u32;
+        /// Whose time a record carries: its own, or that of the append.
+        "message.timestamp.type" timestamp_type: TimestampType;
+        /// How far behind the clock a record's time may be, in milliseconds.
+        "message.timestamp.before.max.ms" timestamp_before_max_ms: i64;
+        /// How far ahead of the clock a record's time may be, in milliseconds.
+        "message.timestamp.after.max.ms" timestamp_after_max_ms: i64;
+        /// The codec of appended batches.
+        "compression.type" compression: Compression;
+        /// The codec's level; `None` is the codec's default.
+        "compression.zstd.level" compression_level: Option<i32>;
+        /// What may be removed.
+        "cleanup.policy" cleanup_policy: CleanupPolicy;
+    }
+
+    /// Number of partitions.
+    pub fn partition_count(&self) -> u32 {
+        self.partitions
+    }
+
+    /// The settings by Kafka's names, in a fixed order. Names that begin with `topiclog.` are ours alone.
+    pub fn entries(&self) -> Vec<(&'static str, String)> {
+        let policy = match self.cleanup_policy {
+            CleanupPolicy::Delete => "delete",
+            CleanupPolicy::Compact => "compact",
+            CleanupPolicy::CompactAndDelete => "compact,delete",
+        };
+        let codec = if self.compression == Compression::None { "producer".into() } else { self.compression.to_string() };
+        let level = |of: Compression, default: &str| match self.compression_level {
+            Some(level) if self.compression == of => level.to_string(),
+            _ => default.to_owned(),
+        };
+        vec![
+            ("cleanup.policy", policy.to_owned()),
+            ("compression.gzip.level", level(Compression::Gzip, "-1")),
+            ("compression.lz4.level", level(Compression::Lz4, "9")),
+            ("compression.type", codec),
+            ("compression.zstd.level", level(Compression::Zstd, "3")),
+            ("index.interval.bytes", self.index_interval_bytes.to_string()),
+            ("max.message.bytes", self.batch_bytes_max.to_string()),
+            ("message.timestamp.after.max.ms", self.timestamp_after_max_ms.to_string()),
+            ("message.timestamp.before.max.ms", self.timestamp_before_max_ms.to_string()),
+            ("message.timestamp.type", self.timestamp_type.to_string()),
+            ("preallocate", "false".to_owned()),
+            ("retention.bytes", "-1".to_owned()),
+            ("retention.ms", "-1".to_owned()),
+            ("segment.bytes", self.segment_bytes.to_string()),
+            ("segment.index.bytes", self.segment_index_bytes.to_string()),
+            ("segment.ms", self.segment_ms.to_string()),
+            ("topiclog.durability", durability_text(self.durability)),
+            ("topiclog.max.unsynced.bytes", self.max_unsynced_bytes.to_string()),
+            ("topiclog.preallocate.bytes", self.preallocate_bytes.to_string()),
+        ]
+    }
+
+    /// One setting by Kafka's name; `None` if there is no such setting.
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.entries().into_iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
+    /// Changes one setting by Kafka's name, for tools and configuration files.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown name or an impossible value, and for a value that this version cannot honour:
+    /// nothing is accepted and then ignored.
+    ///
+    /// ```
+    /// use topiclog::TopicConfig;
+    /// let mut config = TopicConfig::default();
+    /// config.set("message.timestamp.type", "LogAppendTime")?;
+    /// assert!(config.set("segment.bites", "1").is_err());
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "cleanup.policy" => {
+                let mut parts: Vec<&str> = value.split(',').map(str::trim).collect();
+                parts.sort_unstable();
+                self.cleanup_policy = match parts.as_slice() {
+                    ["delete"] => CleanupPolicy::Delete,
+                    ["compact"] => CleanupPolicy::Compact,
+                    ["compact", "delete"] => CleanupPolicy::CompactAndDelete,
+                    _ => return Err(Error::config(key, "must be delete, compact, or both with a comma")),
+                };
+            }
+            "compression.type" => {
+                self.compression = match value {
+                    "producer" | "uncompressed" | "none" => Compression::None,
+                    other => other.parse().map_err(|_| Error::config(key, "must be a codec that Kafka knows"))?,
+                };
+            }
+            "compression.gzip.level" | "compression.lz4.level" | "compression.zstd.level" => {
+                self.compression_level = Some(number(key, value)?);
+            }
+            "index.interval.bytes" => self.index_interval_bytes = number(key, value)?,
+            "max.message.bytes" => self.batch_bytes_max = number(key, value)?,
+            "message.timestamp.after.max.ms" => self.timestamp_after_max_ms = number(key, value)?,
+            "message.timestamp.before.max.ms" => self.timestamp_before_max_ms = number(key, value)?,
+            "message.timestamp.type" => {
+                self.timestamp_type = match value {
+                    "CreateTime" => TimestampType::CreateTime,
+                    "LogAppendTime" => TimestampType::LogAppendTime,
+                    _ => return Err(Error::config(key, "must be CreateTime or LogAppendTime")),
+                };
+            }
+            "preallocate" if value == "false" => {}
+            "retention.bytes" | "retention.ms" if value == "-1" => {}
+            "preallocate" | "retention.bytes" | "retention.ms" => {
+                return Err(Error::config(key, "this version keeps everything and knows no other value"));
+            }
+            "segment.bytes" => self.segment_bytes = number(key, value)?,
+            "segment.index.bytes" => self.segment_index_bytes = number(key, value)?,
+            "segment.ms" => self.segment_ms = number(key, value)?,
+            "topiclog.durability" => self.durability = parse_durability(key, value)?,
+            "topiclog.max.unsynced.bytes" => self.max_unsynced_bytes = number(key, value)?,
+            "topiclog.preallocate.bytes" => self.preallocate_bytes = number(key, value)?,
+            _ => return Err(Error::config(key, "is not a setting of a topic")),
+        }
+        Ok(())
+    }
+
+    /// Checks every value, and what they promise each other.
+    pub(crate) fn check(&self) -> Result<()> {
+        let at_least = |key: &str, value: i64, least: i64| {
+            if value < least { Err(Error::config(key, format!("must be at least {least}"))) } else { Ok(()) }
+        };
+        if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
+            return Err(Error::config("partitions", format!("must be 1 to {PARTITIONS_MAX}")));
+        }
+        at_least("segment.bytes", self.segment_bytes.into(), SEGMENT_BYTES_MIN.into())?;
+        if self.segment_bytes > i32::MAX as u32 {
+            return Err(Error::config("segment.bytes", "must be at most 2147483647"));
+        }
+        at_least("segment.ms", self.segment_ms, 1)?;
+        at_least("segment.index.bytes", self.segment_index_bytes.into(), 24)?;
+        at_least("max.message.bytes", self.batch_bytes_max.into(), 61)?;
+        at_least("message.timestamp.before.max.ms", self.timestamp_before_max_ms, 0)?;
+        at_least("message.timestamp.after.max.ms", self.timestamp_after_max_ms, 0)?;
+        if u64::from(self.batch_bytes_max) > self.max_unsynced_bytes {
+            let why = "must be at least max.message.bytes, as a batch is synced whole";
+            return Err(Error::config("topiclog.max.unsynced.bytes", why));
+        }
+        if let Durability::Interval { bytes, ms } = self.durability
+            && (bytes < 4096 || ms == 0)
+        {
+            return Err(Error::config("topiclog.durability", "an interval has at least 4096 bytes and 1 ms"));
+        }
+        if !self.compression.is_built_in() {
+            return Err(Error::config(
+                "compression.type",
+                format!("{} is not built in; enable the cargo feature of that name", self.compression),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn log_settings(&self) -> LogSettings {
+        LogSettings {
+            durability: self.durability,
+            segment_bytes: self.segment_bytes.into(),
+            segment_ms: self.segment_ms,
+            segment_index_bytes: self.segment_index_bytes.into(),
+            index_interval_bytes: self.index_interval_bytes.into(),
+            batch_bytes_max: u64::from(self.batch_bytes_max).min(self.segment_bytes.into()),
+            max_unsynced_bytes: self.max_unsynced_bytes,
+            preallocate_bytes: self.preallocate_bytes.into(),
+            timestamp_type: self.timestamp_type,
+            timestamp_before_max_ms: self.timestamp_before_max_ms,
+            timestamp_after_max_ms: self.timestamp_after_max_ms,
+            compression: self.compression,
+            compression_level: self.compression_level,
+            needs_key: self.cleanup_policy != CleanupPolicy::Delete,
+        }
+    }
+
+    pub(crate) fn durability_level(&self) -> Durability {
+        self.durability
+    }
+}
+
+fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T> {
+    value.trim().parse().map_err(|_| Error::config(key, "must be a number in the setting's range"))
+}
+
+fn durability_text(durability: Durability) -> String {
+    match durability {
+        Durability::Os => "os".into(),
+        Durability::Interval { bytes, ms } => format!("interval:{bytes}:{ms}"),
+        Durability::Sync => "sync".into(),
+    }
+}
+
+fn parse_durability(key: &str, value: &str) -> Result<Durability> {
+    let why = "must be os, interval, interval:<bytes>:<ms> or sync";
+    match value.split(':').collect::<Vec<_>>().as_slice() {
+        ["os"] => Ok(Durability::Os),
+        ["interval"] => Ok(Durability::INTERVAL),
+        ["interval", bytes, ms] => Ok(Durability::Interval { bytes: number(key, bytes)?, ms: number(key, ms)? }),
+        ["sync"] => Ok(Durability::Sync),
+        _ => Err(Error::config(key, why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_refused(key: &str, value: &str) {
+        let mut config = TopicConfig::default();
+        let refused = config.set(key, value).and_then(|()| config.check());
+        assert!(matches!(refused, Err(Error::Config { .. })), "{key}={value}: {refused:?}");
+    }
+
+    #[test]
+    fn every_setting_is_set_from_what_it_prints() {
+        let mut config = TopicConfig::default();
+        for (key, value) in TopicConfig::default().entries() {
+            config.set(key, &value).unwrap();
+        }
+        config.compression_level = None;
+        assert_eq!(config, TopicConfig::default());
+        config.set("topiclog.durability", "interval:8192:5").unwrap();
+        assert_eq!(config.get("topiclog.durability").as_deref(), Some("interval:8192:5"));
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        for (key, value) in [
+            ("segment.bytes", "0"),
+            ("segment.bytes", "2147483648"),
+            ("segment.bytes", "many"),
+            ("segment.ms", "0"),
+            ("max.message.bytes", "60"),
+            ("max.message.bytes", "8388609"),
+            ("cleanup.policy", "keep"),
+            ("retention.ms", "1000"),
+            ("message.timestamp.type", "NoTime"),
+            ("topiclog.durability", "interval:1:1"),
+            ("topiclog.durability", "never"),
+            ("no.such.setting", "1"),
+        ] {
+            check_refused(key, value);
+        }
+        assert!(TopicConfig::default().partitions(0).check().is_err());
+        assert!(TopicConfig::default().partitions(1025).check().is_err());
+    }
+}
