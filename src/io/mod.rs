@@ -15,12 +15,15 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 
+mod content;
 mod disk;
 mod fault;
 pub(crate) mod frame;
+mod locks;
 mod map;
 mod memory;
 pub(crate) mod replace;
+mod tree;
 
 pub use disk::DiskVfs;
 pub use fault::*;

@@ -1,0 +1,2 @@
+//! Tests that see the crate as a user does.
+mod suites;
