@@ -45,6 +45,11 @@ impl<F: Clone> Tree<F> {
         self.directories.get(&directory)
     }
 
+    /// All directories, in no particular order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (DirectoryId, &Names<F>)> {
+        self.directories.iter().map(|(id, names)| (*id, names))
+    }
+
     /// The directory at a path. Relative paths start at the root.
     pub(crate) fn directory(&self, path: &Path) -> io::Result<DirectoryId> {
         let mut directory = ROOT;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use topiclog::io::{DiskVfs, MemoryVfs};
+use topiclog::io::{DiskVfs, FaultVfs, MemoryVfs};
 use topiclog::testing::vfs_suite;
 
 #[test]
@@ -15,4 +15,18 @@ fn disk() {
 #[test]
 fn memory() {
     vfs_suite::run(&MemoryVfs::new(), Path::new("/"));
+}
+
+#[test]
+fn simulated() {
+    let vfs = FaultVfs::new();
+    vfs_suite::run(&vfs, Path::new("/"));
+    assert_eq!(vfs.descriptors(), 0, "every handle was given back");
+}
+
+#[test]
+fn simulated_without_maps() {
+    let vfs = FaultVfs::new();
+    vfs.set_maps(false, false);
+    vfs_suite::run(&vfs, Path::new("/"));
 }
