@@ -110,6 +110,7 @@ pub trait Vfs: Send + Sync + fmt::Debug {
 }
 
 /// An open file. All positions are absolute; there is no cursor.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
 pub trait VfsFile: Send + Sync + fmt::Debug {
     /// Reads at a position into the buffer. Fewer bytes than asked for may come; 0 only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize>;

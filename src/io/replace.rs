@@ -194,4 +194,59 @@ mod tests {
         assert_eq!((read.newer, read.newest.unwrap().generation), (Some((3, 2)), 4));
         assert!(matches!(slots.write(&vfs, 6, &[0; 1001], true), Err(Error::Invalid { .. })));
     }
+
+    /// Whatever the power cut leaves, the newest generation is the one before or the one being written, and once the
+    /// call has returned it is the new one.
+    #[test]
+    fn a_crash_leaves_the_old_or_the_new_generation() {
+        use crate::io::{CrashProfile, FaultVfs};
+
+        let slots = slots(Path::new("/"));
+        let payload = |generation: u64| vec![generation as u8 + 1; 900];
+        let mut states = 0;
+        for stop in 0.. {
+            let disk = FaultVfs::new();
+            (1..=3).for_each(|generation| slots.write(&disk, generation, &payload(generation), true).unwrap());
+            disk.stop_after(disk.operations() + stop);
+            let written = slots.write(&disk, 4, &payload(4), true);
+            for state in disk.crash_states(&CrashProfile::strict()) {
+                states += 1;
+                let read = slots.read(&FaultVfs::from_image(&state.image)).unwrap();
+                let newest = read.newest.unwrap();
+                let expected = if written.is_ok() { 4..=4 } else { 3..=4 };
+                assert!(expected.contains(&newest.generation), "after {stop}: {state}");
+                assert_eq!(newest.payload, payload(newest.generation), "after {stop}: {state}");
+                assert!(read.damaged.is_empty() && read.missing.is_empty(), "after {stop}: {state}");
+            }
+            if written.is_ok() {
+                break;
+            }
+        }
+        assert!(states >= 20, "{states} states");
+    }
+
+    /// Every call of a replacement fails once with every error; the old file stays whole, or the new one is there.
+    #[test]
+    fn any_call_may_fail() {
+        use crate::io::{Fault, FaultPlan, FaultVfs, errno};
+
+        for number in [errno::EIO, errno::ENOSPC, errno::EMFILE, errno::EACCES] {
+            for call in 1.. {
+                let disk = FaultVfs::new();
+                replace_file(&disk, Path::new("/"), "f", b"old", true).unwrap();
+                disk.inject(FaultPlan::new(Fault::Error(number)).at_call(call));
+                let result = replace_file(&disk, Path::new("/"), "f", b"newer", true);
+                let is_hit = disk.faults_hit() == 1;
+                assert_eq!(result.is_err(), is_hit, "call {call}");
+                disk.clear_faults();
+                let found = read_small(&disk, Path::new("/f"), 100).unwrap();
+                assert!(found == b"newer" || (is_hit && found == b"old"), "call {call}");
+                replace_file(&disk, Path::new("/"), "f", b"newest", true).unwrap();
+                assert_eq!(disk.image().files().collect::<Vec<_>>(), [("f", 6)], "nothing is left over");
+                if !is_hit {
+                    break;
+                }
+            }
+        }
+    }
 }

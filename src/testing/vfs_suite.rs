@@ -12,7 +12,7 @@ use crate::io::{EntryKind, LockKind, OpenMode, Vfs, VfsFile};
 /// # Panics
 /// If the file system does not do what [`Vfs`] asks for.
 pub fn run(vfs: &dyn Vfs, root: &Path) {
-    let checks: &[(&str, fn(&dyn Vfs, &Path))] = &[
+    let checks: &[(&str, Check)] = &[
         ("open", open_modes),
         ("missing", missing_is_not_found),
         ("read", reads_stop_at_the_end),
@@ -37,6 +37,9 @@ pub fn run(vfs: &dyn Vfs, root: &Path) {
         check(vfs, &directory);
     }
 }
+
+/// A check, and the empty directory that it has for itself.
+type Check = fn(&dyn Vfs, &Path);
 
 fn put(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) -> Arc<dyn VfsFile> {
     let file = vfs.open(path, OpenMode::CreateNew).unwrap();

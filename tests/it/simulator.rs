@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use topiclog::io::{
-    CrashProfile, CrashRule, DiskVfs, Fault, FaultPlan, FaultVfs, Image, LockKind, OpKind, OpenMode, SyncFailure, Vfs,
-    VfsFile, errno,
+    CrashProfile, CrashRule, DiskVfs, Fault, FaultPlan, FaultVfs, Image, LockKind, MemoryVfs, OpKind, OpenMode,
+    SyncFailure, Vfs, VfsFile, errno,
 };
 
 const MODES: [SyncFailure; 3] = [SyncFailure::LostAtDrop, SyncFailure::Reverted, SyncFailure::OpenHandles];
@@ -488,4 +488,12 @@ fn cost() {
     let start = std::time::Instant::now();
     let states = disk.crash_states(&CrashProfile::strict()).count();
     println!("{states} crash states, each {:?}", start.elapsed() / states as u32);
+    for vfs in [&MemoryVfs::new() as &dyn Vfs, &FaultVfs::new()] {
+        let file = vfs.open(Path::new("/f"), OpenMode::CreateNew).unwrap();
+        let start = std::time::Instant::now();
+        for n in 0..100_000 {
+            file.write_at(&[7; 100], n * 100).unwrap();
+        }
+        println!("{vfs:?}: an append of 100 B: {:?}", start.elapsed() / 100_000);
+    }
 }

@@ -36,6 +36,7 @@ use crate::sync::Mutex;
 mod crash;
 mod image;
 mod machine;
+mod moment;
 mod plan;
 mod seam;
 

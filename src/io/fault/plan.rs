@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 /// The error numbers that a disk gives, for [`Fault::Error`].
 pub mod errno {
+    #[cfg(doc)]
+    use super::OpKind;
+
     macro_rules! numbers {
         ($($(#[$doc:meta])* $name:ident = $elsewhere:literal;)*) => {$(
             $(#[$doc])*
@@ -36,8 +39,10 @@ pub mod errno {
         EROFS = 30;
         /// A signal came first; try again.
         EINTR = 4;
-        /// Not now; try again.
+        /// Not now; try again. From [`OpKind::Lock`]: somebody else has it.
         EAGAIN = 11;
+        /// There is no such call, as on a file system without locks.
+        ENOSYS = 38;
     }
 }
 
