@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use topiclog::clock::ManualClock;
 use topiclog::io::{
     CrashProfile, CrashRule, DiskVfs, Fault, FaultPlan, FaultVfs, Image, LockKind, MemoryVfs, OpKind, OpenMode,
     SyncFailure, Vfs, VfsFile, errno,
@@ -459,6 +460,37 @@ fn a_change_below_a_live_map_fails_the_test() {
     assert!(!fails(&|file| _ = file.write_at(b"dXX", 3).unwrap()), "the same bytes, and new ones behind the map");
     assert!(!fails(&|file| file.set_len(4).unwrap()));
     assert!(!fails(&|file| file.set_len(400).unwrap()));
+}
+
+#[test]
+fn times_come_from_the_clock() {
+    let disk = FaultVfs::new();
+    let clock = Arc::new(ManualClock::new(5_000));
+    disk.set_clock(clock.clone());
+    let file = create(&disk, "/f");
+    let modified = || disk.list(Path::new("/")).unwrap()[0].modified_ms;
+    assert_eq!(modified(), 5_000);
+    clock.advance_ms(10);
+    file.write_at(b"x", 0).unwrap();
+    assert_eq!(modified(), 5_010);
+}
+
+/// Not a rule but a number to notice changes by: what the strict profile finds for a typical append and roll.
+#[test]
+fn a_typical_step_has_many_states() {
+    let disk = FaultVfs::new();
+    disk.create_dir(Path::new("/t-0")).unwrap();
+    let log = create(&disk, "/t-0/0.log");
+    log.write_at(&[1; 3000], 0).unwrap();
+    disk.sync_everything();
+    log.write_at(&[2; 1000], 3000).unwrap();
+    create(&disk, "/t-0/1.log").write_at(&[3; 700], 0).unwrap();
+    create(&disk, "/t-0/manifest.0.tmp").write_at(&[4; 300], 0).unwrap();
+    disk.rename(Path::new("/t-0/manifest.0.tmp"), Path::new("/t-0/manifest.0")).unwrap();
+    let states = disk.crash_states(&CrashProfile::strict()).count();
+    assert!((100..1000).contains(&states), "{states} states");
+    let kept = disk.crash_states(&CrashProfile::ordered()).count();
+    assert!(kept < states / 4, "{kept} of {states}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use super::image::{Image, Node};
 use super::plan::{Faults, OpKind};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::io::content::Content;
 use crate::io::locks::LockTable;
 use crate::io::tree::{DirectoryId, Entry, Names, Place, ROOT, Tree};
@@ -119,6 +119,8 @@ pub(super) struct Machine {
     pub(super) descriptors_max: Option<usize>,
     pub(super) without_maps: bool,
     pub(super) without_populate: bool,
+    /// Without one, a change has the number of the operation as its time.
+    pub(super) clock: Option<Arc<dyn Clock>>,
     next_inode: u64,
 }
 
@@ -153,7 +155,7 @@ impl Machine {
 
     /// The time of the next change.
     pub(super) fn now_ms(&self) -> Timestamp {
-        self.operations.len() as Timestamp
+        self.clock.as_ref().map_or(self.operations.len() as Timestamp, |clock| clock.now_ms())
     }
 
     /// What a new process would see: everything that was written.

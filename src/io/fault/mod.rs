@@ -31,6 +31,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::clock::Clock;
 use crate::sync::Mutex;
 
 mod crash;
@@ -186,6 +187,11 @@ impl FaultVfs {
         let mut machine = self.shared.machine.lock();
         machine.without_maps = !maps;
         machine.without_populate = !populate;
+    }
+
+    /// Takes modification times from a clock. Without one they are the numbers of the operations.
+    pub fn set_clock(&self, clock: Arc<dyn Clock>) {
+        self.shared.machine.lock().clock = Some(clock);
     }
 
     /// Overwrites bytes of a file behind everybody's back, on the disk and in the cache: rot, or another program. Maps that
