@@ -1,0 +1,137 @@
+//! Read-only maps of files, handed out as [`Bytes`]: the only file of the crate with `unsafe` in it.
+//!
+//! It knows a file and a length. It does not know who may write the file; that promise is the caller's
+//! ([`VfsFile::map`](super::VfsFile::map)), and the crate keeps it by never changing or cutting published bytes.
+#![allow(unsafe_code, reason = "mapping a file is unsafe by nature; this is the one file where it is done")]
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use memmap2::{Mmap, MmapOptions};
+
+use super::VfsMap;
+
+/// Maps `[0, bytes)` of a file for reading. The file must be at least that long: a page past its end could not be read
+/// and would kill the process with a signal.
+pub(super) fn map_file(file: &File, bytes: u64) -> io::Result<FileMap> {
+    if bytes == 0 {
+        return Ok(FileMap { bytes: Bytes::new(), map: None });
+    }
+    let file_bytes = file.metadata()?.len();
+    if file_bytes < bytes {
+        let what = format!("cannot map {bytes} bytes of a file of {file_bytes}");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+    }
+    let length = usize::try_from(bytes)
+        .ok()
+        .filter(|length| isize::try_from(*length).is_ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "more than the address space holds"))?;
+    // SAFETY: the map is read-only and private to this type; it leaves only as `&[u8]` inside `Bytes`, whose owner keeps
+    // the mapping alive, and the map owns its pages independently of the descriptor. What remains is that the bytes must
+    // not change and the file must not be cut below `bytes` while it lives: that is the promise in the contract of
+    // `VfsFile::map`. The crate keeps it by mapping published bytes only, which it never overwrites or cuts (see
+    // "published bytes never change" in the manual); other programs writing the directory are outside the contract.
+    let map = unsafe { MmapOptions::new().len(length).map(file)? };
+    let map = Arc::new(map);
+    Ok(FileMap { bytes: Bytes::from_owner(Owner(Arc::clone(&map))), map: Some(map) })
+}
+
+/// What keeps the mapping alive inside `Bytes`.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A map of the first bytes of a file.
+#[derive(Debug)]
+pub(super) struct FileMap {
+    bytes: Bytes,
+    /// `None` for a map of nothing: the operating system refuses to make one.
+    map: Option<Arc<Mmap>>,
+}
+
+impl VfsMap for FileMap {
+    fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    fn populate(&self, position: u64, bytes: u64) -> io::Result<bool> {
+        let end = position.checked_add(bytes).filter(|end| *end <= self.bytes.len() as u64);
+        if end.is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the range is not inside the map"));
+        }
+        match &self.map {
+            Some(map) if bytes > 0 => populate(map, position, bytes),
+            _ => Ok(true),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn populate(map: &Mmap, position: u64, bytes: u64) -> io::Result<bool> {
+    use nix::libc::{EINVAL, ENOSYS};
+    // Both fit: the range was found to lie inside the map.
+    let (position, bytes) = (position as usize, bytes as usize);
+    loop {
+        // The range is widened to whole pages by `advise_range`.
+        match map.advise_range(memmap2::Advice::PopulateRead, position, bytes) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A kernel before 5.14 does not know the advice.
+            Err(error) if matches!(error.raw_os_error(), Some(EINVAL | ENOSYS)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn populate(_: &Mmap, _: u64, _: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the map is tested on real files")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_outlive_the_map_and_the_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        std::fs::write(&path, vec![7; 10_000]).unwrap();
+        let file = File::open(&path).unwrap();
+        let map = map_file(&file, 9_999).unwrap();
+        let slice = map.bytes().slice(9_000..);
+        assert!(map.populate(5_000, 4_999).unwrap() || !cfg!(target_os = "linux"));
+        drop((map, file));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(slice, vec![7; 999]);
+    }
+
+    #[test]
+    fn a_shortened_file_is_an_error_of_populate() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        std::fs::write(&path, vec![7; 100_000]).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let map = map_file(&file, 100_000).unwrap();
+        file.set_len(1_000).unwrap();
+        if cfg!(target_os = "linux") {
+            assert!(map.populate(50_000, 4_096).is_err());
+        }
+    }
+
+    #[test]
+    fn nothing_and_too_much() {
+        let file = tempfile::tempfile().unwrap();
+        let map = map_file(&file, 0).unwrap();
+        assert!(map.bytes().is_empty() && map.populate(0, 0).unwrap());
+        assert_eq!(map.populate(0, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(map_file(&file, 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -15,12 +15,15 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 
+mod content;
 mod disk;
 mod fault;
 pub(crate) mod frame;
+mod locks;
 mod map;
 mod memory;
 pub(crate) mod replace;
+mod tree;
 
 pub use disk::DiskVfs;
 pub use fault::*;
@@ -107,6 +110,7 @@ pub trait Vfs: Send + Sync + fmt::Debug {
 }
 
 /// An open file. All positions are absolute; there is no cursor.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
 pub trait VfsFile: Send + Sync + fmt::Debug {
     /// Reads at a position into the buffer. Fewer bytes than asked for may come; 0 only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize>;

@@ -1,0 +1,482 @@
+//! The simulated disk as a [`Vfs`]: each call is counted, may fail, changes what is visible, and is put on the list of
+//! what is not durable yet.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+
+use super::machine::{Change, File, InodeState, Machine, Operation};
+use super::plan::{Fault, OpKind, SyncFailure, errno, file_class};
+use super::{FaultVfs, Shared};
+use crate::clock::Timestamp;
+use crate::io::content::{Content, Snapshot, mix};
+use crate::io::tree::Entry;
+use crate::io::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap};
+use crate::sync::MutexGuard;
+
+impl Machine {
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stop_after.is_some_and(|stop_after| self.operations.len() as u64 >= stop_after)
+    }
+
+    /// Every call of the seam begins here. Fails if it is to fail, or says what else goes wrong with it.
+    fn call(&mut self, op: OpKind, class: &Arc<str>) -> io::Result<Option<Fault>> {
+        if self.has_stopped() {
+            return Err(io::Error::other("the simulated machine has lost its power"));
+        }
+        self.faults.call(op, class)
+    }
+
+    /// Records that an operation was done.
+    fn done(&mut self, op: OpKind, path: &Arc<str>, position: u64, bytes: &[u8]) {
+        let data = u64::from(crc32fast::hash(bytes)) << 32 | u64::from(crc32fast::hash(path.as_bytes()));
+        self.trace_hash = mix(self.trace_hash ^ mix(data ^ (op as u64) << 56 ^ mix(position)));
+        self.operations.push(Operation { op, path: Arc::clone(path), position, bytes: bytes.len() as u64 });
+    }
+
+    fn check_descriptors(&self, used: usize) -> io::Result<()> {
+        match self.descriptors_max {
+            Some(max) if used >= max => Err(io::Error::from_raw_os_error(errno::EMFILE)),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many more bytes the disk takes.
+    fn room(&self) -> u64 {
+        self.bytes_max.map_or(u64::MAX, |max| max.saturating_sub(self.bytes_used()))
+    }
+
+    pub(super) fn sync_everything(&mut self) {
+        while let Some(pending) = self.pending.iter().find(|pending| !pending.limbo) {
+            match pending.change.clone() {
+                Change::Write { file, .. } | Change::Length { file, .. } => self.sync_file(&file),
+                Change::Name { place, .. } => self.sync_directory(place.0),
+                Change::Rename { source, target, .. } => {
+                    self.sync_directory(target.0);
+                    self.sync_directory(source.0);
+                }
+            }
+        }
+    }
+
+    /// Finds the file, or makes it and says so.
+    fn find_or_create(&mut self, path: &Path, name: &Arc<str>, mode: OpenMode) -> io::Result<File> {
+        let exists = || ErrorKind::AlreadyExists.into();
+        match self.tree.file(path) {
+            Ok(_) if mode == OpenMode::CreateNew => Err(exists()),
+            Err(error) if error.kind() == ErrorKind::IsADirectory && mode == OpenMode::CreateNew => Err(exists()),
+            Err(error)
+                if error.kind() == ErrorKind::NotFound && matches!(mode, OpenMode::CreateNew | OpenMode::Create) =>
+            {
+                let place = self.tree.place(path)?;
+                let file = self.new_inode(Content::default(), self.now_ms());
+                self.tree.add_file(&place, Arc::clone(&file));
+                self.push(Change::Name { place, entry: Some(Entry::File(Arc::clone(&file))) });
+                self.done(OpKind::Create, name, 0, &[]);
+                Ok(file)
+            }
+            result => result,
+        }
+    }
+}
+
+impl FaultVfs {
+    /// Begins a call on a directory or a name.
+    fn enter(&self, op: OpKind, class: &str) -> io::Result<MutexGuard<'_, Machine>> {
+        let mut machine = self.shared.machine.lock();
+        machine.call(op, &class.into())?;
+        Ok(machine)
+    }
+}
+
+fn text(path: &Path) -> Arc<str> {
+    path.to_string_lossy().into()
+}
+
+impl Vfs for FaultVfs {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
+        let (class, name) = (file_class(path), text(path));
+        let op = match mode {
+            OpenMode::Read | OpenMode::Write => OpKind::Open,
+            OpenMode::CreateNew | OpenMode::Create => OpKind::Create,
+        };
+        let mut machine = self.enter(op, &class)?;
+        machine.check_descriptors(self.descriptors())?;
+        let file = machine.find_or_create(path, &name, mode)?;
+        let process = machine.process;
+        let seen_failures = AtomicU64::new(file.state.lock().failed_syncs.0);
+        drop(machine);
+        let descriptor = Descriptor::new(&self.shared, process);
+        let writable = mode != OpenMode::Read;
+        Ok(Arc::new(Handle { descriptor, file, name, class: class.into(), writable, seen_failures }))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<DirEntry>> {
+        let machine = self.enter(OpKind::List, "directory")?;
+        machine.check_descriptors(self.descriptors())?;
+        let names = machine.tree.names(machine.tree.directory(directory)?).ok_or(ErrorKind::NotFound)?;
+        let entry = |(name, entry): (&String, &Entry<File>)| {
+            let name = name.clone();
+            match entry {
+                Entry::File(file) => {
+                    let state = file.state.lock();
+                    let (bytes, modified_ms) = (state.visible.bytes(), state.modified_ms);
+                    DirEntry { name, kind: EntryKind::File, bytes, modified_ms }
+                }
+                Entry::Directory(_) => DirEntry { name, kind: EntryKind::Directory, bytes: 0, modified_ms: 0 },
+            }
+        };
+        Ok(names.iter().map(entry).collect())
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut machine = self.enter(OpKind::CreateDir, "directory")?;
+        let (place, id) = machine.tree.create_directory(path)?;
+        machine.durable.insert(id, Arc::default());
+        machine.push(Change::Name { place, entry: Some(Entry::Directory(id)) });
+        machine.done(OpKind::CreateDir, &text(path), 0, &[]);
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let is_directory = {
+            let machine = self.shared.machine.lock();
+            machine.tree.directory(from).is_ok()
+        };
+        let class = if is_directory { "directory".to_owned() } else { file_class(from) };
+        let mut machine = self.enter(OpKind::Rename, &class)?;
+        if let Some((source, target, entry)) = machine.tree.rename(from, to)? {
+            machine.push(Change::Rename { source, target, entry, source_synced: false });
+            machine.done(OpKind::Rename, &text(from), 0, text(to).as_bytes());
+        }
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut machine = self.enter(OpKind::RemoveFile, &file_class(path))?;
+        let (place, _) = machine.tree.remove_file(path)?;
+        machine.push(Change::Name { place, entry: None });
+        machine.done(OpKind::RemoveFile, &text(path), 0, &[]);
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut machine = self.enter(OpKind::RemoveDir, "directory")?;
+        let place = machine.tree.remove_directory(path)?;
+        machine.push(Change::Name { place, entry: None });
+        machine.done(OpKind::RemoveDir, &text(path), 0, &[]);
+        Ok(())
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let mut machine = self.enter(OpKind::SyncDir, "directory")?;
+        machine.check_descriptors(self.descriptors())?;
+        let directory = machine.tree.directory(path)?;
+        machine.sync_directory(directory);
+        machine.done(OpKind::SyncDir, &text(path), 0, &[]);
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path, kind: LockKind) -> io::Result<Box<dyn VfsLock>> {
+        let mut machine = self.enter(OpKind::Lock, &file_class(path))?;
+        machine.check_descriptors(self.descriptors())?;
+        let file = machine.find_or_create(path, &text(path), OpenMode::Create)?;
+        let lock = machine.locks.lock(file.number, kind)?;
+        let process = machine.process;
+        drop(machine);
+        Ok(Box::new(HeldLock { _lock: lock, _descriptor: Descriptor::new(&self.shared, process) }))
+    }
+}
+
+/// One of the descriptors in use.
+struct Descriptor {
+    shared: Arc<Shared>,
+    process: u64,
+}
+
+impl Descriptor {
+    fn new(shared: &Arc<Shared>, process: u64) -> Self {
+        shared.descriptors.fetch_add(1, Ordering::SeqCst);
+        Self { shared: Arc::clone(shared), process }
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // Those of a killed process were all taken back then.
+        if self.shared.machine.lock().process == self.process {
+            self.shared.descriptors.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+struct HeldLock {
+    _lock: Box<dyn VfsLock>,
+    _descriptor: Descriptor,
+}
+
+impl VfsLock for HeldLock {}
+
+impl fmt::Debug for HeldLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultLock")
+    }
+}
+
+/// An open file.
+struct Handle {
+    descriptor: Descriptor,
+    file: File,
+    name: Arc<str>,
+    class: Arc<str>,
+    writable: bool,
+    /// Of the syncs that failed for all handles, how many this one has heard of.
+    seen_failures: AtomicU64,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultFile").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    fn enter(&self, op: OpKind) -> io::Result<(MutexGuard<'_, Machine>, Option<Fault>)> {
+        let mut machine = self.descriptor.shared.machine.lock();
+        if machine.process != self.descriptor.process {
+            return Err(io::Error::other("the process that had this file open was killed"));
+        }
+        let fault = machine.call(op, &self.class)?;
+        Ok((machine, fault))
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        if self.writable { Ok(()) } else { Err(ErrorKind::PermissionDenied.into()) }
+    }
+
+    /// The test has failed if the change touches what a reader may hold a slice of.
+    fn check_maps(&self, machine: MutexGuard<'_, Machine>, broken: bool, what: fmt::Arguments<'_>) {
+        if broken {
+            // Not under the lock: what unwinds closes files, which takes it.
+            drop(machine);
+            panic!("{} was changed below the end of a live map: {what}", self.name);
+        }
+    }
+
+    fn set_length(&self, op: OpKind, bytes: u64, only_longer: bool) -> io::Result<()> {
+        let (mut machine, _) = self.enter(op)?;
+        self.check_writable()?;
+        Content::check_end(0, bytes)?;
+        let mut state = self.file.state.lock();
+        let before = state.visible.bytes();
+        if only_longer && bytes <= before {
+            return Ok(());
+        }
+        drop(state);
+        if bytes > before && bytes - before > machine.room() {
+            return Err(io::Error::from_raw_os_error(errno::ENOSPC));
+        }
+        state = self.file.state.lock();
+        if state.mapped_bytes(machine.process) > bytes {
+            drop(state);
+            self.check_maps(machine, true, format_args!("cut to {bytes} bytes"));
+            return Ok(());
+        }
+        state.visible.set_bytes(bytes);
+        state.modified_ms = machine.now_ms();
+        drop(state);
+        machine.push(Change::Length { file: Arc::clone(&self.file), bytes });
+        machine.done(op, &self.name, bytes, &[]);
+        Ok(())
+    }
+
+    fn sync(&self, op: OpKind) -> io::Result<()> {
+        let (mut machine, fault) = self.enter(op)?;
+        if let Some(Fault::Sync(number, failure)) = fault {
+            match failure {
+                SyncFailure::LostAtDrop => machine.give_up(&self.file),
+                SyncFailure::Reverted => machine.revert(&self.file),
+                SyncFailure::OpenHandles => {
+                    machine.give_up(&self.file);
+                    let mut state = self.file.state.lock();
+                    state.failed_syncs = (state.failed_syncs.0 + 1, number);
+                    self.seen_failures.store(state.failed_syncs.0, Ordering::SeqCst);
+                }
+            }
+            return Err(io::Error::from_raw_os_error(number));
+        }
+        let (failures, number) = self.file.state.lock().failed_syncs;
+        if self.seen_failures.swap(failures, Ordering::SeqCst) < failures {
+            return Err(io::Error::from_raw_os_error(number));
+        }
+        machine.sync_file(&self.file);
+        machine.done(op, &self.name, 0, &[]);
+        Ok(())
+    }
+}
+
+impl InodeState {
+    /// How far the live maps of this process reach.
+    fn mapped_bytes(&mut self, process: u64) -> u64 {
+        self.maps.retain(|(alive, by, _)| *by == process && alive.strong_count() > 0);
+        self.maps.iter().map(|(_, _, bytes)| *bytes).max().unwrap_or(0)
+    }
+}
+
+impl VfsFile for Handle {
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        let (_machine, fault) = self.enter(OpKind::Read)?;
+        let wanted = match fault {
+            Some(Fault::Short(bytes)) => buffer.len().min(bytes.max(1)),
+            _ => buffer.len(),
+        };
+        let read = self.file.state.lock().visible.read(&mut buffer[..wanted], position);
+        if let Some(Fault::FlipBit(bit)) = fault {
+            flip(&mut buffer[..read], bit);
+        }
+        Ok(read)
+    }
+
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
+        let (mut machine, fault) = self.enter(OpKind::Write)?;
+        self.check_writable()?;
+        let mut bytes = bytes;
+        if let Some(Fault::Short(most)) = fault {
+            bytes = &bytes[..most.min(bytes.len())];
+        }
+        let end = Content::check_end(position, bytes.len() as u64)?;
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let before = self.file.state.lock().visible.bytes();
+        if end > before && machine.bytes_max.is_some() {
+            let fits = before.saturating_add(machine.room()).saturating_sub(position);
+            if fits == 0 {
+                return Err(io::Error::from_raw_os_error(errno::ENOSPC));
+            }
+            bytes = &bytes[..bytes.len().min(usize::try_from(fits).unwrap_or(usize::MAX))];
+        }
+        let mut state = self.file.state.lock();
+        let below = state.mapped_bytes(machine.process).saturating_sub(position).min(bytes.len() as u64);
+        if below > 0 && state.visible.range(position, below) != bytes[..below as usize] {
+            drop(state);
+            self.check_maps(machine, true, format_args!("{} bytes written at {position}", bytes.len()));
+            return Ok(0);
+        }
+        state.visible.write(bytes, position);
+        state.modified_ms = machine.now_ms();
+        drop(state);
+        machine.push(Change::Write { file: Arc::clone(&self.file), position, bytes: bytes.into() });
+        machine.done(OpKind::Write, &self.name, position, bytes);
+        Ok(bytes.len())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let (_machine, _) = self.enter(OpKind::Len)?;
+        Ok(self.file.state.lock().visible.bytes())
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.set_length(OpKind::SetLen, bytes, false)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync(OpKind::SyncData)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync(OpKind::SyncAll)
+    }
+
+    fn allocate(&self, position: u64, bytes: u64) -> io::Result<()> {
+        let end = Content::check_end(position, bytes)?;
+        self.set_length(OpKind::Allocate, if bytes == 0 { 0 } else { end }, true)
+    }
+
+    fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>> {
+        let (machine, fault) = self.enter(OpKind::Map)?;
+        if machine.without_maps {
+            return Ok(None);
+        }
+        let mut state = self.file.state.lock();
+        if bytes > state.visible.bytes() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let mut snapshot = state.visible.snapshot(bytes);
+        if let Some(Fault::FlipBit(bit)) = fault {
+            let mut copy = snapshot.as_ref().to_vec();
+            flip(&mut copy, bit);
+            snapshot = Snapshot::Copied(copy);
+        }
+        let alive = Arc::new(());
+        if bytes > 0 {
+            state.mapped_bytes(machine.process);
+            state.maps.push((Arc::downgrade(&alive), machine.process, bytes));
+        }
+        Ok(Some(Box::new(Map {
+            bytes: Bytes::from_owner(Mapped { snapshot, _alive: alive }),
+            shared: Arc::downgrade(&self.descriptor.shared),
+            class: Arc::clone(&self.class),
+        })))
+    }
+
+    fn set_modified(&self, modified_ms: Timestamp) -> io::Result<()> {
+        let (_machine, _) = self.enter(OpKind::SetModified)?;
+        self.file.state.lock().modified_ms = modified_ms;
+        Ok(())
+    }
+}
+
+fn flip(bytes: &mut [u8], bit: u64) {
+    let bits = bytes.len() as u64 * 8;
+    if let Some(bit) = bit.checked_rem(bits)
+        && let Some(byte) = bytes.get_mut((bit / 8) as usize)
+    {
+        *byte ^= 1 << (bit % 8);
+    }
+}
+
+/// What keeps a map alive: as long as it is there, the file must not change below its end.
+struct Mapped {
+    snapshot: Snapshot,
+    _alive: Arc<()>,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.snapshot.as_ref()
+    }
+}
+
+struct Map {
+    bytes: Bytes,
+    /// A map does not keep the machine.
+    shared: Weak<Shared>,
+    class: Arc<str>,
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultMap").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+impl VfsMap for Map {
+    fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    fn populate(&self, position: u64, bytes: u64) -> io::Result<bool> {
+        if position.checked_add(bytes).is_none_or(|end| end > self.bytes.len() as u64) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let Some(shared) = self.shared.upgrade() else { return Ok(true) };
+        let mut machine = shared.machine.lock();
+        machine.call(OpKind::Populate, &self.class)?;
+        Ok(!machine.without_populate)
+    }
+}

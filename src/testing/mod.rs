@@ -1,0 +1,4 @@
+//! Conformance suites: what an implementation of one of this crate's traits has to do, as checks that anybody can run
+//! over their own. They panic where an assertion of a test would, and know nothing of any implementation.
+
+pub mod vfs_suite;
