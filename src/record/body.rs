@@ -1,0 +1,487 @@
+//! The records of a batch: [`RecordsIter`] over an uncompressed body, [`RecordView`], headers, and how a body is
+//! uncompressed.
+//!
+//! Knows the header only as decoded by `batch.rs`.
+//!
+//! ```text
+//! varint   length           bytes of the record after this field
+//! i8       attributes       0
+//! varlong  timestampDelta   plus baseTimestamp; without meaning under LogAppendTime
+//! varint   offsetDelta      plus baseOffset
+//! varint   keyLength        -1 null (any negative is read so), then the key
+//! varint   valueLength      -1 null (any negative is read so), then the value
+//! varint   headersCount     then for each: varint length and name, varint length (-1 null) and value
+//!
+//! 1a 00 00 00 04 6b 31 0a 68 65 6c 6c 6f 00            13 bytes, deltas 0, key "k1", value "hello", no headers
+//! 24 00 0a 02 01 0a 77 6f 72 6c 64 04 02 68 02 78 02 6e 01
+//!                                                      18 bytes, deltas 5 and 1, null key, "world", h=x, n=null
+//! ```
+
+use std::borrow::Cow;
+use std::iter::FusedIterator;
+
+use bytes::Bytes;
+
+use crate::clock::Timestamp;
+
+use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, TimestampType};
+use super::compress::{self, Compression};
+use super::value::{AsRecord, Header, RecordRef};
+use super::varint;
+
+/// What a reader allows a body to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeLimits {
+    /// The most bytes that one body may decompress to; 16 MiB unless set, and never more than 2147483647.
+    pub decompressed_bytes_max: usize,
+}
+
+impl Default for DecodeLimits {
+    fn default() -> Self {
+        Self { decompressed_bytes_max: 16 * 1024 * 1024 }
+    }
+}
+
+impl DecodeLimits {
+    fn bytes_max(self) -> usize {
+        self.decompressed_bytes_max.min(i32::MAX as usize)
+    }
+}
+
+/// The uncompressed body of a batch that is known to hold: a slice of it, or a fresh buffer.
+///
+/// # Errors
+/// If the body cannot be decompressed within the limits.
+pub fn decode_body(header: &BatchHeader, batch: &Bytes, limits: &DecodeLimits) -> Result<Bytes, BatchError> {
+    let end = header.size_bytes();
+    if end < BATCH_HEADER_BYTES || batch.len() < end {
+        return Err(BatchError::Truncated { needed: end, available: batch.len() });
+    }
+    match header.compression() {
+        Compression::None => Ok(batch.slice(BATCH_HEADER_BYTES..end)),
+        codec => {
+            let mut body = Vec::new();
+            let compressed = batch.get(BATCH_HEADER_BYTES..end).unwrap_or_default();
+            compress::decompress(codec, compressed, &mut body, limits.bytes_max())?;
+            Ok(Bytes::from(body))
+        }
+    }
+}
+
+/// A buffer that compressed bodies are decompressed into, one after the other.
+#[derive(Debug, Default)]
+pub struct Decompressor {
+    limits: DecodeLimits,
+    buffer: Vec<u8>,
+}
+
+impl Decompressor {
+    /// A buffer with these limits.
+    pub fn new(limits: DecodeLimits) -> Self {
+        Self { limits, buffer: Vec::new() }
+    }
+
+    /// The uncompressed body of a batch, in the batch itself or in the buffer.
+    pub(super) fn body<'b>(&'b mut self, view: &BatchView<'b>) -> Result<&'b [u8], BatchError> {
+        match view.header().compression() {
+            Compression::None => Ok(view.body()),
+            codec => {
+                self.buffer.clear();
+                compress::decompress(codec, view.body(), &mut self.buffer, self.limits.bytes_max())?;
+                Ok(&self.buffer)
+            }
+        }
+    }
+}
+
+/// Where a record's parts are in its body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    pub(super) key_at: u32,
+    /// -1 if the key is null.
+    pub(super) key_length: i32,
+    pub(super) value_at: u32,
+    /// -1 if the value is null.
+    pub(super) value_length: i32,
+    /// From the number of headers on.
+    pub(super) headers_at: u32,
+    pub(super) headers_end: u32,
+}
+
+impl Parts {
+    #[inline(always)]
+    pub(super) fn key<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
+        nullable(body, self.key_at, self.key_length)
+    }
+
+    #[inline(always)]
+    pub(super) fn value<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
+        nullable(body, self.value_at, self.value_length)
+    }
+
+    #[inline(always)]
+    pub(super) fn headers<'a>(&self, body: &'a [u8]) -> HeadersRef<'a> {
+        let bytes = body.get(self.headers_at as usize..self.headers_end as usize);
+        HeadersRef(Headers::Encoded(bytes.unwrap_or_default()))
+    }
+}
+
+#[inline(always)]
+fn nullable(body: &[u8], at: u32, length: i32) -> Option<&[u8]> {
+    let length = usize::try_from(length).ok()?;
+    body.get(at as usize..)?.get(..length)
+}
+
+/// One record, borrowed from its body.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordView<'a> {
+    pub(super) body: &'a [u8],
+    pub(super) parts: Parts,
+    pub(super) offset: i64,
+    pub(super) timestamp: Timestamp,
+}
+
+impl<'a> RecordView<'a> {
+    /// The record's offset.
+    #[inline]
+    pub fn offset(&self) -> i64 {
+        self.offset
+    }
+
+    /// The record's time, in milliseconds since 1970-01-01 UTC.
+    #[inline]
+    pub fn timestamp_ms(&self) -> Timestamp {
+        self.timestamp
+    }
+
+    /// The key, `None` if it is null.
+    #[inline]
+    pub fn key(&self) -> Option<&'a [u8]> {
+        self.parts.key(self.body)
+    }
+
+    /// The value, `None` if it is null.
+    #[inline]
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.parts.value(self.body)
+    }
+
+    /// Whether the value is null.
+    #[inline]
+    pub fn is_tombstone(&self) -> bool {
+        self.parts.value_length < 0
+    }
+
+    /// The headers, in order.
+    #[inline]
+    pub fn headers(&self) -> HeadersRef<'a> {
+        self.parts.headers(self.body)
+    }
+}
+
+impl AsRecord for RecordView<'_> {
+    #[inline]
+    fn as_record(&self) -> RecordRef<'_> {
+        RecordRef {
+            key: self.key(),
+            value: self.value(),
+            headers: self.headers(),
+            timestamp: Some(self.timestamp),
+            partition: None,
+            partition_key: None,
+        }
+    }
+}
+
+/// Walks the records of an uncompressed body and checks it on the way: every length, offsets that rise within the
+/// batch, the number of records, and no byte left over. After an error it ends.
+///
+/// It never gives out a part of a record that does not hold, but the records before it were given out by then.
+#[derive(Clone, Debug)]
+pub struct RecordsIter<'a> {
+    body: &'a [u8],
+    /// Where the next record begins; `body.len()` once the walk is over.
+    at: usize,
+    /// Records still to come.
+    left: u32,
+    base_offset: i64,
+    last_offset_delta: i32,
+    /// The delta of the record before, -1 at first.
+    previous_delta: i32,
+    base_timestamp: Timestamp,
+    /// The timestamp of all records under LogAppendTime.
+    append_time: Option<Timestamp>,
+}
+
+impl<'a> RecordsIter<'a> {
+    /// Walks a body that belongs to this header.
+    #[inline]
+    pub fn new(header: &BatchHeader, body: &'a [u8]) -> Self {
+        let append_time = match header.timestamp_type() {
+            TimestampType::CreateTime => None,
+            TimestampType::LogAppendTime => Some(header.max_timestamp),
+        };
+        Self {
+            body,
+            at: 0,
+            left: u32::try_from(header.records_count).unwrap_or(0),
+            base_offset: header.base_offset,
+            last_offset_delta: header.last_offset_delta,
+            previous_delta: -1,
+            base_timestamp: header.base_timestamp,
+            append_time,
+        }
+    }
+
+    #[inline(always)]
+    fn decode(&mut self) -> Result<RecordView<'a>, BatchError> {
+        let mut start = self.at;
+        let length = varint::read_i32(self.body, &mut start).ok_or_else(|| self.cut())?;
+        // A negative length becomes huge, and the slice below refuses it.
+        let end = start.wrapping_add(length as isize as usize);
+        let record = self.body.get(..end).filter(|_| length >= 0).ok_or_else(|| self.cut())?;
+        // Attributes of a record have no meaning yet.
+        let mut at = start.wrapping_add(1);
+        let timestamp_delta = varint::read_i64(record, &mut at).ok_or_else(|| self.cut())?;
+        let offset_delta = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?;
+        if offset_delta <= self.previous_delta || offset_delta > self.last_offset_delta {
+            return Err(BatchError::malformed(self.at, "the offset delta does not rise, or is beyond the batch"));
+        }
+        let key_length = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?.max(-1);
+        let key_at = at as u32;
+        at = at.wrapping_add(key_length.max(0) as usize);
+        let value_length = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?.max(-1);
+        let value_at = at as u32;
+        at = at.wrapping_add(value_length.max(0) as usize);
+        let headers_at = at as u32;
+        let headers = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?;
+        if headers != 0 {
+            at = skip_headers(record, at, headers).ok_or_else(|| self.cut())?;
+        }
+        if at != end {
+            return Err(BatchError::malformed(self.at, "the record is longer than its parts"));
+        }
+        self.at = end;
+        self.left = self.left.wrapping_sub(1);
+        self.previous_delta = offset_delta;
+        Ok(RecordView {
+            body: self.body,
+            parts: Parts { key_at, key_length, value_at, value_length, headers_at, headers_end: end as u32 },
+            offset: self.base_offset.wrapping_add(i64::from(offset_delta)),
+            // Under LogAppendTime the deltas are what the producer wrote, and a delete horizon may be far from them, so
+            // that the sum is made as Kafka makes it.
+            timestamp: match self.append_time {
+                Some(append_time) => append_time,
+                None => self.base_timestamp.wrapping_add(timestamp_delta),
+            },
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn cut(&self) -> BatchError {
+        BatchError::malformed(self.at, "a length of the record is beyond its end, or no number")
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn left_over(&mut self) -> BatchError {
+        let at = std::mem::replace(&mut self.at, self.body.len());
+        BatchError::malformed(at, "bytes are left over after the last record")
+    }
+}
+
+impl<'a> Iterator for RecordsIter<'a> {
+    type Item = Result<RecordView<'a>, BatchError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return if self.at == self.body.len() { None } else { Some(Err(self.left_over())) };
+        }
+        let decoded = self.decode();
+        if decoded.is_err() {
+            self.left = 0;
+            self.at = self.body.len();
+        }
+        Some(decoded)
+    }
+}
+
+impl FusedIterator for RecordsIter<'_> {}
+
+/// Checks `count` headers from `at` on, and returns where they end.
+#[inline(never)]
+fn skip_headers(record: &[u8], mut at: usize, count: i32) -> Option<usize> {
+    let count = usize::try_from(count).ok()?;
+    // A header has at least its two lengths.
+    if count > record.len().saturating_sub(at) / 2 {
+        return None;
+    }
+    for _ in 0..count {
+        read_header(record, &mut at)?;
+    }
+    Some(at)
+}
+
+#[inline]
+fn read_header<'a>(bytes: &'a [u8], at: &mut usize) -> Option<HeaderRef<'a>> {
+    let length = usize::try_from(varint::read_i32(bytes, at)?).ok()?;
+    let name = bytes.get(*at..)?.get(..length)?;
+    *at = at.wrapping_add(length);
+    let length = varint::read_i32(bytes, at)?;
+    let value = match usize::try_from(length) {
+        Ok(length) => {
+            let value = bytes.get(*at..)?.get(..length)?;
+            *at = at.wrapping_add(length);
+            Some(value)
+        }
+        Err(_) => None,
+    };
+    Some(HeaderRef { name, value })
+}
+
+/// A header, borrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderRef<'a> {
+    name: &'a [u8],
+    value: Option<&'a [u8]>,
+}
+
+impl<'a> HeaderRef<'a> {
+    /// The name; bytes that are not UTF-8 are shown as replacement characters.
+    pub fn name(&self) -> Cow<'a, str> {
+        String::from_utf8_lossy(self.name)
+    }
+
+    /// The name as it is stored.
+    pub fn name_bytes(&self) -> &'a [u8] {
+        self.name
+    }
+
+    /// The value, `None` if it is null.
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.value
+    }
+
+    /// A copy that owns its bytes.
+    pub fn to_header(&self) -> Header {
+        Header::from_bytes(Bytes::copy_from_slice(self.name), self.value.map(Bytes::copy_from_slice))
+    }
+}
+
+/// The headers of a record, borrowed: a slice of [`Header`]s, or those of a record that was read.
+///
+/// ```
+/// use topiclog::record::{AsRecord, Record};
+/// let record = Record::of_value("v").header("a", "1").header("a", "2");
+/// let headers = record.as_record().headers;
+/// assert_eq!(headers.len(), 2);
+/// assert_eq!(headers.last("a").and_then(|header| header.value()), Some(&b"2"[..]));
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct HeadersRef<'a>(Headers<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum Headers<'a> {
+    Slice(&'a [Header]),
+    /// The number of headers and the headers, as they are in a record whose checks held.
+    Encoded(&'a [u8]),
+}
+
+impl<'a> HeadersRef<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self.0 {
+            Headers::Slice(headers) => headers.len(),
+            Headers::Encoded(bytes) => {
+                varint::read_i32(bytes, &mut 0).and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+            }
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The headers, in order.
+    pub fn iter(&self) -> HeadersIter<'a> {
+        match self.0 {
+            Headers::Slice(_) => HeadersIter { headers: self.0, at: 0, left: self.len() },
+            Headers::Encoded(bytes) => {
+                let mut at = 0;
+                let count = varint::read_i32(bytes, &mut at).and_then(|count| usize::try_from(count).ok());
+                HeadersIter { headers: self.0, at, left: count.unwrap_or(0) }
+            }
+        }
+    }
+
+    /// The last header of this name, which is the one that counts in Kafka's clients.
+    pub fn last(&self, name: &str) -> Option<HeaderRef<'a>> {
+        self.iter().filter(|header| header.name_bytes() == name.as_bytes()).last()
+    }
+
+    /// The bytes that they have in a record, if they are there already, beginning with their number.
+    #[inline]
+    pub(super) fn encoded(&self) -> Option<&'a [u8]> {
+        match self.0 {
+            Headers::Slice([]) => Some(&[0]),
+            Headers::Slice(_) => None,
+            Headers::Encoded(bytes) => Some(bytes),
+        }
+    }
+}
+
+impl Default for HeadersRef<'_> {
+    #[inline]
+    fn default() -> Self {
+        Self(Headers::Slice(&[]))
+    }
+}
+
+impl<'a> From<&'a [Header]> for HeadersRef<'a> {
+    #[inline]
+    fn from(headers: &'a [Header]) -> Self {
+        Self(Headers::Slice(headers))
+    }
+}
+
+impl<'a> IntoIterator for HeadersRef<'a> {
+    type Item = HeaderRef<'a>;
+    type IntoIter = HeadersIter<'a>;
+    fn into_iter(self) -> HeadersIter<'a> {
+        self.iter()
+    }
+}
+
+/// Walks the headers of a record, see [`HeadersRef::iter`].
+#[derive(Clone, Debug)]
+pub struct HeadersIter<'a> {
+    headers: Headers<'a>,
+    /// An index, or a position in the encoded bytes.
+    at: usize,
+    left: usize,
+}
+
+impl<'a> Iterator for HeadersIter<'a> {
+    type Item = HeaderRef<'a>;
+
+    fn next(&mut self) -> Option<HeaderRef<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        match self.headers {
+            Headers::Slice(headers) => {
+                let header = headers.get(self.at)?;
+                self.at = self.at.wrapping_add(1);
+                Some(HeaderRef { name: header.name_bytes(), value: header.value() })
+            }
+            Headers::Encoded(bytes) => read_header(bytes, &mut self.at),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.left))
+    }
+}
+
+impl FusedIterator for HeadersIter<'_> {}
