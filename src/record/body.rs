@@ -27,7 +27,7 @@ use crate::clock::Timestamp;
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, TimestampType};
 use super::compress::{self, Compression};
 use super::value::{AsRecord, Header, RecordRef};
-use super::varint;
+use super::varint::{self, unzigzag};
 
 /// What a reader allows a body to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,44 +235,25 @@ impl<'a> RecordsIter<'a> {
 
     #[inline(always)]
     fn decode(&mut self) -> Result<RecordView<'a>, BatchError> {
-        let mut start = self.at;
-        let length = varint::read_i32(self.body, &mut start).ok_or_else(|| self.cut())?;
-        // A negative length becomes huge, and the slice below refuses it.
-        let end = start.wrapping_add(length as isize as usize);
-        let record = self.body.get(..end).filter(|_| length >= 0).ok_or_else(|| self.cut())?;
-        // Attributes of a record have no meaning yet.
-        let mut at = start.wrapping_add(1);
-        let timestamp_delta = varint::read_i64(record, &mut at).ok_or_else(|| self.cut())?;
-        let offset_delta = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?;
+        let Some(found) = read_short_form(self.body, self.at).or_else(|| read_any_form(self.body, self.at)) else {
+            return Err(self.cut());
+        };
+        let offset_delta = found.offset_delta;
         if offset_delta <= self.previous_delta || offset_delta > self.last_offset_delta {
             return Err(BatchError::malformed(self.at, "the offset delta does not rise, or is beyond the batch"));
         }
-        let key_length = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?.max(-1);
-        let key_at = at as u32;
-        at = at.wrapping_add(key_length.max(0) as usize);
-        let value_length = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?.max(-1);
-        let value_at = at as u32;
-        at = at.wrapping_add(value_length.max(0) as usize);
-        let headers_at = at as u32;
-        let headers = varint::read_i32(record, &mut at).ok_or_else(|| self.cut())?;
-        if headers != 0 {
-            at = skip_headers(record, at, headers).ok_or_else(|| self.cut())?;
-        }
-        if at != end {
-            return Err(BatchError::malformed(self.at, "the record is longer than its parts"));
-        }
-        self.at = end;
+        self.at = found.parts.headers_end as usize;
         self.left = self.left.wrapping_sub(1);
         self.previous_delta = offset_delta;
         Ok(RecordView {
             body: self.body,
-            parts: Parts { key_at, key_length, value_at, value_length, headers_at, headers_end: end as u32 },
+            parts: found.parts,
             offset: self.base_offset.wrapping_add(i64::from(offset_delta)),
             // Under LogAppendTime the deltas are what the producer wrote, and a delete horizon may be far from them, so
             // that the sum is made as Kafka makes it.
             timestamp: match self.append_time {
                 Some(append_time) => append_time,
-                None => self.base_timestamp.wrapping_add(timestamp_delta),
+                None => self.base_timestamp.wrapping_add(found.timestamp_delta),
             },
         })
     }
@@ -280,7 +261,7 @@ impl<'a> RecordsIter<'a> {
     #[cold]
     #[inline(never)]
     fn cut(&self) -> BatchError {
-        BatchError::malformed(self.at, "a length of the record is beyond its end, or no number")
+        BatchError::malformed(self.at, "a length is no number, or does not fit the record")
     }
 
     #[cold]
@@ -294,7 +275,7 @@ impl<'a> RecordsIter<'a> {
 impl<'a> Iterator for RecordsIter<'a> {
     type Item = Result<RecordView<'a>, BatchError>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
             return if self.at == self.body.len() { None } else { Some(Err(self.left_over())) };
@@ -309,6 +290,110 @@ impl<'a> Iterator for RecordsIter<'a> {
 }
 
 impl FusedIterator for RecordsIter<'_> {}
+
+/// A record as it stands in its body.
+struct Found {
+    parts: Parts,
+    timestamp_delta: i64,
+    offset_delta: i32,
+}
+
+/// Reads the record at `at` if everything before its key is in 8 bytes, as it is in most: a length, timestamp delta and
+/// offset delta of at most two bytes each, and a key length of one. `None` says only that it has another form.
+///
+/// The numbers are taken from one word in a register, which is what makes this several times as fast as the other.
+#[inline(always)]
+fn read_short_form(body: &[u8], at: usize) -> Option<Found> {
+    let mut word = u64::from_le_bytes(*body.get(at..)?.first_chunk::<8>()?);
+    let mut taken = 0_usize;
+    let length = take_short(&mut word, &mut taken)?;
+    let end = at.wrapping_add(taken).wrapping_add(usize::try_from(unzigzag(length)).ok()?);
+    // Attributes of a record have no meaning yet.
+    word >>= 8;
+    taken = taken.wrapping_add(1);
+    let timestamp_delta = i64::from(unzigzag(take_short(&mut word, &mut taken)?));
+    let offset_delta = unzigzag(take_short(&mut word, &mut taken)?);
+    let key_length = (word & 0xff) as u32;
+    if key_length >= 0x80 {
+        return None;
+    }
+    let key_length = unzigzag(key_length).max(-1);
+    let key_at = at.wrapping_add(taken).wrapping_add(1);
+    let mut at = key_at.wrapping_add(key_length.max(0) as usize);
+    let value_length = varint::read_i32(body, &mut at)?.max(-1);
+    let value_at = at;
+    let headers_at = at.wrapping_add(value_length.max(0) as usize);
+    // Positions only grow, so that arriving at the end means that every part was within the record.
+    if headers_at.wrapping_add(1) != end || *body.get(headers_at)? != 0 {
+        return None;
+    }
+    Some(Found {
+        parts: Parts {
+            key_at: key_at as u32,
+            key_length,
+            value_at: value_at as u32,
+            value_length,
+            headers_at: headers_at as u32,
+            headers_end: end as u32,
+        },
+        timestamp_delta,
+        offset_delta,
+    })
+}
+
+/// Takes a number of one or two bytes off the low end of the word, still zigzag-mapped.
+#[inline(always)]
+fn take_short(word: &mut u64, taken: &mut usize) -> Option<u32> {
+    let low = *word as u32;
+    if low & 0x80 == 0 {
+        *word >>= 8;
+        *taken = taken.wrapping_add(1);
+        return Some(low & 0x7f);
+    }
+    if low & 0x8000 == 0 {
+        *word >>= 16;
+        *taken = taken.wrapping_add(2);
+        return Some((low & 0x7f) | (low >> 1 & 0x3f80));
+    }
+    None
+}
+
+/// Reads the record at `at` in any form. `None` if a part of it does not hold.
+#[inline(never)]
+fn read_any_form(body: &[u8], at: usize) -> Option<Found> {
+    let mut at = at;
+    let length = usize::try_from(varint::read_i32(body, &mut at)?).ok()?;
+    let end = at.checked_add(length)?;
+    let record = body.get(..end)?;
+    // Attributes of a record have no meaning yet.
+    at = at.wrapping_add(1);
+    let timestamp_delta = varint::read_i64(record, &mut at)?;
+    let offset_delta = varint::read_i32(record, &mut at)?;
+    let key_length = varint::read_i32(record, &mut at)?.max(-1);
+    let key_at = at;
+    at = at.checked_add(key_length.max(0) as usize)?;
+    let value_length = varint::read_i32(record, &mut at)?.max(-1);
+    let value_at = at;
+    let headers_at = at.checked_add(value_length.max(0) as usize)?;
+    at = headers_at;
+    let headers = varint::read_i32(record, &mut at)?;
+    at = skip_headers(record, at, headers)?;
+    if at != end {
+        return None;
+    }
+    Some(Found {
+        parts: Parts {
+            key_at: u32::try_from(key_at).ok()?,
+            key_length,
+            value_at: u32::try_from(value_at).ok()?,
+            value_length,
+            headers_at: u32::try_from(headers_at).ok()?,
+            headers_end: u32::try_from(end).ok()?,
+        },
+        timestamp_delta,
+        offset_delta,
+    })
+}
 
 /// Checks `count` headers from `at` on, and returns where they end.
 #[inline(never)]
@@ -485,3 +570,15 @@ impl<'a> Iterator for HeadersIter<'a> {
 }
 
 impl FusedIterator for HeadersIter<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form_is_taken() {
+        let mut body = vec![0x1a, 0, 0, 0, 4];
+        body.extend_from_slice(b"k1\x0ahello\0");
+        assert!(read_short_form(&body, 0).is_some());
+    }
+}

@@ -14,7 +14,7 @@ use super::batch::{
 use super::body::{HeadersRef, RecordView};
 use super::compress::{self, Compression};
 use super::value::{AsRecord, RecordRef};
-use super::varint::{self, Scratch};
+use super::varint::{self, Word};
 
 /// What a batch is to be, apart from its records.
 ///
@@ -284,18 +284,13 @@ fn write_record(
         .wrapping_add(headers_bytes as u64);
     let length = i32::try_from(length).map_err(|_| too_large())?;
 
-    let mut before_key = Scratch::new();
-    before_key.varint(i64::from(length));
-    before_key.byte(0);
-    before_key.varint(timestamp_delta);
-    before_key.varint(i64::from(offset_delta));
-    before_key.varint(key_length);
-    out.reserve((length as usize).wrapping_add(varint::VARINT_BYTES_MAX));
-    out.extend_from_slice(before_key.as_slice());
+    // Room for everything, and for the whole word that short numbers are written by.
+    out.reserve((length as usize).wrapping_add(varint::VARINT_BYTES_MAX).wrapping_add(8));
+    if write_short_start(out, length, timestamp_delta, offset_delta, key_length).is_none() {
+        write_start(out, length, timestamp_delta, offset_delta, key_length);
+    }
     out.extend_from_slice(key);
-    let mut before_value = Scratch::new();
-    before_value.varint(value_length);
-    out.extend_from_slice(before_value.as_slice());
+    varint::write(out, value_length);
     out.extend_from_slice(value);
     match headers {
         Some(&[none]) => out.push(none),
@@ -303,6 +298,38 @@ fn write_record(
         None => write_headers(out, record.headers),
     }
     Ok(())
+}
+
+/// What stands before the key, if it is at most 8 bytes. Writes nothing otherwise.
+#[inline(always)]
+fn write_short_start(
+    out: &mut Vec<u8>,
+    length: i32,
+    timestamp_delta: i64,
+    offset_delta: i32,
+    key_length: i64,
+) -> Option<()> {
+    if key_length >= 64 {
+        return None;
+    }
+    let mut word = Word::default();
+    word.push(i64::from(length))?;
+    // The attributes, which are 0 like the number 0.
+    word.push(0)?;
+    word.push(timestamp_delta)?;
+    word.push(i64::from(offset_delta))?;
+    word.push(key_length)?;
+    word.write_to(out);
+    Some(())
+}
+
+#[inline(never)]
+fn write_start(out: &mut Vec<u8>, length: i32, timestamp_delta: i64, offset_delta: i32, key_length: i64) {
+    varint::write(out, i64::from(length));
+    out.push(0);
+    varint::write(out, timestamp_delta);
+    varint::write(out, i64::from(offset_delta));
+    varint::write(out, key_length);
 }
 
 #[inline(never)]
@@ -324,16 +351,11 @@ fn headers_size(headers: HeadersRef<'_>) -> Result<usize, BatchError> {
 
 #[inline(never)]
 fn write_headers(out: &mut Vec<u8>, headers: HeadersRef<'_>) {
-    let varint = |out: &mut Vec<u8>, value: i64| {
-        let mut scratch = Scratch::new();
-        scratch.varint(value);
-        out.extend_from_slice(scratch.as_slice());
-    };
-    varint(out, headers.len() as i64);
+    varint::write(out, headers.len() as i64);
     for header in headers {
-        varint(out, header.name_bytes().len() as i64);
+        varint::write(out, header.name_bytes().len() as i64);
         out.extend_from_slice(header.name_bytes());
-        varint(out, header.value().map_or(-1, |value| value.len() as i64));
+        varint::write(out, header.value().map_or(-1, |value| value.len() as i64));
         out.extend_from_slice(header.value().unwrap_or_default());
     }
 }

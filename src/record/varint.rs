@@ -19,15 +19,15 @@ pub(crate) fn read_i32(bytes: &[u8], at: &mut usize) -> Option<i32> {
     let first = u32::from(*bytes.get(*at)?);
     if first < 0x80 {
         *at = at.wrapping_add(1);
-        return Some(unzigzag32(first));
+        return Some(unzigzag(first));
     }
     let second = u32::from(*bytes.get(at.wrapping_add(1))?);
     if second < 0x80 {
         *at = at.wrapping_add(2);
-        return Some(unzigzag32((first & 0x7f) | (second << 7)));
+        return Some(unzigzag((first & 0x7f) | (second << 7)));
     }
     let value = read_long_form(bytes, at, VARINT_BYTES_MAX)?;
-    u32::try_from(value).ok().map(unzigzag32)
+    u32::try_from(value).ok().map(unzigzag)
 }
 
 /// Reads a varlong at `at` and moves `at` past it. `None` if it is cut short, too long or too large.
@@ -68,8 +68,9 @@ fn read_long_form(bytes: &[u8], at: &mut usize, bytes_max: usize) -> Option<u64>
     None
 }
 
+/// What a zigzag-mapped number stands for.
 #[inline(always)]
-fn unzigzag32(raw: u32) -> i32 {
+pub(crate) fn unzigzag(raw: u32) -> i32 {
     ((raw >> 1) ^ (raw & 1).wrapping_neg()).cast_signed()
 }
 
@@ -95,41 +96,60 @@ pub(crate) fn size_of(value: i64) -> usize {
     bits.wrapping_mul(9).wrapping_add(64) / 64
 }
 
-/// A small run of bytes on the stack: what stands between two runs of user bytes in a record.
-///
-/// It holds the longest such run: three varints, one varlong and a byte.
-pub(crate) struct Scratch {
-    bytes: [u8; 40],
-    length: usize,
+/// Appends the shortest form. A varint and a varlong of the same value are the same bytes.
+#[inline(always)]
+pub(crate) fn write(out: &mut Vec<u8>, value: i64) {
+    let raw = zigzag64(value);
+    if raw < 0x80 {
+        out.push(raw as u8);
+    } else if raw < 0x4000 {
+        out.extend_from_slice(&[raw as u8 | 0x80, (raw >> 7) as u8]);
+    } else {
+        write_long_form(out, raw);
+    }
 }
 
-impl Scratch {
+#[cold]
+#[inline(never)]
+fn write_long_form(out: &mut Vec<u8>, mut raw: u64) {
+    while raw >= 0x80 {
+        out.push(raw as u8 | 0x80);
+        raw >>= 7;
+    }
+    out.push(raw as u8);
+}
+
+/// A few short numbers in one word, so that they are written by one store.
+#[derive(Default)]
+pub(crate) struct Word {
+    bits: u64,
+    bytes: u32,
+}
+
+impl Word {
+    /// Adds a number. `None` if it takes more than two bytes; the word has room for four such.
     #[inline(always)]
-    pub(crate) fn new() -> Self {
-        Self { bytes: [0; 40], length: 0 }
+    pub(crate) fn push(&mut self, value: i64) -> Option<()> {
+        let raw = zigzag64(value);
+        let (bits, bytes) = if raw < 0x80 {
+            (raw, 1)
+        } else if raw < 0x4000 {
+            ((raw & 0x7f) | 0x80 | (raw >> 7 << 8), 2)
+        } else {
+            return None;
+        };
+        self.bits |= bits.wrapping_shl(self.bytes.wrapping_mul(8));
+        self.bytes = self.bytes.wrapping_add(bytes);
+        Some(())
     }
 
+    /// Appends the numbers.
     #[inline(always)]
-    pub(crate) fn byte(&mut self, byte: u8) {
-        if let Some(slot) = self.bytes.get_mut(self.length) {
-            *slot = byte;
-            self.length = self.length.wrapping_add(1);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn varint(&mut self, value: i64) {
-        let mut raw = zigzag64(value);
-        while raw >= 0x80 {
-            self.byte(raw as u8 | 0x80);
-            raw >>= 7;
-        }
-        self.byte(raw as u8);
-    }
-
-    #[inline(always)]
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        // Eight bytes and a step back are one store; as many bytes as there are would be a call.
+        let end = out.len().wrapping_add(self.bytes as usize);
+        out.extend_from_slice(&self.bits.to_le_bytes());
+        out.truncate(end);
     }
 }
 
@@ -138,9 +158,15 @@ mod tests {
     use super::*;
 
     fn written(value: i64) -> Vec<u8> {
-        let mut scratch = Scratch::new();
-        scratch.varint(value);
-        scratch.as_slice().to_vec()
+        let mut bytes = Vec::new();
+        write(&mut bytes, value);
+        let mut word = Word::default();
+        if word.push(value).is_some() {
+            let mut again = Vec::new();
+            word.write_to(&mut again);
+            assert_eq!(again, bytes);
+        }
+        bytes
     }
 
     #[test]
