@@ -1,4 +1,9 @@
 //! What a record costs on its way to bytes and back, beside the checksum that no way round it avoids.
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a bench stops at the first error, and its macro documents nothing"
+)]
 
 use std::hint::black_box;
 

@@ -491,3 +491,99 @@ impl<'a> BatchView<'a> {
 pub(super) fn checksum(batch: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(batch.get(CRC_FROM..).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BatchSpec, RecordRef, encode_batch};
+
+    fn batch() -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_batch(&mut out, &BatchSpec::new(100), [RecordRef::new(Some(b"k"), Some(b"v"))]).unwrap();
+        out
+    }
+
+    fn with(at: usize, bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+        let mut batch = batch();
+        batch[at..at + bytes.len()].copy_from_slice(bytes);
+        BatchHeader::decode(&batch)
+    }
+
+    #[test]
+    fn check_values_of_the_checksum() {
+        assert_eq!(crc_fast::crc32_iscsi(b"123456789"), 0xe306_9283);
+        assert_eq!(crc_fast::crc32_iscsi(b"Some String"), 608_512_271);
+    }
+
+    #[test]
+    fn a_header_is_what_was_encoded() {
+        let batch = batch();
+        let header = BatchHeader::decode(&batch).unwrap();
+        assert_eq!(header.encode()[..], batch[..BATCH_HEADER_BYTES]);
+    }
+
+    #[test]
+    fn impossible_headers_are_refused() {
+        let malformed = |at, bytes: &[u8]| {
+            let refused = with(at, bytes).unwrap_err();
+            assert!(matches!(refused, BatchError::Malformed { .. }), "{refused:?}");
+            assert!(!refused.is_unsupported());
+        };
+        malformed(0, &(-1_i64).to_be_bytes());
+        malformed(0, &i64::MAX.to_be_bytes());
+        malformed(8, &48_i32.to_be_bytes());
+        malformed(8, &(-1_i32).to_be_bytes());
+        malformed(8, &i32::MIN.to_be_bytes());
+        malformed(23, &(-1_i32).to_be_bytes());
+        malformed(57, &(-1_i32).to_be_bytes());
+        malformed(57, &2_i32.to_be_bytes());
+        // Room for one record only, whatever the offsets say.
+        let mut many = batch();
+        many[23..27].copy_from_slice(&9_i32.to_be_bytes());
+        many[57..61].copy_from_slice(&3_i32.to_be_bytes());
+        assert!(matches!(BatchHeader::decode(&many), Err(BatchError::Malformed { at: 57, .. })));
+        assert_eq!(with(0, &(i64::MAX - 1).to_be_bytes()).unwrap().next_offset(), i64::MAX);
+    }
+
+    #[test]
+    fn what_another_version_may_know_is_unsupported() {
+        for (at, bytes, expected) in [
+            (16, &[0_u8][..], BatchError::Magic(0)),
+            (16, &[1], BatchError::Magic(1)),
+            (16, &[3], BatchError::Magic(3)),
+            (21, &[0x00, 0x80], BatchError::Attributes(0x80)),
+            (21, &[0x80, 0x00], BatchError::Attributes(0x8000)),
+        ] {
+            let refused = with(at, bytes).unwrap_err();
+            assert_eq!(refused, expected);
+            assert!(refused.is_unsupported());
+        }
+        assert_eq!(with(21, &[0, 5]).unwrap_err(), BatchError::CodecInvalid(5));
+        assert!(!with(16, &[0xff]).unwrap_err().is_unsupported());
+        let text = with(16, &[0]).unwrap_err().to_string();
+        assert!(text.contains("unsupported record format 0"), "{text}");
+    }
+
+    #[test]
+    fn short_input_is_truncated_until_more_is_known() {
+        let batch = batch();
+        assert_eq!(BatchHeader::decode(&[]), Err(BatchError::Truncated { needed: 61, available: 0 }));
+        assert_eq!(peek(&batch[..16]), Err(BatchError::Truncated { needed: 17, available: 16 }));
+        let available = batch.len() - 1;
+        let refused = BatchView::parse(&batch[..available]).unwrap_err();
+        assert_eq!(refused, BatchError::Truncated { needed: batch.len(), available });
+        // Zeros, as preallocated space has, are no batch.
+        assert!(matches!(peek(&[0; 17]), Err(BatchError::Malformed { at: 8, .. })));
+        assert!(matches!(BatchView::parse(&[0; 100]), Err(BatchError::Magic(0))));
+    }
+
+    #[test]
+    fn sequences_wrap() {
+        let mut header = BatchHeader::decode(&batch()).unwrap();
+        assert_eq!(header.last_sequence(), -1);
+        header.producer_id = 1;
+        header.base_sequence = i32::MAX - 1;
+        header.last_offset_delta = 3;
+        assert_eq!(header.last_sequence(), 1);
+    }
+}

@@ -574,11 +574,105 @@ impl FusedIterator for HeadersIter<'_> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{BatchSpec, encode_batch};
+
+    /// Two records: `k1` and `hello`; null and `world` with the headers `h`=`x` and `n`=null.
+    const BODY: &[u8] = b"\x1a\0\0\0\x04k1\x0ahello\0\x24\0\x0a\x02\x01\x0aworld\x04\x02h\x02x\x02n\x01";
+
+    fn header(records: i32) -> BatchHeader {
+        let mut out = Vec::new();
+        encode_batch(&mut out, &BatchSpec::new(100), vec![RecordRef::default(); records as usize]).unwrap();
+        BatchHeader::decode(&out).unwrap()
+    }
+
+    /// How many records are given out before the error, and the error.
+    fn refused(records: i32, body: &[u8]) -> (usize, BatchError) {
+        let header = header(records);
+        let mut walk = RecordsIter::new(&header, body);
+        let given = walk.by_ref().take_while(Result::is_ok).count();
+        let error = RecordsIter::new(&header, body).nth(given).unwrap().unwrap_err();
+        assert!(walk.next().is_none(), "nothing follows an error");
+        (given, error)
+    }
 
     #[test]
-    fn the_short_form_is_taken() {
-        let mut body = vec![0x1a, 0, 0, 0, 4];
-        body.extend_from_slice(b"k1\x0ahello\0");
-        assert!(read_short_form(&body, 0).is_some());
+    fn both_forms_read_the_same() {
+        let short = read_short_form(BODY, 0).unwrap();
+        let any = read_any_form(BODY, 0).unwrap();
+        assert_eq!((short.parts.key(BODY), short.parts.value(BODY)), (Some(&b"k1"[..]), Some(&b"hello"[..])));
+        assert_eq!((any.parts.key(BODY), any.parts.value(BODY)), (Some(&b"k1"[..]), Some(&b"hello"[..])));
+        assert_eq!(short.parts.headers_end, any.parts.headers_end);
+        // Headers are for the other form.
+        assert!(read_short_form(BODY, 14).is_none());
+        assert!(read_any_form(BODY, 14).is_some());
+    }
+
+    #[test]
+    fn any_negative_length_is_null_but_for_header_names() {
+        // Key length -3, value length -2.
+        let body = [0x0c, 0, 0, 0, 0x05, 0x03, 0];
+        let record = RecordsIter::new(&header(1), &body).next().unwrap().unwrap();
+        assert_eq!((record.key(), record.value()), (None, None));
+        // One header with a name of length -1.
+        let (given, error) = refused(1, &[0x10, 0, 0, 0, 0x01, 0x01, 0x02, 0x01, 0x01]);
+        assert_eq!(given, 0);
+        assert!(matches!(error, BatchError::Malformed { at: 0, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn every_byte_that_matters_is_checked() {
+        assert_eq!(RecordsIter::new(&header(2), BODY).filter(Result::is_ok).count(), 2);
+        // Position, new byte, records given out before the refusal.
+        for (at, byte, given) in [
+            (0, 0x1b, 0),  // a negative record length
+            (0, 0x18, 0),  // a record shorter than its parts
+            (0, 0x1c, 0),  // a record longer than its parts
+            (3, 0x01, 0),  // an offset delta below 0
+            (3, 0x04, 0),  // an offset delta beyond the batch
+            (17, 0x00, 1), // an offset delta that does not rise
+            (4, 0x7e, 0),  // a key beyond the record
+            (7, 0x7e, 0),  // a value beyond the record
+            (13, 0x02, 0), // a header too many
+            (25, 0x03, 1), // a negative number of headers
+            (25, 0x06, 1), // a header more than there is
+            (25, 0x02, 1), // a header fewer than there is
+            (30, 0x04, 1), // a header name beyond the record
+        ] {
+            let mut body = BODY.to_vec();
+            body[at] = byte;
+            let (before, error) = refused(2, &body);
+            assert_eq!(before, given, "byte {at}");
+            assert!(matches!(error, BatchError::Malformed { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn counts_and_ends_must_agree() {
+        // Fewer and more records than the header says, and a body cut anywhere.
+        assert_eq!(refused(1, BODY).0, 1);
+        assert_eq!(refused(3, BODY).0, 2);
+        for length in 0..BODY.len() {
+            let whole = usize::from(length >= 14);
+            assert_eq!(refused(2, &BODY[..length]).0, whole, "{length}");
+        }
+        let empty = BatchHeader { records_count: 0, ..header(2) };
+        assert!(RecordsIter::new(&empty, &[]).next().is_none());
+        assert!(RecordsIter::new(&empty, &[0]).next().unwrap().is_err());
+    }
+
+    #[test]
+    fn header_counts_are_held_against_the_bytes() {
+        // 2^30 headers in a record of a few bytes: refused at once, not after that many steps.
+        let body = [0x16, 0, 0, 0, 0x01, 0x01, 0x80, 0x80, 0x80, 0x80, 0x08, 0];
+        assert_eq!(refused(1, &body).0, 0);
+    }
+
+    #[test]
+    fn long_numbers_are_read() {
+        // The length and the key length in five bytes each.
+        let mut body = vec![0x9a, 0x80, 0x80, 0x80, 0x00, 0, 0, 0, 0x82, 0x80, 0x80, 0x80, 0x00];
+        body.extend_from_slice(b"k\x04vw\0");
+        let record = RecordsIter::new(&header(1), &body).next().unwrap().unwrap();
+        assert_eq!((record.key(), record.value()), (Some(&b"k"[..]), Some(&b"vw"[..])));
     }
 }

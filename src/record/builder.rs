@@ -538,3 +538,126 @@ impl BatchBuilder {
         Ok(Bytes::from(self.out))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BatchView, Decompressor, RecordsIter};
+
+    const T0: i64 = 1_700_000_000_000;
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    /// Rewrites a batch, keeping the records whose offsets are named.
+    fn rewritten(batch: &[u8], horizon: Option<i64>, kept: &[i64]) -> Vec<u8> {
+        let view = BatchView::parse(batch).unwrap();
+        let mut out = b"before".to_vec();
+        let records = RecordsIter::new(view.header(), view.body()).map(Result::unwrap);
+        let records = records.filter(|record| kept.contains(&record.offset()));
+        let size = rewrite_batch(&mut out, view.header(), horizon, records).unwrap();
+        assert_eq!(size, out.len() - 6);
+        out.split_off(6)
+    }
+
+    #[test]
+    fn cleaned_batches_are_as_kafka_leaves_them() {
+        let transactional = hex(concat!(
+            "00000000000000c80000004c00000007028fb0250c0010000000020000018bcfe568640000018bcfe5686600000000000010920003",
+            "0000000a00000003100000000261023100100002020262023200100004040261023300"
+        ));
+        let head_removed = hex(concat!(
+            "00000000000000c8000000430000000702a9520b8a0010000000020000018bcfe568650000018bcfe5686600000000000010920003",
+            "0000000a00000002100000020262023200100002040261023300"
+        ));
+        let tail_removed = hex(concat!(
+            "00000000000000c8000000430000000702f96d91c90010000000020000018bcfe568640000018bcfe5686500000000000010920003",
+            "0000000a00000002100000000261023100100002020262023200"
+        ));
+        let emptied = hex(concat!(
+            "00000000000000c8000000310000000702cb77e39e001000000002ffffffffffffffff0000018bcfe5686600000000000010920003",
+            "0000000a00000000"
+        ));
+        assert_eq!(rewritten(&transactional, None, &[201, 202]), head_removed);
+        assert_eq!(rewritten(&transactional, None, &[200, 201]), tail_removed);
+        assert_eq!(rewritten(&transactional, None, &[]), emptied);
+        assert_eq!(rewritten(&transactional, Some(T0), &[]), emptied);
+        assert_eq!(rewritten(&transactional, None, &[200, 201, 202]), transactional);
+    }
+
+    #[test]
+    fn a_delete_horizon_is_as_kafka_sets_it() {
+        let produced = hex(concat!(
+            "000000000000012c000000390000000702ffcdafc50000000000000000018bcfe56be80000018bcfe56be8ffffffffffffffffffff",
+            "ffffffff000000010e000000026b0100"
+        ));
+        let cleaned = hex(concat!(
+            "000000000000012c0000003c0000000702bb2332e10040000000000000018bd50bcbd00000018bcfe56be8ffffffffffffffffffff",
+            "ffffffff000000011400cfffb25200026b0100"
+        ));
+        let horizon = BatchView::parse(&cleaned).unwrap().header().delete_horizon_ms();
+        assert_eq!(rewritten(&produced, horizon, &[300]), cleaned);
+        assert_eq!(rewritten(&cleaned, horizon, &[300]), cleaned);
+        assert_eq!(rewritten(&cleaned, None, &[300]), produced);
+    }
+
+    #[test]
+    fn what_cannot_be_encoded_leaves_the_buffer_as_it_was() {
+        let one = RecordRef::new(Some(b"k"), Some(b"v"));
+        let plain = BatchSpec::new(0);
+        let refused = [
+            (plain, vec![]),
+            (plain, vec![one, one.at_ms(-2)]),
+            (BatchSpec { append_time_ms: -2, ..plain }, vec![one]),
+            (BatchSpec { base_offset: -1, ..plain }, vec![one]),
+            (BatchSpec { base_offset: i64::MAX, ..plain }, vec![one]),
+            (BatchSpec { transactional: true, ..plain }, vec![one]),
+            (BatchSpec { producer: Some((-1, 0, 0)), ..plain }, vec![one]),
+            (BatchSpec { producer: Some((1, 0, -1)), ..plain }, vec![one]),
+        ];
+        for (spec, records) in refused {
+            let mut out = b"before".to_vec();
+            let error = encode_batch(&mut out, &spec, records).unwrap_err();
+            assert!(matches!(error, BatchError::Unencodable { .. }), "{error:?}");
+            assert_eq!(out, b"before");
+        }
+    }
+
+    #[test]
+    fn codecs_that_are_not_built_in_say_so() {
+        for compression in Compression::ALL.into_iter().filter(|codec| !codec.is_built_in()) {
+            let mut out = Vec::new();
+            let spec = BatchSpec { compression, ..BatchSpec::new(0) };
+            let error = encode_batch(&mut out, &spec, [RecordRef::default()]).unwrap_err();
+            assert_eq!(error, BatchError::CodecNotBuiltIn(compression));
+            assert!(error.is_unsupported() && out.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_builder_is_unchanged_by_a_refused_record() {
+        let mut builder = BatchBuilder::new(BatchSpec::new(0));
+        assert!(builder.push(RecordRef::default().at_ms(-5)).is_err());
+        assert_eq!((builder.records(), builder.size_bytes()), (0, BATCH_HEADER_BYTES));
+        builder.push(RecordRef::new(None, Some(b"v")).at_ms(3)).unwrap();
+        let batch = builder.finish().unwrap();
+        let view = BatchView::parse(&batch).unwrap();
+        let mut decompressor = Decompressor::default();
+        let times: Vec<_> =
+            view.records(&mut decompressor).unwrap().map(|record| record.unwrap().timestamp_ms()).collect();
+        assert_eq!(times, [3]);
+    }
+
+    #[test]
+    fn the_summary_names_the_first_of_the_largest_times() {
+        let times = [5, 9, 9, 2];
+        let records = times.map(|time| RecordRef::new(None, None).at_ms(time));
+        let mut out = Vec::new();
+        let made = encode_batch(&mut out, &BatchSpec::new(0), records).unwrap();
+        assert_eq!((made.base_timestamp, made.max_timestamp, made.offset_delta_of_max_timestamp), (5, 9, 1));
+        let spec = BatchSpec { timestamp_type: TimestampType::LogAppendTime, append_time_ms: 50, ..BatchSpec::new(0) };
+        let made = encode_batch(&mut out, &spec, records).unwrap();
+        assert_eq!((made.base_timestamp, made.max_timestamp, made.offset_delta_of_max_timestamp), (5, 50, 0));
+    }
+}

@@ -375,10 +375,10 @@ mod lz4 {
         if flags & DICTIONARY != 0 {
             return Err("a dictionary, which Kafka does not read");
         }
-        let size_bytes = if flags & CONTENT_SIZE == 0 { 0 } else { 8 };
+        // Flags, block size and header checksum, and a content size of 8 bytes.
+        let descriptor_bytes = if flags & CONTENT_SIZE == 0 { 3 } else { 11 };
         let checksum_bytes = if flags & BLOCK_CHECKSUMS == 0 { 0 } else { 4_usize };
-        // Flags, block size, content size, header checksum.
-        let mut rest = rest.get(size_bytes + 3..).ok_or(cut)?;
+        let mut rest = rest.get(descriptor_bytes..).ok_or(cut)?;
         loop {
             let (size, after) = rest.split_first_chunk::<4>().ok_or(cut)?;
             let size = u32::from_le_bytes(*size);
@@ -433,5 +433,195 @@ mod zstandard {
         });
         let mut decoder = decoder.map_err(|error| failed(Compression::Zstd, error))?;
         read_capped(Compression::Zstd, &mut decoder, out, limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_kafkas() {
+        for codec in Compression::ALL {
+            assert_eq!(codec.name().parse::<Compression>().unwrap(), codec);
+            assert_eq!(Compression::from_id(codec.id()), Some(codec));
+            let text = serde_json::to_string(&codec).unwrap();
+            assert_eq!(text, format!("\"{codec}\""));
+            assert_eq!(serde_json::from_str::<Compression>(&text).unwrap(), codec);
+        }
+        assert_eq!(Compression::from_id(5), None);
+        assert_eq!("uncompressed".parse::<Compression>().unwrap(), Compression::None);
+        assert!("GZIP".parse::<Compression>().is_err());
+    }
+
+    #[cfg(any(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
+    mod built_in {
+        use super::*;
+
+        fn packed(codec: Compression, body: &[u8]) -> Vec<u8> {
+            let mut out = Vec::new();
+            compress(codec, None, body, &mut out).unwrap();
+            out
+        }
+
+        fn unpacked(codec: Compression, body: &[u8], limit: usize) -> Result<Vec<u8>, BatchError> {
+            let mut out = b"before".to_vec();
+            decompress(codec, body, &mut out, limit)?;
+            Ok(out.split_off(6))
+        }
+
+        fn codecs() -> impl Iterator<Item = Compression> {
+            Compression::ALL.into_iter().filter(|codec| codec.is_built_in())
+        }
+
+        fn is_damage(outcome: Result<Vec<u8>, BatchError>) -> bool {
+            matches!(outcome, Err(BatchError::Decompress { .. }))
+        }
+
+        /// Bytes that compress, over several blocks.
+        fn sample() -> Vec<u8> {
+            (0..200_000_u32).map(|index| (index / 7 % 251) as u8).collect()
+        }
+
+        #[test]
+        fn the_limit_is_exact() {
+            let sample = sample();
+            for codec in codecs() {
+                let packed = packed(codec, &sample);
+                assert_eq!(unpacked(codec, &packed, sample.len()).unwrap(), sample, "{codec}");
+                let limit = sample.len() - 1;
+                assert_eq!(unpacked(codec, &packed, limit), Err(BatchError::DecompressedTooLarge { limit }), "{codec}");
+                assert_eq!(unpacked(codec, &packed, 0), Err(BatchError::DecompressedTooLarge { limit: 0 }), "{codec}");
+            }
+        }
+
+        #[test]
+        fn a_bomb_is_stopped() {
+            let zeros = vec![0; 64 << 20];
+            let limit = 1 << 20;
+            for codec in codecs() {
+                let packed = packed(codec, &zeros);
+                let mut out = Vec::new();
+                let stopped = decompress(codec, &packed, &mut out, limit);
+                assert_eq!(stopped, Err(BatchError::DecompressedTooLarge { limit }), "{codec}");
+                assert!(out.capacity() <= 8 * limit, "{codec}: {}", out.capacity());
+            }
+        }
+
+        #[test]
+        fn cut_or_followed_streams_are_refused() {
+            let sample = sample();
+            for codec in codecs().filter(|&codec| codec != Compression::None) {
+                let packed = packed(codec, &sample);
+                for cut in [1, 3, packed.len() / 2, packed.len() - 9] {
+                    assert!(is_damage(unpacked(codec, &packed[..packed.len() - cut], 1 << 20)), "{codec} less {cut}");
+                }
+                let mut followed = packed.clone();
+                followed.extend_from_slice(b"xy");
+                assert!(is_damage(unpacked(codec, &followed, 1 << 20)), "{codec}");
+            }
+        }
+
+        #[cfg(feature = "gzip")]
+        #[test]
+        fn gzip_is_one_member_as_java_writes_it() {
+            let packed = packed(Compression::Gzip, b"a");
+            assert_eq!(packed[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]);
+            let two = [&packed[..], &packed[..]].concat();
+            assert!(is_damage(unpacked(Compression::Gzip, &two, 100)));
+            let mut out = Vec::new();
+            for level in [-1, 1, 9] {
+                assert_eq!(compress(Compression::Gzip, Some(level), b"a", &mut out), Ok(()));
+            }
+            for level in [-2, 0, 10] {
+                let refused = compress(Compression::Gzip, Some(level), b"a", &mut out);
+                assert!(matches!(refused, Err(BatchError::Unencodable { .. })));
+            }
+        }
+
+        #[cfg(feature = "snappy")]
+        #[test]
+        fn snappy_in_both_framings() {
+            let codec = Compression::Snappy;
+            let block = snap::raw::Encoder::new().compress_vec(b"hello").unwrap();
+            assert_eq!(unpacked(codec, &block, 5).unwrap(), b"hello");
+            let stream = packed(codec, b"hello");
+            assert_eq!(stream[..16], *b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01");
+            // Two streams, one after the other.
+            let twice = [&stream[..], &stream[..]].concat();
+            assert_eq!(unpacked(codec, &twice, 10).unwrap(), b"hellohello");
+            assert_eq!(unpacked(codec, &twice, 9), Err(BatchError::DecompressedTooLarge { limit: 9 }));
+            // A negative block length, and a header that is cut.
+            let negative = [&stream[..16], &[0xff; 4], &stream[20..]].concat();
+            assert!(is_damage(unpacked(codec, &negative, 100)));
+            assert!(is_damage(unpacked(codec, &stream[..12], 100)));
+            // A length of 4 GiB in five bytes is refused before room is made for it.
+            assert!(unpacked(codec, &[0xff, 0xff, 0xff, 0xff, 0x0f, 0], 1 << 20).is_err());
+        }
+
+        #[cfg(feature = "lz4")]
+        #[test]
+        fn lz4_frames_are_as_kafkas() {
+            let codec = Compression::Lz4;
+            let frame = [4, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82, 1, 0, 0, 0x80, b'a', 0, 0, 0, 0];
+            assert_eq!(packed(codec, b"a"), frame);
+            assert_eq!(unpacked(codec, &frame, 1).unwrap(), b"a");
+            // A wrong checksum of the header, a reserved bit, a missing end.
+            for (at, byte) in [(6, 0x83), (4, 0x62), (10, 0x81)] {
+                let mut changed = frame;
+                changed[at] = byte;
+                assert!(is_damage(unpacked(codec, &changed, 100)), "byte {at}");
+            }
+            assert!(is_damage(unpacked(codec, &frame[..12], 100)));
+        }
+
+        #[cfg(feature = "lz4")]
+        #[test]
+        fn lz4_options_that_kafka_reads_or_refuses() {
+            use std::io::Write as _;
+
+            use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+
+            let sample = sample();
+            let frame = |info: FrameInfo| {
+                let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());
+                encoder.write_all(&sample).unwrap();
+                encoder.finish().unwrap()
+            };
+            let independent = FrameInfo::new().block_mode(BlockMode::Independent);
+            for info in [
+                independent.clone().block_size(BlockSize::Max4MB),
+                independent.clone().block_size(BlockSize::Max64KB).block_checksums(true),
+                independent.clone().content_checksum(true),
+                independent.clone().content_size(Some(sample.len() as u64)),
+            ] {
+                assert_eq!(unpacked(Compression::Lz4, &frame(info), 1 << 20).unwrap(), sample);
+            }
+            let linked = frame(FrameInfo::new().block_mode(BlockMode::Linked).block_size(BlockSize::Max64KB));
+            assert!(is_damage(unpacked(Compression::Lz4, &linked, 1 << 20)));
+        }
+
+        #[cfg(feature = "zstd")]
+        #[test]
+        fn zstd_without_a_size_and_with_a_small_window() {
+            let codec = Compression::Zstd;
+            let sample = sample();
+            assert_eq!(packed(codec, &sample)[..6], [0x28, 0xb5, 0x2f, 0xfd, 0, 0x58]);
+            // Our own highest level stays within the window that we read.
+            let mut out = Vec::new();
+            compress(codec, Some(22), &sample, &mut out).unwrap();
+            assert_eq!(unpacked(codec, &out, 1 << 20).unwrap(), sample);
+            let refused = compress(codec, Some(23), b"a", &mut out);
+            assert!(matches!(refused, Err(BatchError::Unencodable { .. })));
+            // A window of 16 MiB.
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.window_log(24).unwrap();
+            std::io::Write::write_all(&mut encoder, &sample).unwrap();
+            let large = encoder.finish().unwrap();
+            assert!(is_damage(unpacked(codec, &large, 1 << 20)));
+            // A frame with its size is read as well.
+            let sized = zstd::bulk::compress(&sample, 3).unwrap();
+            assert_eq!(unpacked(codec, &sized, 1 << 20).unwrap(), sample);
+        }
     }
 }

@@ -164,8 +164,9 @@ mod tests {
 
     #[test]
     fn short_or_negative_forms_are_refused() {
+        type Part = Option<&'static [u8]>;
         let value: &[u8] = &[0, 0, 0, 0, 0, 5];
-        let refused: [(Option<&[u8]>, Option<&[u8]>); 6] = [
+        let refused: [(Part, Part); 6] = [
             (None, Some(value)),
             (Some(&[0, 0, 0]), Some(value)),
             (Some(&[0xff, 0xff, 0, 1]), Some(value)),

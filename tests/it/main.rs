@@ -1,0 +1,6 @@
+//! One test binary: the crate as its users see it.
+#![allow(clippy::disallowed_methods, reason = "tests read fixtures as plain files")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at the first surprise and says why")]
+
+mod codec_props;
+mod golden;
