@@ -255,7 +255,7 @@ impl BatchHeader {
     ///
     /// # Errors
     /// The first check that does not hold.
-    #[inline]
+    #[inline(always)]
     pub fn decode(bytes: &[u8]) -> Result<Self, BatchError> {
         let Some(raw) = bytes.first_chunk::<BATCH_HEADER_BYTES>() else {
             // A short entry of an old format should be named as such.
@@ -284,7 +284,7 @@ impl BatchHeader {
         Ok(header)
     }
 
-    #[inline]
+    #[inline(always)]
     fn check(&self) -> Result<(), BatchError> {
         if self.magic != 2 {
             return Err(BatchError::Magic(self.magic));

@@ -209,17 +209,17 @@ pub struct RecordsIter<'a> {
     /// The delta of the record before, -1 at first.
     previous_delta: i32,
     base_timestamp: Timestamp,
-    /// The timestamp of all records under LogAppendTime.
-    append_time: Option<Timestamp>,
+    /// All ones, or zero under LogAppendTime: then the deltas are what the producer wrote, and all records have one time.
+    timestamp_delta_mask: i64,
 }
 
 impl<'a> RecordsIter<'a> {
     /// Walks a body that belongs to this header.
     #[inline]
     pub fn new(header: &BatchHeader, body: &'a [u8]) -> Self {
-        let append_time = match header.timestamp_type() {
-            TimestampType::CreateTime => None,
-            TimestampType::LogAppendTime => Some(header.max_timestamp),
+        let (base_timestamp, timestamp_delta_mask) = match header.timestamp_type() {
+            TimestampType::CreateTime => (header.base_timestamp, -1),
+            TimestampType::LogAppendTime => (header.max_timestamp, 0),
         };
         Self {
             body,
@@ -228,16 +228,25 @@ impl<'a> RecordsIter<'a> {
             base_offset: header.base_offset,
             last_offset_delta: header.last_offset_delta,
             previous_delta: -1,
-            base_timestamp: header.base_timestamp,
-            append_time,
+            base_timestamp,
+            timestamp_delta_mask,
         }
     }
 
     #[inline(always)]
     fn decode(&mut self) -> Result<RecordView<'a>, BatchError> {
-        let Some(found) = read_short_form(self.body, self.at).or_else(|| read_any_form(self.body, self.at)) else {
-            return Err(self.cut());
-        };
+        // Nothing here gives the address of `self` away, so that a loop keeps all of it in registers.
+        match read_short_form(self.body, self.at) {
+            Some(found) => self.take(found),
+            None => match read_any_form(self.body, self.at) {
+                Some(found) => self.take(found),
+                None => Err(cut(self.at)),
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, found: Found) -> Result<RecordView<'a>, BatchError> {
         let offset_delta = found.offset_delta;
         if offset_delta <= self.previous_delta || offset_delta > self.last_offset_delta {
             return Err(BatchError::malformed(self.at, "the offset delta does not rise, or is beyond the batch"));
@@ -249,26 +258,9 @@ impl<'a> RecordsIter<'a> {
             body: self.body,
             parts: found.parts,
             offset: self.base_offset.wrapping_add(i64::from(offset_delta)),
-            // Under LogAppendTime the deltas are what the producer wrote, and a delete horizon may be far from them, so
-            // that the sum is made as Kafka makes it.
-            timestamp: match self.append_time {
-                Some(append_time) => append_time,
-                None => self.base_timestamp.wrapping_add(found.timestamp_delta),
-            },
+            // The sum wraps, as Kafka's does.
+            timestamp: self.base_timestamp.wrapping_add(found.timestamp_delta & self.timestamp_delta_mask),
         })
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn cut(&self) -> BatchError {
-        BatchError::malformed(self.at, "a length is no number, or does not fit the record")
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn left_over(&mut self) -> BatchError {
-        let at = std::mem::replace(&mut self.at, self.body.len());
-        BatchError::malformed(at, "bytes are left over after the last record")
     }
 }
 
@@ -278,7 +270,11 @@ impl<'a> Iterator for RecordsIter<'a> {
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
-            return if self.at == self.body.len() { None } else { Some(Err(self.left_over())) };
+            if self.at == self.body.len() {
+                return None;
+            }
+            let at = std::mem::replace(&mut self.at, self.body.len());
+            return Some(Err(BatchError::malformed(at, "bytes are left over after the last record")));
         }
         let decoded = self.decode();
         if decoded.is_err() {
@@ -290,6 +286,12 @@ impl<'a> Iterator for RecordsIter<'a> {
 }
 
 impl FusedIterator for RecordsIter<'_> {}
+
+#[cold]
+#[inline(never)]
+fn cut(at: usize) -> BatchError {
+    BatchError::malformed(at, "a length is no number, or does not fit the record")
+}
 
 /// A record as it stands in its body.
 struct Found {
@@ -307,7 +309,12 @@ fn read_short_form(body: &[u8], at: usize) -> Option<Found> {
     let mut word = u64::from_le_bytes(*body.get(at..)?.first_chunk::<8>()?);
     let mut taken = 0_usize;
     let length = take_short(&mut word, &mut taken)?;
-    let end = at.wrapping_add(taken).wrapping_add(usize::try_from(unzigzag(length)).ok()?);
+    // A negative length is for the other form to refuse. The shift comes as early as it can: the next record waits for
+    // it.
+    if length & 1 != 0 {
+        return None;
+    }
+    let end = at.wrapping_add(taken).wrapping_add((length >> 1) as usize);
     // Attributes of a record have no meaning yet.
     word >>= 8;
     taken = taken.wrapping_add(1);

@@ -154,7 +154,7 @@ pub struct StoredRecords<'a> {
 impl Iterator for StoredRecords<'_> {
     type Item = Result<StoredRecord, BatchError>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let view = self.views.next()?;
         Some(view.map(|view| StoredRecord::new(self.body.clone(), self.header, &view)))

@@ -50,7 +50,10 @@ fn read(batch: &Bytes) -> (BatchHeader, Vec<StoredRecord>) {
     (header, owned)
 }
 
-fn rows(records: &[StoredRecord]) -> Vec<(i64, i64, Option<&[u8]>, Option<&[u8]>)> {
+/// Offset, time, key and value.
+type Row<'a> = (i64, i64, Option<&'a [u8]>, Option<&'a [u8]>);
+
+fn rows(records: &[StoredRecord]) -> Vec<Row<'_>> {
     records.iter().map(|r| (r.offset().get(), r.timestamp_ms(), r.key(), r.value())).collect()
 }
 
