@@ -10,8 +10,8 @@ use std::hint::black_box;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use topiclog::record::{
-    BatchHeader, BatchSpec, BatchView, DecodeLimits, Decompressor, RecordRef, RecordsIter, decode_body, encode_batch,
-    stored_records,
+    BatchHeader, BatchSpec, BatchView, Compression, DecodeLimits, Decompressor, RecordRef, RecordsIter, decode_body,
+    encode_batch, stored_records,
 };
 
 /// A key of 8 bytes and a value of 92.
@@ -104,5 +104,29 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encode, checksum, decode);
+/// Both ways through each codec that is built in, with values that differ.
+fn codecs(c: &mut Criterion) {
+    let mut group = c.benchmark_group("codec 100x100B");
+    let values: Vec<String> = (0..100).map(|index| format!("{index:08}{}", "abcdefghijklmn".repeat(6))).collect();
+    for compression in Compression::ALL.into_iter().filter(|codec| codec.is_built_in()) {
+        let spec = BatchSpec { compression, ..spec() };
+        let records = || values.iter().map(|value| RecordRef::new(Some(KEY), Some(value.as_bytes())));
+        let mut out = Vec::new();
+        group.bench_function(format!("encode {compression}"), |b| {
+            b.iter(|| {
+                out.clear();
+                encode_batch(&mut out, &spec, records()).unwrap()
+            });
+        });
+        out.clear();
+        encode_batch(&mut out, &spec, records()).unwrap();
+        let mut decompressor = Decompressor::default();
+        group.bench_function(format!("decode {compression}"), |b| {
+            b.iter(|| BatchView::parse(black_box(&out)).unwrap().records(&mut decompressor).unwrap().count());
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, encode, checksum, decode, codecs);
 criterion_main!(benches);

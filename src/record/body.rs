@@ -24,9 +24,9 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 
+use super::append::{AsRecord, Header, RecordRef};
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, TimestampType};
 use super::compress::{self, Compression};
-use super::value::{AsRecord, Header, RecordRef};
 use super::varint::{self, unzigzag};
 
 /// What a reader allows a body to become.

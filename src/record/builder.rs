@@ -7,13 +7,13 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 
+use super::append::{AsRecord, RecordRef};
 use super::batch::{
     self, BATCH_HEADER_BYTES, BatchError, BatchHeader, CONTROL, CRC_AT, DELETE_HORIZON, LOG_APPEND_TIME,
     OVERHEAD_BYTES, TRANSACTIONAL, TimestampType,
 };
 use super::body::{HeadersRef, RecordView};
 use super::compress::{self, Compression};
-use super::value::{AsRecord, RecordRef};
 use super::varint::{self, Word};
 
 /// What a batch is to be, apart from its records.

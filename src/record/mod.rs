@@ -9,6 +9,7 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic, clippy::expect_used)
 )]
 
+mod append;
 mod batch;
 mod body;
 mod builder;
@@ -16,9 +17,9 @@ mod compress;
 mod control;
 mod legacy;
 mod stored;
-mod value;
 mod varint;
 
+pub use append::{AsRecord, Header, Record, RecordRef};
 pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
 pub use body::{DecodeLimits, Decompressor, HeaderRef, HeadersIter, HeadersRef, RecordView, RecordsIter, decode_body};
 pub use builder::{
@@ -28,7 +29,6 @@ pub use compress::Compression;
 pub use control::{ControlRecord, EndMarker, encode_end_marker};
 pub use legacy::LegacyEntry;
 pub use stored::{StoredRecord, StoredRecords, stored_records};
-pub use value::{AsRecord, Header, Record, RecordRef};
 
 #[allow(unused_imports, reason = "for the layers above")]
 pub(crate) use builder::rewrite_batch;

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::ids::Offset;
 
+use super::append::{AsRecord, RecordRef};
 use super::batch::{BatchError, BatchHeader, TimestampType};
 use super::body::{HeadersRef, Parts, RecordView, RecordsIter};
-use super::value::{AsRecord, RecordRef};
 
 /// A record of a log. Cloning it copies no bytes; as long as it lives, so does the body of its batch.
 #[derive(Clone)]
@@ -162,3 +162,34 @@ impl Iterator for StoredRecords<'_> {
 }
 
 impl FusedIterator for StoredRecords<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BatchBuilder, BatchSpec, BatchView, DecodeLimits, Record, decode_body};
+
+    #[test]
+    fn a_record_is_one_bytes_and_ranges() {
+        assert!(size_of::<StoredRecord>() <= 80, "{}", size_of::<StoredRecord>());
+        assert!(size_of::<BatchError>() <= 32, "{}", size_of::<BatchError>());
+    }
+
+    #[test]
+    fn parts_share_the_batch_and_outlive_the_record() {
+        let mut builder = BatchBuilder::new(BatchSpec { leader_epoch: 4, append_time_ms: 9, ..BatchSpec::new(7) });
+        builder.push(Record::keyed("key", "value").header("h", "x")).unwrap();
+        builder.push(Record::keyed("", "")).unwrap();
+        let batch = builder.finish().unwrap();
+        let header = *BatchView::parse(&batch).unwrap().header();
+        let body = decode_body(&header, &batch, &DecodeLimits::default()).unwrap();
+        let records: Vec<_> = stored_records(&header, &body).map(Result::unwrap).collect();
+        let value = records[0].value_bytes().unwrap();
+        assert_eq!((records[0].leader_epoch(), records[0].timestamp_ms()), (4, 9));
+        assert!(batch.as_ptr_range().contains(&value.as_ptr()), "no copy was made");
+        assert_eq!((records[1].key_bytes(), records[1].value_bytes()), (Some(Bytes::new()), Some(Bytes::new())));
+        let shown = format!("{:?}", records[0]);
+        assert!(!shown.contains("value\"") && shown.contains("offset: 7"), "{shown}");
+        drop((records, body, batch));
+        assert_eq!(value, "value");
+    }
+}
