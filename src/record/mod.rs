@@ -1,1 +1,34 @@
 //! Record batches: Kafka's record batch format, magic 2 (KIP-98), as pure functions over bytes.
+//!
+//! [`Record`] and [`RecordRef`] are what is appended; [`encode_batch`] and [`BatchBuilder`] make batches of them.
+//! [`BatchView`] exists only over bytes whose header, size and checksum hold; [`RecordsIter`] walks the records of a
+//! body, borrowed as [`RecordView`]s, and [`StoredRecord`] is one that owns its bytes. This module knows nothing of
+//! files, locks, clocks or topics, and trusts no length that it reads.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic, clippy::expect_used)
+)]
+
+mod append;
+mod batch;
+mod body;
+mod builder;
+mod compress;
+mod control;
+mod legacy;
+mod stored;
+mod varint;
+
+pub use append::{AsRecord, Header, Record, RecordRef};
+pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
+pub use body::{DecodeLimits, Decompressor, HeaderRef, HeadersIter, HeadersRef, RecordView, RecordsIter, decode_body};
+pub use builder::{
+    BatchBuilder, BatchSpec, BatchSummary, encode_batch, next_sequence, set_base_offset, set_leader_epoch,
+};
+pub use compress::Compression;
+pub use control::{ControlRecord, EndMarker, encode_end_marker};
+pub use legacy::LegacyEntry;
+pub use stored::{StoredRecord, StoredRecords, stored_records};
+
+#[allow(unused_imports, reason = "for the layers above")]
+pub(crate) use builder::rewrite_batch;

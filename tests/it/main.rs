@@ -1,5 +1,8 @@
-//! Tests that see the crate as a user does.
-#![allow(clippy::unwrap_used, reason = "helpers of tests, too, end the test where something fails")]
+//! One test binary: the crate as its users see it.
+#![allow(clippy::disallowed_methods, reason = "tests read fixtures as plain files")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at the first surprise and says why")]
 
+mod codec_props;
+mod golden;
 mod simulator;
 mod suites;

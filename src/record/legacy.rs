@@ -1,0 +1,71 @@
+//! Entries of Kafka's formats 0 and 1, from before version 0.11: recognised, checked and stepped over, never read.
+//!
+//! ```text
+//!  0 offset       i64   of the message, or of the last one within a compressed wrapper
+//!  8 messageSize  i32   bytes after this field, at least 14 in format 0 and 22 in format 1
+//! 12 crc          u32   CRC-32 (not CRC-32C) of the magic to the end
+//! 16 magic        i8    0 or 1
+//! 17 attributes   i8, in format 1 a timestamp i64, then key and value with i32 lengths
+//!
+//! 00 00 00 00 00 00 00 05 00 00 00 10 1f ec d7 0a 00 00 00 00 00 01 6b 00 00 00 01 76    offset 5, "k", "v"
+//! ```
+
+use super::batch::{BatchError, Peek, peek};
+
+/// Where the checksum is, and where what it covers begins.
+const CRC_AT: usize = 12;
+const CRC_FROM: usize = 16;
+
+/// An entry of format 0 or 1. Its records cannot be read: [`BatchError::Magic`] says so.
+///
+/// ```
+/// use topiclog::record::{BatchView, LegacyEntry};
+/// let bytes = b"\0\0\0\0\0\0\0\x05\0\0\0\x10\x1f\xec\xd7\x0a\0\0\0\0\0\x01k\0\0\0\x01v";
+/// let entry = LegacyEntry::parse(bytes)?;
+/// assert_eq!((entry.offset, entry.size_bytes, entry.magic), (5, 28, 0));
+/// let refused = BatchView::parse(bytes).unwrap_err();
+/// assert!(refused.is_unsupported());
+/// # Ok::<(), topiclog::record::BatchError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LegacyEntry {
+    /// The offset of the message; of a compressed wrapper that of the last message in it.
+    pub offset: i64,
+    /// The size of the whole entry.
+    pub size_bytes: usize,
+    /// 0 or 1.
+    pub magic: i8,
+}
+
+impl LegacyEntry {
+    /// Checks size and checksum of the entry at the start of `bytes`.
+    ///
+    /// # Errors
+    /// [`BatchError::Magic`] if the format is neither 0 nor 1, [`BatchError::Truncated`], [`BatchError::Malformed`] and
+    /// [`BatchError::Crc`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, BatchError> {
+        let Peek { base_offset, size_bytes, magic, .. } = peek(bytes)?;
+        // What is before the key's length, and two lengths.
+        let size_min = match magic {
+            0 => 26,
+            1 => 34,
+            _ => return Err(BatchError::Magic(magic)),
+        };
+        if size_bytes < size_min {
+            return Err(BatchError::malformed(8, "the length is less than a message of this format has"));
+        }
+        if base_offset < 0 {
+            return Err(BatchError::malformed(0, "the offset is negative"));
+        }
+        let Some(entry) = bytes.get(..size_bytes) else {
+            return Err(BatchError::Truncated { needed: size_bytes, available: bytes.len() });
+        };
+        let stored = entry.get(CRC_AT..).and_then(|rest| rest.first_chunk::<4>()).copied().unwrap_or_default();
+        let stored = u32::from_be_bytes(stored);
+        let computed = crc32fast::hash(entry.get(CRC_FROM..).unwrap_or_default());
+        if stored != computed {
+            return Err(BatchError::Crc { stored, computed });
+        }
+        Ok(Self { offset: base_offset, size_bytes, magic })
+    }
+}

@@ -1,0 +1,195 @@
+//! [`StoredRecord`]: a record that was read, owning its bytes.
+//!
+//! It holds one [`Bytes`], its batch's uncompressed body, and ranges into it: a `Bytes` for each part would cost more
+//! than all of the decoding.
+
+use std::fmt;
+use std::iter::FusedIterator;
+
+use bytes::Bytes;
+
+use crate::clock::Timestamp;
+use crate::ids::Offset;
+
+use super::append::{AsRecord, RecordRef};
+use super::batch::{BatchError, BatchHeader, TimestampType};
+use super::body::{HeadersRef, Parts, RecordView, RecordsIter};
+
+/// A record of a log. Cloning it copies no bytes; as long as it lives, so does the body of its batch.
+#[derive(Clone)]
+pub struct StoredRecord {
+    body: Bytes,
+    /// Ranges of `body`.
+    parts: Parts,
+    leader_epoch: i32,
+    timestamp_type: TimestampType,
+    offset: i64,
+    timestamp: Timestamp,
+}
+
+impl StoredRecord {
+    /// Takes a record over. `view` must be one of the records in `body`.
+    #[inline]
+    pub(crate) fn new(body: Bytes, header: &BatchHeader, view: &RecordView<'_>) -> Self {
+        debug_assert_eq!(body.len(), view.body.len());
+        Self {
+            body,
+            parts: view.parts,
+            leader_epoch: header.leader_epoch,
+            timestamp_type: header.timestamp_type(),
+            offset: view.offset,
+            timestamp: view.timestamp,
+        }
+    }
+
+    /// The record's offset.
+    #[inline]
+    pub fn offset(&self) -> Offset {
+        Offset::new(self.offset)
+    }
+
+    /// The record's time, in milliseconds since 1970-01-01 UTC, -1 if it has none.
+    #[inline]
+    pub fn timestamp_ms(&self) -> Timestamp {
+        self.timestamp
+    }
+
+    /// Whose clock the time is of.
+    pub fn timestamp_type(&self) -> TimestampType {
+        self.timestamp_type
+    }
+
+    /// The epoch of the leader that appended it, -1 if unknown.
+    pub fn leader_epoch(&self) -> i32 {
+        self.leader_epoch
+    }
+
+    /// The key, `None` if it is null.
+    #[inline]
+    pub fn key(&self) -> Option<&[u8]> {
+        self.parts.key(&self.body)
+    }
+
+    /// The value, `None` if it is null.
+    #[inline]
+    pub fn value(&self) -> Option<&[u8]> {
+        self.parts.value(&self.body)
+    }
+
+    /// The key as shared bytes, `None` if it is null.
+    pub fn key_bytes(&self) -> Option<Bytes> {
+        self.key().map(|key| self.body.slice_ref(key))
+    }
+
+    /// The value as shared bytes, `None` if it is null.
+    pub fn value_bytes(&self) -> Option<Bytes> {
+        self.value().map(|value| self.body.slice_ref(value))
+    }
+
+    /// The headers, in order.
+    pub fn headers(&self) -> HeadersRef<'_> {
+        self.parts.headers(&self.body)
+    }
+
+    /// Whether the value is null: in a compacted topic, whether it removes the key.
+    pub fn is_tombstone(&self) -> bool {
+        self.parts.value_length < 0
+    }
+}
+
+impl fmt::Debug for StoredRecord {
+    /// Shows where the record is and how large, not what is in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredRecord")
+            .field("offset", &self.offset)
+            .field("timestamp", &self.timestamp)
+            .field("key_bytes", &self.key().map(<[u8]>::len))
+            .field("value_bytes", &self.value().map(<[u8]>::len))
+            .field("headers", &self.headers().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsRecord for StoredRecord {
+    #[inline]
+    fn as_record(&self) -> RecordRef<'_> {
+        RecordRef {
+            key: self.key(),
+            value: self.value(),
+            headers: self.headers(),
+            timestamp: Some(self.timestamp),
+            partition: None,
+            partition_key: None,
+        }
+    }
+}
+
+/// The records of an uncompressed body, each owning its bytes; see [`decode_body`](super::decode_body) for the body.
+///
+/// ```
+/// use topiclog::record::{BatchBuilder, BatchSpec, BatchView, DecodeLimits, Record, decode_body, stored_records};
+/// let mut batch = BatchBuilder::new(BatchSpec::new(7));
+/// batch.push(Record::keyed("k", "v"))?;
+/// let bytes = batch.finish()?;
+///
+/// let header = *BatchView::parse(&bytes)?.header();
+/// let body = decode_body(&header, &bytes, &DecodeLimits::default())?;
+/// let records = stored_records(&header, &body).collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!(records[0].offset().get(), 7);
+/// assert_eq!(records[0].value_bytes().unwrap(), "v");
+/// # Ok::<(), topiclog::record::BatchError>(())
+/// ```
+pub fn stored_records<'a>(header: &'a BatchHeader, body: &'a Bytes) -> StoredRecords<'a> {
+    StoredRecords { header, body, views: RecordsIter::new(header, body) }
+}
+
+/// Walks records that own their bytes, see [`stored_records`].
+#[derive(Clone, Debug)]
+pub struct StoredRecords<'a> {
+    header: &'a BatchHeader,
+    body: &'a Bytes,
+    views: RecordsIter<'a>,
+}
+
+impl Iterator for StoredRecords<'_> {
+    type Item = Result<StoredRecord, BatchError>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        let view = self.views.next()?;
+        Some(view.map(|view| StoredRecord::new(self.body.clone(), self.header, &view)))
+    }
+}
+
+impl FusedIterator for StoredRecords<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BatchBuilder, BatchSpec, BatchView, DecodeLimits, Record, decode_body};
+
+    #[test]
+    fn a_record_is_one_bytes_and_ranges() {
+        assert!(size_of::<StoredRecord>() <= 80, "{}", size_of::<StoredRecord>());
+        assert!(size_of::<BatchError>() <= 32, "{}", size_of::<BatchError>());
+    }
+
+    #[test]
+    fn parts_share_the_batch_and_outlive_the_record() {
+        let mut builder = BatchBuilder::new(BatchSpec { leader_epoch: 4, append_time_ms: 9, ..BatchSpec::new(7) });
+        builder.push(Record::keyed("key", "value").header("h", "x")).unwrap();
+        builder.push(Record::keyed("", "")).unwrap();
+        let batch = builder.finish().unwrap();
+        let header = *BatchView::parse(&batch).unwrap().header();
+        let body = decode_body(&header, &batch, &DecodeLimits::default()).unwrap();
+        let records: Vec<_> = stored_records(&header, &body).map(Result::unwrap).collect();
+        let value = records[0].value_bytes().unwrap();
+        assert_eq!((records[0].leader_epoch(), records[0].timestamp_ms()), (4, 9));
+        assert!(batch.as_ptr_range().contains(&value.as_ptr()), "no copy was made");
+        assert_eq!((records[1].key_bytes(), records[1].value_bytes()), (Some(Bytes::new()), Some(Bytes::new())));
+        let shown = format!("{:?}", records[0]);
+        assert!(!shown.contains("value\"") && shown.contains("offset: 7"), "{shown}");
+        drop((records, body, batch));
+        assert_eq!(value, "value");
+    }
+}
