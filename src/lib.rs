@@ -2,13 +2,28 @@
 
 mod error;
 mod ids;
+mod partition;
+mod segment;
+mod store;
 mod sync;
+mod topic;
 
 pub mod clock;
 pub mod io;
+pub mod manual;
 pub mod record;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
+pub use partition::repair::{PartitionReport, Repair};
+pub use partition::writer::{AppendOptions, RecordMetadata};
+pub use partition::{
+    Batch, Durability, Fetched, Isolation, Partition, PartitionStats, ReadLevel, ReadOptions, Reader, TimestampedOffset,
+};
+pub use record::{AsRecord, Compression, Header, Record, RecordRef, StoredRecord, TimestampType};
+pub use segment::cursor::Verify;
+pub use segment::log_file::ReadPath;
+pub use store::{RecoveryReport, Store, StoreBuilder, TickReport, Upkeep};
+pub use topic::{CleanupPolicy, Topic, TopicConfig, murmur2};

@@ -3,19 +3,21 @@
 //! JSON in the checksummed frame of [`crate::io::frame`]; generation g lies in slot g mod 2. No Kafka checkpoint, index
 //! or file name overrules it. It changes at roll, seal, recovery, clean close and when the log start moves.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Uuid;
+use crate::io::replace::TwoSlots;
 use crate::segment::{FileCheck, SegmentFacts, State};
 
 /// Slots are called this, with `.0` and `.1`.
 pub(crate) const NAME: &str = "topiclog.partition";
-/// The frame's kind of this manifest.
-pub(crate) const KIND: u16 = 2;
-/// The newest version that this crate reads, and the one it writes.
-pub(crate) const VERSION: u16 = 1;
-/// A longer payload is not read.
-pub(crate) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// The two copies in a partition's directory.
+pub(crate) fn slots(directory: &Path) -> TwoSlots<'_> {
+    TwoSlots { directory, name: NAME, kind: 2, version: 1, payload_bytes_max: 16 << 20 }
+}
 
 /// What the manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,7 +20,6 @@ use super::writer::Writer;
 use super::{Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
-use crate::io::replace::{read_two_slots, replace_two_slots};
 use crate::io::{EntryKind, OpenMode, Vfs, read_exact_at, read_small, write_all_at};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
@@ -137,26 +136,25 @@ impl Opening<'_> {
     }
 
     fn newest_manifest(&self, report: &mut PartitionReport) -> Result<Option<(u64, Manifest)>> {
-        let slots = read_two_slots(
-            &*self.env.vfs,
-            &self.directory,
-            manifest::NAME,
-            manifest::KIND,
-            manifest::VERSION,
-            manifest::PAYLOAD_BYTES_MAX,
-        )?;
-        if let Some((found, max)) = slots.newer {
+        let slots = manifest::slots(&self.directory);
+        let read = slots.read(&*self.env.vfs)?;
+        if let Some((found, max)) = read.newer {
             return Err(Error::unsupported(format!(
                 "the partition manifest in {} has version {found}, this version of topiclog reads up to {max}",
                 self.directory.display()
             )));
         }
-        for (path, reason) in slots.damaged {
+        let Some(slot) = read.newest else { return Ok(None) };
+        for (path, reason) in read.damaged {
             report.repairs.push(Repair::ManifestSlotDamaged { path, reason });
         }
-        let Some((generation, payload)) = slots.newest else { return Ok(None) };
-        let path = self.directory.join(format!("{}.{}", manifest::NAME, generation % 2));
-        let manifest = Manifest::decode(&payload).map_err(|why| Error::corrupt(&path, 32, why))?;
+        // The first generation stands alone; each later one has the one before it beside it.
+        for path in read.missing.into_iter().filter(|_| slot.generation > 1) {
+            report.repairs.push(Repair::ManifestSlotDamaged { path, reason: "missing".into() });
+        }
+        let generation = slot.generation;
+        let path = self.directory.join(slots.slot_name(generation));
+        let manifest = Manifest::decode(&slot.payload).map_err(|why| Error::corrupt(&path, 32, why))?;
         let belongs = manifest.store_id == self.env.store_id
             && manifest.topic_id == self.topic_id
             && manifest.partition == self.id.partition.get();
@@ -477,15 +475,7 @@ impl Opening<'_> {
         let end = found.last.next_offset;
         manifest.begin_epoch(end);
         let generation = generation + 1;
-        replace_two_slots(
-            vfs,
-            &self.directory,
-            manifest::NAME,
-            manifest::KIND,
-            manifest::VERSION,
-            generation,
-            &manifest.encode(),
-        )?;
+        manifest::slots(&self.directory).write(vfs, generation, &manifest.encode(), true)?;
         let active = manifest.active().ok_or_else(|| self.no_segment())?;
         let floor = Floor {
             kind: Kind::Clean,
@@ -724,8 +714,7 @@ pub(crate) fn create(env: &Env, id: &TopicPartition, directory: &Path, topic_id:
         let path = directory.join(file_name(0, suffix));
         vfs.open(&path, OpenMode::Create).map_err(|error| Error::io("create", &path, error))?;
     }
-    let payload = manifest.encode();
-    replace_two_slots(vfs, directory, manifest::NAME, manifest::KIND, manifest::VERSION, 1, &payload)?;
+    manifest::slots(directory).write(vfs, 1, &manifest.encode(), true)?;
     let floor = Floor {
         kind: Kind::Clean,
         generation: 1,

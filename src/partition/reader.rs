@@ -9,7 +9,7 @@ use super::{Durability, Log, Partition, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::Offset;
 use crate::record::{
-    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordsIter, StoredRecord,
+    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordsIter, RecordsState, StoredRecord,
 };
 use crate::segment::Segment;
 use crate::segment::cursor::{BatchAt, Cursor, Verify};
@@ -131,7 +131,7 @@ struct Current {
 }
 
 /// Where in the body the next record begins, so that an owned iterator can borrow it anew for each record.
-type RecordsPosition = record::RecordsState;
+type RecordsPosition = RecordsState;
 
 /// A whole batch, decompressed if need be.
 #[derive(Clone, Debug)]
@@ -307,7 +307,7 @@ impl Reader {
     /// The next offset that this reader will look at.
     pub fn position(&self) -> Offset {
         match &self.current {
-            Some(current) => current.at.next_offset(&current.batch.header).max(current.batch.from_offset).into(),
+            Some(current) => current.at.next_offset().max(current.batch.from_offset).into(),
             None => self.next_offset.into(),
         }
     }
@@ -467,9 +467,12 @@ impl Iterator for Reader {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(current) = &mut self.current {
-                match current.at.next_stored(&current.batch.header, &current.batch.body) {
-                    Some(Ok(stored)) if stored.offset().get() < current.batch.from_offset => continue,
-                    Some(Ok(stored)) => return Some(Ok(stored)),
+                let batch = &current.batch;
+                match current.at.next_view(&batch.body) {
+                    Some(Ok(record)) if record.offset() < batch.from_offset => continue,
+                    Some(Ok(record)) => {
+                        return Some(Ok(StoredRecord::new(batch.body.clone(), &batch.header, &record)));
+                    }
                     Some(Err(error)) => {
                         let header = current.batch.header;
                         let error = self.batch_error(&header, &error);

@@ -16,7 +16,7 @@ use super::{Durability, Log, SegmentSet, TRIM_AFTER_MS};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, PartitionId};
-use crate::io::replace::{replace_file, replace_two_slots, sweep_temporary};
+use crate::io::replace::{TwoSlots, replace_file};
 use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
 use crate::segment::cursor::Epochs;
 use crate::segment::log_file::CutBack;
@@ -337,23 +337,11 @@ impl Log {
     /// it cannot be told and the log is poisoned.
     pub(crate) fn commit_manifest(&self, writer: &mut Writer, manifest: Manifest) -> Result<()> {
         let generation = self.generation.load(Ordering::Acquire) + 1;
-        let payload = manifest.encode();
         let vfs = &*self.env.vfs;
-        let replaced = replace_two_slots(
-            vfs,
-            &self.directory,
-            manifest::NAME,
-            manifest::KIND,
-            manifest::VERSION,
-            generation,
-            &payload,
-        );
-        if let Err(error) = replaced {
-            let slot = self.directory.join(format!("{}.{}", manifest::NAME, generation % 2));
-            if slot_may_hold(vfs, &slot, generation) {
+        let slots = manifest::slots(&self.directory);
+        if let Err(error) = slots.write(vfs, generation, &manifest.encode(), true) {
+            if slot_may_hold(vfs, &slots, generation) {
                 self.poison(format!("the manifest could not be replaced: {error}"));
-            } else {
-                sweep_temporary(vfs, &slot);
             }
             return Err(error);
         }
@@ -399,6 +387,17 @@ impl Log {
         let mut floor = self.floor.lock();
         self.write_floor(&mut floor, Kind::Clean, active.base_offset(), active.bytes(), active.next_offset())?;
         Ok(())
+    }
+
+    /// The topic was deleted: nothing is written any more, and every call gets `Closed`.
+    pub(crate) fn abandon(&self) {
+        let _writer = self.writer.lock();
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether Kafka's log-start checkpoint has to name this partition.
+    pub(crate) fn starts_inside_a_segment(&self) -> bool {
+        self.snapshot().segments.first().is_some_and(|first| self.log_start() > first.base_offset())
     }
 
     /// One bounded step of upkeep: windows of `Interval`, the floor, one seal, space that was taken too early.
@@ -595,14 +594,8 @@ fn sync_file(log: &Log, path: &Path) -> Result<()> {
 }
 
 /// Whether a slot holds this generation, or cannot be read.
-fn slot_may_hold(vfs: &dyn crate::io::Vfs, slot: &Path, generation: u64) -> bool {
-    match crate::io::read_small(vfs, slot, manifest::PAYLOAD_BYTES_MAX as u64 + 64) {
-        Ok(bytes) => {
-            let frame = crate::io::frame::decode(&bytes, manifest::KIND, manifest::VERSION, manifest::PAYLOAD_BYTES_MAX);
-            frame.is_ok_and(|frame| frame.generation >= generation)
-        }
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
-    }
+fn slot_may_hold(vfs: &dyn crate::io::Vfs, slots: &TwoSlots<'_>, generation: u64) -> bool {
+    slots.read(vfs).map_or(true, |read| read.newest.is_some_and(|slot| slot.generation >= generation))
 }
 
 /// Runs a call with the thread's encoding buffer, empty; a buffer that grew large is not kept.

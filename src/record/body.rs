@@ -200,7 +200,13 @@ impl AsRecord for RecordView<'_> {
 #[derive(Clone, Debug)]
 pub struct RecordsIter<'a> {
     body: &'a [u8],
-    /// Where the next record begins; `body.len()` once the walk is over.
+    state: RecordsState,
+}
+
+/// Where a walk stands, without the body that it walks: for whoever owns the body and hands out records of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordsState {
+    /// Where the next record begins; the body's length once the walk is over.
     at: usize,
     /// Records still to come.
     left: u32,
@@ -209,44 +215,54 @@ pub struct RecordsIter<'a> {
     /// The delta of the record before, -1 at first.
     previous_delta: i32,
     base_timestamp: Timestamp,
-    /// All ones, or zero under LogAppendTime: then the deltas are what the producer wrote, and all records have one time.
-    timestamp_delta_mask: i64,
+    /// The timestamp of all records under LogAppendTime.
+    append_time: Option<Timestamp>,
 }
 
-impl<'a> RecordsIter<'a> {
-    /// Walks a body that belongs to this header.
+impl RecordsState {
+    /// At the first record of a body that belongs to this header.
     #[inline]
-    pub fn new(header: &BatchHeader, body: &'a [u8]) -> Self {
-        let (base_timestamp, timestamp_delta_mask) = match header.timestamp_type() {
-            TimestampType::CreateTime => (header.base_timestamp, -1),
-            TimestampType::LogAppendTime => (header.max_timestamp, 0),
+    pub(crate) fn new(header: &BatchHeader) -> Self {
+        let append_time = match header.timestamp_type() {
+            TimestampType::CreateTime => None,
+            TimestampType::LogAppendTime => Some(header.max_timestamp),
         };
         Self {
-            body,
             at: 0,
             left: u32::try_from(header.records_count).unwrap_or(0),
             base_offset: header.base_offset,
             last_offset_delta: header.last_offset_delta,
             previous_delta: -1,
-            base_timestamp,
-            timestamp_delta_mask,
+            base_timestamp: header.base_timestamp,
+            append_time,
         }
     }
 
+    /// The offset after that of the record given out last.
+    #[inline]
+    pub(crate) fn next_offset(&self) -> i64 {
+        self.base_offset.wrapping_add(i64::from(self.previous_delta)).wrapping_add(1)
+    }
+
+    /// The next record of the body.
     #[inline(always)]
-    fn decode(&mut self) -> Result<RecordView<'a>, BatchError> {
-        // Nothing here gives the address of `self` away, so that a loop keeps all of it in registers.
-        match read_short_form(self.body, self.at) {
-            Some(found) => self.take(found),
-            None => match read_any_form(self.body, self.at) {
-                Some(found) => self.take(found),
-                None => Err(cut(self.at)),
-            },
+    pub(crate) fn next_view<'a>(&mut self, body: &'a [u8]) -> Option<Result<RecordView<'a>, BatchError>> {
+        if self.left == 0 {
+            return if self.at == body.len() { None } else { Some(Err(self.left_over(body))) };
         }
+        let decoded = self.decode(body);
+        if decoded.is_err() {
+            self.left = 0;
+            self.at = body.len();
+        }
+        Some(decoded)
     }
 
     #[inline(always)]
-    fn take(&mut self, found: Found) -> Result<RecordView<'a>, BatchError> {
+    fn decode<'a>(&mut self, body: &'a [u8]) -> Result<RecordView<'a>, BatchError> {
+        let Some(found) = read_short_form(body, self.at).or_else(|| read_any_form(body, self.at)) else {
+            return Err(self.cut());
+        };
         let offset_delta = found.offset_delta;
         if offset_delta <= self.previous_delta || offset_delta > self.last_offset_delta {
             return Err(BatchError::malformed(self.at, "the offset delta does not rise, or is beyond the batch"));
@@ -255,12 +271,37 @@ impl<'a> RecordsIter<'a> {
         self.left = self.left.wrapping_sub(1);
         self.previous_delta = offset_delta;
         Ok(RecordView {
-            body: self.body,
+            body,
             parts: found.parts,
             offset: self.base_offset.wrapping_add(i64::from(offset_delta)),
-            // The sum wraps, as Kafka's does.
-            timestamp: self.base_timestamp.wrapping_add(found.timestamp_delta & self.timestamp_delta_mask),
+            // Under LogAppendTime the deltas are what the producer wrote, and a delete horizon may be far from them, so
+            // that the sum is made as Kafka makes it.
+            timestamp: match self.append_time {
+                Some(append_time) => append_time,
+                None => self.base_timestamp.wrapping_add(found.timestamp_delta),
+            },
         })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn cut(&self) -> BatchError {
+        BatchError::malformed(self.at, "a length is no number, or does not fit the record")
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn left_over(&mut self, body: &[u8]) -> BatchError {
+        let at = std::mem::replace(&mut self.at, body.len());
+        BatchError::malformed(at, "bytes are left over after the last record")
+    }
+}
+
+impl<'a> RecordsIter<'a> {
+    /// Walks a body that belongs to this header.
+    #[inline]
+    pub fn new(header: &BatchHeader, body: &'a [u8]) -> Self {
+        Self { body, state: RecordsState::new(header) }
     }
 }
 
@@ -269,29 +310,11 @@ impl<'a> Iterator for RecordsIter<'a> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
-            if self.at == self.body.len() {
-                return None;
-            }
-            let at = std::mem::replace(&mut self.at, self.body.len());
-            return Some(Err(BatchError::malformed(at, "bytes are left over after the last record")));
-        }
-        let decoded = self.decode();
-        if decoded.is_err() {
-            self.left = 0;
-            self.at = self.body.len();
-        }
-        Some(decoded)
+        self.state.next_view(self.body)
     }
 }
 
 impl FusedIterator for RecordsIter<'_> {}
-
-#[cold]
-#[inline(never)]
-fn cut(at: usize) -> BatchError {
-    BatchError::malformed(at, "a length is no number, or does not fit the record")
-}
 
 /// A record as it stands in its body.
 struct Found {

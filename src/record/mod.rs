@@ -13,6 +13,7 @@ mod append;
 mod batch;
 mod body;
 mod builder;
+mod checksum;
 mod compress;
 mod control;
 mod legacy;
@@ -30,5 +31,5 @@ pub use control::{ControlRecord, EndMarker, encode_end_marker};
 pub use legacy::LegacyEntry;
 pub use stored::{StoredRecord, StoredRecords, stored_records};
 
-#[allow(unused_imports, reason = "for the layers above")]
-pub(crate) use builder::rewrite_batch;
+pub(crate) use body::RecordsState;
+pub(crate) use checksum::{Crc32c, crc_holds, crc32c};

@@ -116,11 +116,11 @@ fn step(
     let position = scan.position;
     let left = window.file_bytes - position;
     let head = window.at(position, HEADER_BYTES)?;
-    if rules.is_foreign
-        && let Ok(peek) = record::peek(head)
-        && peek.magic < 2
-    {
-        return step_legacy(window, scan, peek.size_bytes, left);
+    match record::peek(head) {
+        Ok(peek) if peek.magic < 2 && rules.is_foreign => return step_legacy(window, scan, peek.size_bytes, left),
+        Ok(_) => {}
+        // Zeros of preallocated space end up here.
+        Err(error) => return Ok(Some(Stop::Bad(error.to_string()))),
     }
     let header = match BatchHeader::decode(head) {
         Ok(header) => header,
@@ -188,7 +188,7 @@ fn step_legacy(window: &mut Window<'_>, scan: &mut Scan, size: usize, left: u64)
         return Ok(Some(Stop::Bad("an entry of an old record format is longer than the file".into())));
     }
     let bytes = window.at(scan.position, size)?;
-    match record::legacy::LegacyEntry::parse(bytes) {
+    match record::LegacyEntry::parse(bytes) {
         Ok(entry) if entry.offset >= scan.next_offset => {
             scan.position += size as u64;
             scan.next_offset = entry.offset.saturating_add(1);

@@ -83,10 +83,10 @@ impl Default for TopicConfig {
 }
 
 macro_rules! setters {
-    ($($(#[$doc:meta])* $alias:literal $name:ident: $type:ty;)*) => {
+    ($($(#[$doc:meta])* $($alias:literal)? $name:ident: $type:ty;)*) => {
         $(
             $(#[$doc])*
-            #[doc(alias = $alias)]
+            $(#[doc(alias = $alias)])?
             #[must_use]
             pub fn $name(mut self, $name: $type) -> Self {
                 self.$name = $name;
@@ -99,7 +99,7 @@ macro_rules! setters {
 impl TopicConfig {
     setters! {
         /// Number of partitions, 1 to 1,024. Cannot be changed later: keys would move.
-        "partitions" partitions: u32;
+        partitions: u32;
         /// What an append promises when it returns, unless it says otherwise.
         "topiclog.durability" durability: Durability;
         /// A segment that would grow beyond this is closed and a new one begun.

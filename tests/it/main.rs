@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests read fixtures as plain files")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at the first surprise and says why")]
 
+mod api;
 mod codec_props;
 mod golden;
 mod simulator;

@@ -1,0 +1,3 @@
+//! The manual.
+#[doc = include_str!("recovery.md")]
+pub mod recovery {}

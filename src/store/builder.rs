@@ -1,0 +1,147 @@
+//! How a store is opened: components are trait objects, settings are plain values.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Store;
+use crate::clock::{Clock, SystemClock};
+use crate::error::Result;
+use crate::io::{DiskVfs, Vfs};
+use crate::segment::cursor::Verify;
+use crate::segment::log_file::ReadPath;
+
+/// Who keeps the windows of `Interval`, seals closed segments and gives unused space back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Upkeep {
+    /// One thread of the store's own, `topiclog-upkeep`.
+    #[default]
+    Thread,
+    /// Nobody: call [`Store::tick`] by hand. Appends keep the windows of `Interval` by their size.
+    Manual,
+}
+
+/// Opens a store with other components or limits than [`Store::open`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use topiclog::{Store, TopicConfig, Upkeep, clock::ManualClock, io::MemoryVfs};
+/// let clock = Arc::new(ManualClock::new(0));
+/// let store = Store::builder().vfs(Arc::new(MemoryVfs::new())).clock(clock).upkeep(Upkeep::Manual).open("/data")?;
+/// store.create_topic("events", TopicConfig::default())?;
+/// store.close()?;
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct StoreBuilder {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) upkeep: Upkeep,
+    pub(crate) read_only: bool,
+    pub(crate) read_path: ReadPath,
+    pub(crate) verify: Verify,
+    pub(crate) open_files_max: usize,
+    pub(crate) topics_max: usize,
+    pub(crate) without_locks: bool,
+    pub(crate) id_seed: Option<u64>,
+}
+
+impl Default for StoreBuilder {
+    fn default() -> Self {
+        Self {
+            vfs: Arc::new(DiskVfs::new()),
+            clock: Arc::new(SystemClock),
+            upkeep: Upkeep::Thread,
+            read_only: false,
+            read_path: ReadPath::Mapped,
+            verify: Verify::Once,
+            open_files_max: 512,
+            topics_max: 10_000,
+            without_locks: false,
+            id_seed: None,
+        }
+    }
+}
+
+impl StoreBuilder {
+    /// The file system: the disk, memory, or one that fails on purpose.
+    #[must_use]
+    pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
+        self.vfs = vfs;
+        self
+    }
+
+    /// Where time comes from.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Who does the upkeep.
+    #[must_use]
+    pub fn upkeep(mut self, upkeep: Upkeep) -> Self {
+        self.upkeep = upkeep;
+        self
+    }
+
+    /// Opens what is there for reading, and writes no byte: beside a live writer, on a read-only mount, or a directory of
+    /// Kafka's. It shows the log as of the open, up to the last whole batch.
+    #[must_use]
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Through maps, or by positional reads.
+    #[must_use]
+    pub fn reads(mut self, read_path: ReadPath) -> Self {
+        self.read_path = read_path;
+        self
+    }
+
+    /// When batches are compared with their checksums, unless a reader says otherwise.
+    #[must_use]
+    pub fn verify(mut self, verify: Verify) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Most log files that are open at once; others are opened again when they are used. At least 4, 512 by default.
+    #[must_use]
+    pub fn open_files_max(mut self, files: usize) -> Self {
+        self.open_files_max = files;
+        self
+    }
+
+    /// Most topics of this store; 10,000 by default.
+    #[must_use]
+    pub fn topics_max(mut self, topics: usize) -> Self {
+        self.topics_max = topics;
+        self
+    }
+
+    /// Opens without locks where the file system has none. Whoever asks for this sees to it that there is one writer.
+    #[must_use]
+    pub fn without_locks(mut self) -> Self {
+        self.without_locks = true;
+        self
+    }
+
+    /// Makes the ids of the store and its topics follow from a seed, so that a test can be repeated byte by byte.
+    #[must_use]
+    pub fn id_seed(mut self, seed: u64) -> Self {
+        self.id_seed = Some(seed);
+        self
+    }
+
+    /// Opens the store in a directory; it is created if it is not there.
+    ///
+    /// Durable when this returns: the directory and the store's identity, if they are new.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open(self, root: impl Into<PathBuf>) -> Result<Store> {
+        super::open::open(self, root.into())
+    }
+}

@@ -1,0 +1,465 @@
+//! Opens a store: locks, the newest good manifest, then each partition.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::builder::StoreBuilder;
+use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
+use super::checkpoints::{self, Offsets};
+use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep};
+use crate::error::{Error, Result};
+use crate::ids::{TopicName, TopicPartition, Uuid};
+use crate::io::{EntryKind, LockKind, Vfs, VfsLock};
+use crate::partition::foreign::Hints;
+use crate::partition::open::Opening;
+use crate::partition::repair::Repair;
+use crate::partition::{Env, Partition, manifest, quarantine};
+use crate::segment::file_pool::FilePool;
+use crate::segment::log_file::ReadPath;
+use crate::segment::name;
+use crate::sync::{Mutex, RwLock};
+use crate::topic::{TopicConfig, TopicInner};
+
+const LOCK: &str = "topiclog.lock";
+const FOLLOW: &str = "topiclog.follow";
+/// Kafka's own lock file.
+const BROKER_LOCK: &str = ".lock";
+
+/// How a partition of this topic is opened.
+pub(crate) fn opening<'a>(
+    env: &'a Env,
+    id: &'a TopicPartition,
+    directory: PathBuf,
+    topic_id: Uuid,
+    config: &TopicConfig,
+) -> Opening<'a> {
+    Opening {
+        env,
+        id,
+        directory,
+        topic_id,
+        settings: config.log_settings(),
+        may_rewrite_in_place: false,
+        hints: Hints::default(),
+    }
+}
+
+/// A random id, or one that follows from a seed.
+pub(crate) fn new_id(seed: Option<u64>, count: u64) -> Result<Uuid> {
+    let mut bytes = [0; 16];
+    match seed {
+        Some(seed) => {
+            let mut state = seed ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            for byte in &mut bytes {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                *byte = (state >> 56) as u8;
+            }
+        }
+        None => getrandom::fill(&mut bytes)
+            .map_err(|error| Error::io("read random bytes for", Path::new("an id"), io::Error::other(error.to_string())))?,
+    }
+    Ok(Uuid::from_random(bytes))
+}
+
+/// See [`StoreBuilder::open`].
+pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
+    let vfs = Arc::clone(&options.vfs);
+    if !options.read_only {
+        create_root(&*vfs, &root)?;
+    }
+    let listed = vfs.list(&root).map_err(|error| Error::io("list", &root, error))?;
+    let locks = take_locks(&options, &*vfs, &root)?;
+    let read = catalog::read(&*vfs, &root)?;
+    let directories = partition_directories(&listed);
+    let mut report = RecoveryReport::default();
+    for (path, reason) in &read.damaged {
+        report.store.push(Repair::ManifestSlotDamaged { path: path.clone(), reason: reason.clone() });
+    }
+    let (generation, catalog, is_foreign) = choose_catalog(&options, &root, read, &directories)?;
+
+    let signal = Arc::new(Signal::default());
+    let wrote = Arc::new(AtomicBool::new(!listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)));
+    let env = make_env(&options, &root, catalog.store_id, &signal, &wrote, locks.maps_are_safe);
+    let topics = if is_foreign {
+        open_foreign(&env, &root, &catalog, &mut report)?
+    } else {
+        open_topics(&env, &root, &catalog, locks.may_rewrite_in_place, &mut report)?
+    };
+    note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
+
+    let inner = Arc::new(StoreInner {
+        root,
+        env,
+        topics: RwLock::new(topics),
+        admin: Mutex::new(Admin { generation, catalog, poisoned: false }),
+        report,
+        locks: Mutex::new(locks.held),
+        closed: AtomicBool::new(false),
+        wrote,
+        id_counter: AtomicU64::new(generation + 1),
+        signal,
+        upkeep_thread: Mutex::new(None),
+        upkeep_error: Mutex::new(None),
+        options,
+    });
+    if !inner.env.read_only {
+        let mut admin = inner.admin.lock();
+        inner.finish_deletions(&mut admin)?;
+        drop(admin);
+        if inner.options.upkeep == Upkeep::Thread {
+            inner.start_upkeep()?;
+        }
+    }
+    Ok(Store { inner })
+}
+
+/// Creates the root, and the directories above it that are missing; durable when this returns.
+fn create_root(vfs: &dyn Vfs, root: &Path) -> Result<()> {
+    match vfs.create_dir(root) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+                return Err(Error::io("create", root, error));
+            };
+            create_root(vfs, parent)?;
+            vfs.create_dir(root).map_err(|error| Error::io("create", root, error))?;
+        }
+        // The root of a file system exists, whatever it says.
+        Err(error) => return vfs.list(root).map(drop).map_err(|_| Error::io("create", root, error)),
+    }
+    match root.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) {
+        Some(parent) => vfs.sync_dir(parent).map_err(|error| Error::io("sync directory", parent, error)),
+        None => Ok(()),
+    }
+}
+
+struct Locks {
+    held: Vec<Box<dyn VfsLock>>,
+    /// No other process holds the follow lock, so none has a file mapped that recovery may write.
+    may_rewrite_in_place: bool,
+    /// Writers will not repair files in place under this reader.
+    maps_are_safe: bool,
+}
+
+fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> Result<Locks> {
+    let mut held = Vec::new();
+    let follow = root.join(FOLLOW);
+    if options.read_only {
+        // On a read-only mount, or in a directory of Kafka's, there is no such file and none is made.
+        let exists = vfs.list(root).is_ok_and(|entries| entries.iter().any(|entry| entry.name == FOLLOW));
+        let shared = if exists { vfs.lock(&follow, LockKind::Shared).ok() } else { None };
+        let maps_are_safe = shared.is_some();
+        held.extend(shared);
+        return Ok(Locks { held, may_rewrite_in_place: false, maps_are_safe });
+    }
+    for (name, kind) in [(LOCK, LockKind::Exclusive), (BROKER_LOCK, LockKind::Broker)] {
+        let path = root.join(name);
+        match vfs.lock(&path, kind) {
+            Ok(lock) => held.push(lock),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let holder = if kind == LockKind::Broker { "a Kafka broker" } else { "another writer" };
+                return Err(Error::Locked { path, holder: holder.into() });
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                if !options.without_locks {
+                    return Err(Error::LockUnsupported { path, source: error });
+                }
+            }
+            Err(error) => return Err(Error::io("lock", &path, error)),
+        }
+    }
+    let may_rewrite_in_place = vfs.lock(&follow, LockKind::Exclusive).is_ok();
+    Ok(Locks { held, may_rewrite_in_place, maps_are_safe: true })
+}
+
+/// Directories that are named like partitions, in order.
+fn partition_directories(listed: &[crate::io::DirEntry]) -> Vec<TopicPartition> {
+    let directories = listed.iter().filter(|entry| entry.kind == EntryKind::Directory);
+    let mut found: Vec<_> =
+        directories.filter_map(|entry| TopicPartition::from_directory_name(&entry.name)).collect();
+    found.sort();
+    found
+}
+
+/// The catalog to work with, its generation, and whether it was made up from a directory without one.
+fn choose_catalog(
+    options: &StoreBuilder,
+    root: &Path,
+    read: CatalogRead,
+    directories: &[TopicPartition],
+) -> Result<(u64, Catalog, bool)> {
+    if let Some((generation, catalog)) = read.newest {
+        return Ok((generation, catalog, false));
+    }
+    if options.read_only {
+        return Ok((0, foreign_catalog(&*options.vfs, root, directories)?, true));
+    }
+    if let Some((path, reason)) = read.damaged.into_iter().next() {
+        let what = format!("{reason}, and so is the other copy; open read-only to save the data");
+        return Err(Error::corrupt(&path, 0, what));
+    }
+    if !directories.is_empty() {
+        let why = "it holds partitions, but no manifest of this library".into();
+        return Err(Error::NeedsAdopt { path: root.to_owned(), why });
+    }
+    let catalog = Catalog { store_id: new_id(options.id_seed, 0)?, topics: Vec::new(), deleting: Vec::new() };
+    catalog::write(&*options.vfs, root, 1, &catalog)?;
+    Ok((1, catalog, false))
+}
+
+/// Topics as the directory names show them.
+fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -> Result<Catalog> {
+    let mut by_name: BTreeMap<TopicName, Vec<u32>> = BTreeMap::new();
+    for id in directories.iter().filter(|id| id.topic.as_str() != "__cluster_metadata") {
+        by_name.entry(id.topic.clone()).or_default().push(id.partition.get());
+    }
+    let mut topics = Vec::new();
+    for (name, partitions) in by_name {
+        let first = TopicPartition::new(name.clone(), partitions.first().copied().unwrap_or(0));
+        let topic_id = checkpoints::read_topic_id(vfs, &root.join(first.directory_name())).ok().flatten();
+        let count = partitions.iter().max().map_or(1, |most| most.saturating_add(1));
+        topics.push(TopicEntry {
+            name,
+            topic_id: topic_id.unwrap_or(Uuid::from_bytes([0; 16])),
+            partitions,
+            config: TopicConfig::default().partitions(count),
+        });
+    }
+    Ok(Catalog { store_id: Uuid::from_bytes([0; 16]), topics, deleting: Vec::new() })
+}
+
+pub(crate) fn make_env(
+    options: &StoreBuilder,
+    root: &Path,
+    store_id: Uuid,
+    signal: &Arc<Signal>,
+    wrote: &Arc<AtomicBool>,
+    maps_are_safe: bool,
+) -> Env {
+    let vfs = Arc::clone(&options.vfs);
+    let first_write = first_write(Arc::clone(&vfs), root.to_owned(), Arc::clone(wrote));
+    let signal = Arc::clone(signal);
+    Env {
+        pool: FilePool::new(Arc::clone(&vfs), options.open_files_max),
+        vfs,
+        clock: Arc::clone(&options.clock),
+        store_id,
+        read_path: if maps_are_safe { options.read_path } else { ReadPath::Positional },
+        verify: options.verify,
+        read_only: options.read_only,
+        before_first_write: Arc::new(first_write),
+        wake_upkeep: Arc::new(move || signal.wake()),
+        has_upkeep: options.upkeep == Upkeep::Thread,
+    }
+}
+
+/// Before the first byte is written Kafka's marker goes, so that a broker never trusts a stale one.
+fn first_write(vfs: Arc<dyn Vfs>, root: PathBuf, wrote: Arc<AtomicBool>) -> impl Fn() -> Result<()> {
+    let done = Mutex::new(false);
+    move || {
+        let mut done = done.lock();
+        if !*done {
+            checkpoints::remove_clean_shutdown(&*vfs, &root)?;
+            wrote.store(true, Ordering::Release);
+            *done = true;
+        }
+        Ok(())
+    }
+}
+
+fn open_topics(
+    env: &Env,
+    root: &Path,
+    catalog: &Catalog,
+    may_rewrite_in_place: bool,
+    report: &mut RecoveryReport,
+) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
+    let mut topics = BTreeMap::new();
+    for entry in &catalog.topics {
+        let mut partitions = BTreeMap::new();
+        for &partition in &entry.partitions {
+            let id = TopicPartition::new(entry.name.clone(), partition);
+            let directory = root.join(id.directory_name());
+            let opening = Opening {
+                may_rewrite_in_place,
+                ..opening(env, &id, directory.clone(), entry.topic_id, &entry.config)
+            };
+            let (log, partition_report) = opening.open().map_err(|error| missing_directory(error, &directory))?;
+            if partition_report.unclean && !env.read_only {
+                // A repaired partition is closed in order again only by `close`.
+                (env.before_first_write)()?;
+            }
+            report.partitions.push(partition_report);
+            partitions.insert(partition, Partition::new(Arc::new(log)));
+        }
+        let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions);
+        topics.insert(entry.name.clone(), Arc::new(topic));
+    }
+    Ok(topics)
+}
+
+/// A partition that the manifest lists and that is not there was lost, not never made.
+fn missing_directory(error: Error, directory: &Path) -> Error {
+    match error {
+        Error::Io { source, path, .. } if source.kind() == io::ErrorKind::NotFound && path.starts_with(directory) => {
+            Error::corrupt(&path, 0, "the manifest of the store lists it, but it is missing")
+        }
+        error => error,
+    }
+}
+
+fn open_foreign(
+    env: &Env,
+    root: &Path,
+    catalog: &Catalog,
+    report: &mut RecoveryReport,
+) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
+    let (starts, was_clean) = read_hints(&*env.vfs, root, report)?;
+    let mut topics = BTreeMap::new();
+    for entry in &catalog.topics {
+        let mut partitions = BTreeMap::new();
+        for &partition in &entry.partitions {
+            let id = TopicPartition::new(entry.name.clone(), partition);
+            let hints = Hints { log_start: starts.get(&id).copied(), was_clean };
+            let directory = root.join(id.directory_name());
+            let opening = Opening { hints, ..opening(env, &id, directory, entry.topic_id, &entry.config) };
+            let (log, partition_report) = opening.open()?;
+            report.partitions.push(partition_report);
+            partitions.insert(partition, Partition::new(Arc::new(log)));
+        }
+        let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions);
+        topics.insert(entry.name.clone(), Arc::new(topic));
+    }
+    Ok(topics)
+}
+
+/// A broker's log starts, and whether it shut down in order.
+pub(crate) fn read_hints(vfs: &dyn Vfs, root: &Path, report: &mut RecoveryReport) -> Result<(Offsets, bool)> {
+    let starts = match checkpoints::read(vfs, root, checkpoints::LOG_START)? {
+        Ok(starts) => starts,
+        Err(reason) => {
+            report.store.push(Repair::ManifestSlotDamaged { path: root.join(checkpoints::LOG_START), reason });
+            Offsets::new()
+        }
+    };
+    let listed = vfs.list(root).map_err(|error| Error::io("list", root, error))?;
+    Ok((starts, listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)))
+}
+
+/// A partition directory that no topic lists: an empty one of ours is what a creation left that never took effect; any
+/// other is left alone.
+fn note_unlisted(
+    env: &Env,
+    root: &Path,
+    catalog: &Catalog,
+    directories: &[TopicPartition],
+    report: &mut RecoveryReport,
+) -> Result<()> {
+    for id in directories {
+        let listed = catalog
+            .topics
+            .iter()
+            .any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
+        let deleting = catalog
+            .deleting
+            .iter()
+            .any(|entry| entry.topic == id.topic && entry.partition == id.partition.get());
+        if listed || deleting {
+            continue;
+        }
+        let path = root.join(id.directory_name());
+        if !env.read_only && remove_uncommitted(&*env.vfs, &path, env.store_id).is_ok() {
+            report.store.push(Repair::Swept { path });
+        } else {
+            report.store.push(Repair::Stranger { path });
+        }
+    }
+    Ok(())
+}
+
+/// Removes a partition directory that a creation left before it took effect. Refuses if there is any record in it, or
+/// anything that this library would not have made.
+pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) -> Result<()> {
+    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    let refuse = |why: &str| {
+        Err(Error::NeedsAdopt { path: directory.to_owned(), why: why.to_owned() })
+    };
+    let read = manifest::slots(directory).read(vfs)?;
+    if let Some(slot) = read.newest
+        && manifest::Manifest::decode(&slot.payload).is_ok_and(|manifest| manifest.store_id != store_id)
+    {
+        return refuse("it belongs to another store");
+    }
+    let holds_records =
+        entries.iter().any(|entry| matches!(name::parse(&entry.name), Some((_, name::Suffix::Log))) && entry.bytes > 0);
+    if holds_records {
+        return refuse("no topic lists it, and there are records in it");
+    }
+    if let Some(stranger) = entries.iter().find(|entry| !may_remove(&entry.name, entry.kind)) {
+        return refuse(&format!("it holds {:?}, which is not ours", stranger.name));
+    }
+    remove_files(vfs, directory, &entries)
+}
+
+/// Removes the directory of a deleted partition, if it still is the one that was deleted. It is renamed first, to the
+/// name that a broker takes for a deleted partition too.
+pub(crate) fn remove_deleted(vfs: &dyn Vfs, root: &Path, deleting: &Deleting) -> Result<()> {
+    let id = TopicPartition::new(deleting.topic.clone(), deleting.partition);
+    let directory = root.join(id.directory_name());
+    let gone = root.join(deleted_name(&id, deleting.topic_id));
+    if is_partition_of(vfs, &directory, deleting.topic_id)? {
+        vfs.rename(&directory, &gone).map_err(|error| Error::io("rename", &directory, error))?;
+        vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error))?;
+    }
+    let entries = match vfs.list(&gone) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("list", &gone, error)),
+    };
+    let quarantined = gone.join(quarantine::DIRECTORY);
+    if entries.iter().any(|entry| entry.name == quarantine::DIRECTORY && entry.kind == EntryKind::Directory) {
+        let kept = vfs.list(&quarantined).map_err(|error| Error::io("list", &quarantined, error))?;
+        remove_files(vfs, &quarantined, &kept)?;
+    }
+    let files: Vec<_> = entries.into_iter().filter(|entry| entry.kind == EntryKind::File).collect();
+    remove_files(vfs, &gone, &files)
+}
+
+fn is_partition_of(vfs: &dyn Vfs, directory: &Path, topic_id: Uuid) -> Result<bool> {
+    match vfs.list(directory) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io("list", directory, error)),
+    }
+    let read = manifest::slots(directory).read(vfs)?;
+    let found = read.newest.and_then(|slot| manifest::Manifest::decode(&slot.payload).ok());
+    Ok(found.is_some_and(|manifest| manifest.topic_id == topic_id))
+}
+
+/// Kafka's name of a deleted partition: the topic is cut so that the whole has at most 255 characters.
+fn deleted_name(id: &TopicPartition, topic_id: Uuid) -> String {
+    let hex: String = topic_id.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let suffix = format!("-{}.{hex}-delete", id.partition);
+    let topic: String = id.topic.as_str().chars().take(255 - suffix.len()).collect();
+    format!("{topic}{suffix}")
+}
+
+fn may_remove(name: &str, kind: EntryKind) -> bool {
+    let known = name.starts_with("topiclog.")
+        || name::parse(name).is_some()
+        || matches!(name, "partition.metadata" | "leader-epoch-checkpoint" | "leader-epoch-checkpoint.tmp")
+        || name.ends_with(".tmp");
+    kind == EntryKind::File && known
+}
+
+fn remove_files(vfs: &dyn Vfs, directory: &Path, entries: &[crate::io::DirEntry]) -> Result<()> {
+    for entry in entries {
+        let path = directory.join(&entry.name);
+        vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+    }
+    vfs.remove_dir(directory).map_err(|error| Error::io("remove", directory, error))
+}

@@ -1,0 +1,183 @@
+//! A topic: a name, a configuration and its partitions; routing of records to partitions.
+//!
+//! It does not know which other topics there are, nor where they live.
+
+pub(crate) mod config;
+pub(crate) mod partitioner;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::ids::{PartitionId, TopicName, Uuid};
+use crate::partition::writer::{AppendOptions, RecordMetadata};
+use crate::partition::Partition;
+use crate::record::{AsRecord, RecordRef};
+use crate::sync::RwLock;
+
+pub use config::{CleanupPolicy, TopicConfig};
+pub use partitioner::murmur2;
+
+use partitioner::{Sticky, partition_for_key};
+
+/// What keeps the store's locks alive as long as a handle of it does.
+pub(crate) trait KeepAlive: Send + Sync {}
+
+/// A topic of an open store. Cheap to clone; every clone is the same topic.
+///
+/// ```
+/// use topiclog::{Record, Store, TopicConfig};
+/// let store = Store::in_memory()?;
+/// let orders = store.create_topic("orders", TopicConfig::default().partitions(4))?;
+/// let placed = orders.append(Record::keyed("order-7", "placed"))?;
+/// let again = orders.append(Record::keyed("order-7", "paid"))?;
+/// assert_eq!(placed.partition, again.partition, "one key, one partition, one order");
+/// # store.close()?;
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Topic {
+    inner: Arc<TopicInner>,
+    // Held, never looked at: the store's locks live as long as somebody can still write.
+    _keep: Arc<dyn KeepAlive>,
+}
+
+pub(crate) struct TopicInner {
+    pub(crate) name: TopicName,
+    pub(crate) id: Uuid,
+    pub(crate) config: RwLock<Arc<TopicConfig>>,
+    /// By number; a broker's directory may hold only some of them.
+    pub(crate) partitions: BTreeMap<u32, Partition>,
+    sticky: Sticky,
+}
+
+impl TopicInner {
+    pub(crate) fn new(name: TopicName, id: Uuid, config: TopicConfig, partitions: BTreeMap<u32, Partition>) -> Self {
+        Self { name, id, config: RwLock::new(Arc::new(config)), partitions, sticky: Sticky::new() }
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topic").field("name", &self.inner.name).field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+impl Topic {
+    pub(crate) fn new(inner: Arc<TopicInner>, keep: Arc<dyn KeepAlive>) -> Self {
+        Self { inner, _keep: keep }
+    }
+
+    /// The topic's name.
+    pub fn name(&self) -> &TopicName {
+        &self.inner.name
+    }
+
+    /// The topic's identity, as in Kafka's `partition.metadata`.
+    pub fn id(&self) -> Uuid {
+        self.inner.id
+    }
+
+    /// The configuration that holds now.
+    pub fn config(&self) -> TopicConfig {
+        (**self.inner.config.read()).clone()
+    }
+
+    /// How many partitions there are, counted from 0; a broker's directory need not hold all of them.
+    pub fn partition_count(&self) -> u32 {
+        self.inner.config.read().partition_count()
+    }
+
+    /// The partitions that are here, by number.
+    pub fn partitions(&self) -> impl Iterator<Item = &Partition> {
+        self.inner.partitions.values()
+    }
+
+    /// One partition.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`] if there is no such partition here.
+    pub fn partition(&self, partition: impl Into<PartitionId>) -> Result<Partition> {
+        self.at(partition.into().get()).cloned()
+    }
+
+    fn at(&self, partition: u32) -> Result<&Partition> {
+        let found = self.inner.partitions.get(&partition);
+        found.ok_or_else(|| Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) })
+    }
+
+    /// Where a record goes: to the partition it names; by its partition key or else its key, with Kafka's murmur2; with
+    /// neither, on one partition until 16 KiB went there, then on the next.
+    pub fn partition_for(&self, record: impl AsRecord) -> PartitionId {
+        self.route(&record.as_record()).into()
+    }
+
+    #[inline]
+    fn route(&self, record: &RecordRef<'_>) -> u32 {
+        let count = self.inner.partitions.len() as u32;
+        match (record.partition, record.partitioning_key()) {
+            (Some(partition), _) => partition.get(),
+            _ if count == 1 => self.inner.partitions.keys().next().copied().unwrap_or(0),
+            (None, Some(key)) => partition_for_key(key, self.partition_count()),
+            (None, None) => {
+                let bytes = record.value.map_or(0, <[u8]>::len);
+                let nth = self.inner.sticky.next(bytes, count) as usize;
+                self.inner.partitions.keys().nth(nth).copied().unwrap_or(0)
+            }
+        }
+    }
+
+    /// Appends one record to the partition it belongs to, at the durability of the topic.
+    ///
+    /// Durable when this returns: what the topic's [`Durability`](crate::Durability) says; by default the record
+    /// survives a power cut.
+    ///
+    /// # Errors
+    /// After any error but [`Error::OutcomeUnknown`] the record will never appear. [`Error::Invalid`] if it breaks a
+    /// limit, [`Error::UnknownTopic`] if it names a partition that is not here, [`Error::NoSpace`] while the disk is
+    /// full, [`Error::Poisoned`] after an earlier failure, [`Error::Closed`], [`Error::ReadOnly`].
+    pub fn append(&self, record: impl AsRecord) -> Result<RecordMetadata> {
+        self.append_with(record, &AppendOptions::default())
+    }
+
+    /// [`append`](Self::append) with a durability or codec of its own.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_with(&self, record: impl AsRecord, options: &AppendOptions) -> Result<RecordMetadata> {
+        let record = record.as_record();
+        self.at(self.route(&record))?.log.append_records([record], &options.spec())
+    }
+
+    /// Appends many records: those of one partition as one batch each, in the order given. Returns where each batch
+    /// went, by partition. A batch is there whole or not at all; the batches of different partitions are not tied to
+    /// each other.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), from the first partition that fails; batches of partitions with lower numbers are
+    /// in the log by then.
+    pub fn append_all<R: AsRecord>(&self, records: &[R], options: &AppendOptions) -> Result<Vec<RecordMetadata>> {
+        let mut by_partition: BTreeMap<u32, Vec<RecordRef<'_>>> = BTreeMap::new();
+        for record in records {
+            let record = record.as_record();
+            by_partition.entry(self.route(&record)).or_default().push(record);
+        }
+        for &partition in by_partition.keys() {
+            self.at(partition)?;
+        }
+        let append = |(partition, records): (u32, Vec<RecordRef<'_>>)| {
+            self.at(partition)?.log.append_records(records, &options.spec())
+        };
+        by_partition.into_iter().map(append).collect()
+    }
+
+    /// Makes everything appended so far durable, in every partition.
+    ///
+    /// # Errors
+    /// [`Error::SyncFailed`] from the first partition whose sync fails; the others are synced all the same.
+    pub fn flush(&self) -> Result<()> {
+        let results: Vec<_> = self.inner.partitions.values().map(Partition::flush).collect();
+        results.into_iter().try_for_each(|result| result.map(drop))
+    }
+}
