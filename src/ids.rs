@@ -79,7 +79,7 @@ impl fmt::Display for PartitionId {
 pub struct TopicName(Arc<str>);
 
 /// Kafka's longest topic name, in characters.
-pub const TOPIC_NAME_MAX: usize = 249;
+pub(crate) const TOPIC_NAME_MAX: usize = 249;
 
 impl TopicName {
     /// Checks a name.

@@ -25,5 +25,7 @@ pub use partition::{
 pub use record::{AsRecord, Compression, Header, Record, RecordRef, StoredRecord, TimestampType};
 pub use segment::cursor::Verify;
 pub use segment::log_file::ReadPath;
+pub use store::adopt::{AdoptOptions, AdoptReport, AdoptedPartition};
+pub use store::verify::{Finding, Severity, VerifyReport, verify, verify_on};
 pub use store::{RecoveryReport, Store, StoreBuilder, TickReport, Upkeep};
 pub use topic::{CleanupPolicy, Topic, TopicConfig, murmur2};

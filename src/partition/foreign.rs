@@ -4,7 +4,7 @@
 //! same look, with every batch checked, is what taking such a directory over begins with.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::kafka_state::{self, Producers};
 use super::manifest::{EntryState, Manifest, SegmentEntry};
@@ -14,7 +14,7 @@ use super::repair::{PartitionReport, Repair};
 use super::{Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::io::{OpenMode, Vfs, read_full_at, read_small};
-use crate::record::BatchView;
+use crate::record::{BatchHeader, BatchView};
 use crate::segment::name::{Suffix, file_name};
 use crate::segment::offset_index;
 use crate::segment::recover::{Scan, ScanRules, Stop, scan};
@@ -43,6 +43,8 @@ pub(crate) struct Found {
     pub(crate) repairs: Vec<Repair>,
     /// What of the last segment is no batch.
     pub(crate) torn: Option<(Scan, String)>,
+    /// Highest leader epoch of the scanned batches, -1 if there is none.
+    pub(crate) highest_epoch: i32,
 }
 
 /// Opens it for reading.
@@ -84,6 +86,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         producers: Producers::default(),
         repairs: Vec::new(),
         torn: None,
+        highest_epoch: -1,
     };
     let mut scans: BTreeMap<i64, Scan> = BTreeMap::new();
     for (index, &base) in bases.iter().enumerate() {
@@ -94,7 +97,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         if let (Some(next), false) = (next_base, every_batch) {
             (entry.state, entry.bytes, entry.next) = (EntryState::Closed, bytes, next);
         } else {
-            let scan = scan_file(opening, base, bytes, every_batch)?;
+            let scan = scan_file(opening, base, bytes, every_batch, &mut found.highest_epoch)?;
             entry.state = if next_base.is_some() { EntryState::Closed } else { EntryState::Active };
             (entry.bytes, entry.next, entry.batches) = (scan.position, scan.next_offset, scan.batches);
             if every_batch {
@@ -159,13 +162,14 @@ fn judge_ends(opening: &Opening<'_>, found: &mut Found, scans: &BTreeMap<i64, Sc
     Ok(())
 }
 
-fn scan_file(opening: &Opening<'_>, base: i64, bytes: u64, every_batch: bool) -> Result<Scan> {
+fn scan_file(opening: &Opening<'_>, base: i64, bytes: u64, every_batch: bool, highest_epoch: &mut i32) -> Result<Scan> {
     let path = opening.directory.join(file_name(base, Suffix::Log));
     let file = opening.env.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
     let hint = if every_batch { None } else { last_hint(opening, &*file, base, bytes) };
     let (position, next_offset) = hint.unwrap_or((0, base));
     let rules = ScanRules { position, next_offset, base_offset: base, is_foreign: true, epochs: None };
-    scan(&*file, &rules, |_, _, _| {}).map_err(|error| Error::io("read", &path, error))
+    let visit = |_, header: &BatchHeader, _: Option<&[u8]>| *highest_epoch = header.leader_epoch.max(*highest_epoch);
+    scan(&*file, &rules, visit).map_err(|error| Error::io("read", &path, error))
 }
 
 /// The last index entry that leads to a whole batch: from there on the end of the segment is found by scanning.
@@ -242,12 +246,12 @@ fn read_transactions(opening: &Opening<'_>, listing: &Listing, found: &mut Found
     Ok(())
 }
 
-fn read_txn_index(vfs: &dyn Vfs, path: &PathBuf, base: i64, repairs: &mut Vec<Repair>) -> Result<Vec<AbortedTxn>> {
+fn read_txn_index(vfs: &dyn Vfs, path: &Path, base: i64, repairs: &mut Vec<Repair>) -> Result<Vec<AbortedTxn>> {
     let bytes = read_small(vfs, path, INDEX_BYTES_MAX).map_err(|error| Error::io("read", path, error))?;
     match txn_index::decode(&bytes, base) {
         Ok(entries) => Ok(entries),
         Err(reason) => {
-            repairs.push(Repair::ManifestSlotDamaged { path: path.clone(), reason });
+            repairs.push(Repair::ManifestSlotDamaged { path: path.to_owned(), reason });
             Ok(Vec::new())
         }
     }

@@ -57,10 +57,6 @@ pub(crate) struct Producers {
 }
 
 impl Producers {
-    pub(crate) fn len(&self) -> usize {
-        self.by_id.len()
-    }
-
     /// First offset of the oldest open transaction.
     pub(crate) fn first_unstable(&self) -> Option<i64> {
         self.by_id.values().map(|producer| producer.txn_first_offset).filter(|&offset| offset >= 0).min()
@@ -72,8 +68,7 @@ impl Producers {
         if header.producer_id < 0 {
             return None;
         }
-        let producer =
-            self.by_id.entry(header.producer_id).or_insert_with(|| Producer::unknown(header.producer_epoch));
+        let producer = self.by_id.entry(header.producer_id).or_insert_with(|| Producer::unknown(header.producer_epoch));
         if producer.epoch != header.producer_epoch {
             let txn_first_offset = producer.txn_first_offset;
             let coordinator_epoch = producer.coordinator_epoch;
@@ -239,9 +234,15 @@ mod tests {
             coordinator_epoch: -1,
             txn_first_offset: 200,
         };
-        check_snapshot(open, "00010d455cde00000001000000000000109200030000000c00000000000000ca000000020000018bcfe56866ffffffff00000000000000c8");
+        check_snapshot(
+            open,
+            "00010d455cde00000001000000000000109200030000000c00000000000000ca000000020000018bcfe56866ffffffff00000000000000c8",
+        );
         let committed = Producer { timestamp: 1_700_000_000_200, coordinator_epoch: 5, txn_first_offset: -1, ..open };
-        check_snapshot(committed, "00014137715800000001000000000000109200030000000c00000000000000ca000000020000018bcfe568c800000005ffffffffffffffff");
+        check_snapshot(
+            committed,
+            "00014137715800000001000000000000109200030000000c00000000000000ca000000020000018bcfe568c800000005ffffffffffffffff",
+        );
         assert_eq!(hex(&Producers::default().encode_snapshot()), "000148674bc700000000");
         assert_eq!(Producers::default().encode_snapshot().len(), Producers::EMPTY_SNAPSHOT_BYTES);
     }

@@ -16,7 +16,7 @@ pub(crate) mod sync;
 pub(crate) mod times;
 pub(crate) mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -160,10 +160,6 @@ impl Log {
         Arc::clone(&self.settings.read())
     }
 
-    pub(crate) fn set_settings(&self, settings: LogSettings) {
-        *self.settings.write() = Arc::new(settings);
-    }
-
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -236,11 +232,14 @@ impl Log {
         }
         let mut state = self.floor.lock();
         let ahead = if base == state.base { position.saturating_sub(state.position) } else { position };
-        let due = ahead >= FLOOR_STEP_BYTES || (ahead > 0 && now_ms.saturating_sub(state.written_at_ms) >= FLOOR_STEP_MS);
+        let due =
+            ahead >= FLOOR_STEP_BYTES || (ahead > 0 && now_ms.saturating_sub(state.written_at_ms) >= FLOOR_STEP_MS);
         if due && base >= state.base {
             // The floor names a batch boundary, and the next offset there: both from one segment, read together.
             let snapshot = self.snapshot();
-            let Some(segment) = snapshot.segments.last().filter(|segment| segment.base_offset() == base) else { return };
+            let Some(segment) = snapshot.segments.last().filter(|segment| segment.base_offset() == base) else {
+                return;
+            };
             let Some(next_offset) = self.offset_at(segment, position) else { return };
             if let Err(error) = self.write_floor(&mut state, floor::Kind::Running, base, position, next_offset) {
                 drop(error); // Stated above: the next sync tries again.
@@ -300,10 +299,6 @@ impl Log {
             end: self.end_offset().into(),
             source: copy_io_error(source),
         }
-    }
-
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
     }
 
     /// The one way to change the set of segments that readers see.

@@ -55,6 +55,13 @@ pub(crate) struct Listing {
     strangers: Vec<String>,
 }
 
+impl Listing {
+    /// Names that neither Kafka nor this library gives.
+    pub(crate) fn strangers(&self) -> &[String] {
+        &self.strangers
+    }
+}
+
 pub(crate) fn list(vfs: &dyn Vfs, directory: &Path) -> Result<Listing> {
     let mut listing = Listing::default();
     let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
@@ -191,7 +198,10 @@ impl Opening<'_> {
                 return Err(missing(0, "the segment's file is missing"));
             };
             if entry.state == EntryState::Sealed && bytes != entry.bytes {
-                return Err(missing(bytes.min(entry.bytes), "the sealed segment does not have the length it was sealed with"));
+                return Err(missing(
+                    bytes.min(entry.bytes),
+                    "the sealed segment does not have the length it was sealed with",
+                ));
             }
             if entry.state == EntryState::Closed && entry.synced && bytes < entry.bytes {
                 return Err(missing(bytes, "the closed segment is shorter than when it was closed"));
@@ -332,23 +342,18 @@ impl Opening<'_> {
         report.scanned_bytes += scan.position - position;
         let floor_timestamp = floor.map_or(-1, |floor| floor.max_timestamp);
         let floor_batches = floor.map_or(0, |floor| u64::from(floor.batches));
-        if let (Stop::Bad(reason), Some(cap)) = (&scan.stop, entry.max_unsynced_bytes) {
-            if let Some(proof) = proof_of_rot(&*file, &scan, cap).map_err(failed)? {
-                self.rot(&path, &scan, reason, proof, report)?;
-            }
+        if let (Stop::Bad(reason), Some(cap)) = (&scan.stop, entry.max_unsynced_bytes)
+            && let Some(proof) = proof_of_rot(&*file, &scan, cap).map_err(failed)?
+        {
+            self.rot(&path, &scan, reason, proof, report)?;
         }
         Ok(Scanned { base: entry.base, floor_position: position, floor_batches, floor_timestamp, scan })
     }
 
-    fn rot(
-        &self,
-        path: &Path,
-        scan: &Scan,
-        reason: &str,
-        proof: u64,
-        report: &mut PartitionReport,
-    ) -> Result<()> {
-        let what = format!("{reason}; a whole batch at position {proof} proves that this had been synced: it is damage, not a torn write");
+    fn rot(&self, path: &Path, scan: &Scan, reason: &str, proof: u64, report: &mut PartitionReport) -> Result<()> {
+        let what = format!(
+            "{reason}; a whole batch at position {proof} proves that this had been synced: it is damage, not a torn write"
+        );
         if self.env.read_only {
             report.repairs.push(Repair::Rot { path: path.to_owned(), position: scan.position, reason: what });
             return Ok(());
@@ -369,7 +374,9 @@ impl Opening<'_> {
             }
         }
         for base in &found.behind {
-            report.repairs.push(Repair::SegmentQuarantined { path: self.directory.join(file_name(*base, Suffix::Log)) });
+            report
+                .repairs
+                .push(Repair::SegmentQuarantined { path: self.directory.join(file_name(*base, Suffix::Log)) });
         }
     }
 
@@ -550,10 +557,8 @@ impl Opening<'_> {
         aborted: Vec<AbortedTxn>,
         producers: Producers,
     ) -> Result<Log> {
-        let options = SegmentOptions {
-            read_path: self.env.read_path,
-            index_interval_bytes: self.settings.index_interval_bytes,
-        };
+        let options =
+            SegmentOptions { read_path: self.env.read_path, index_interval_bytes: self.settings.index_interval_bytes };
         let mode = if self.env.read_only { OpenMode::Read } else { OpenMode::Write };
         let segments: Vec<Arc<Segment>> = manifest
             .segments
@@ -576,12 +581,14 @@ impl Opening<'_> {
         let now_ms = self.env.clock.now_ms();
         let set = SegmentSet { segments, epochs: Some(manifest.epochs.clone().into()), aborted: aborted.into() };
         let log_start = manifest.log_start;
+        let settings = Arc::new(self.settings);
         Ok(Log {
             id: self.id.clone(),
             directory: self.directory,
             env: self.env.clone(),
-            settings: RwLock::new(Arc::new(self.settings)),
+            settings: RwLock::new(Arc::clone(&settings)),
             writer: Mutex::new(Writer {
+                settings: Arc::clone(&settings),
                 manifest,
                 active,
                 is_ready: false,
@@ -701,7 +708,13 @@ fn copy_range(
 
 /// Creates the files of a new, empty partition in a directory that exists; durable when this returns, but for the
 /// directory's own entry.
-pub(crate) fn create(env: &Env, id: &TopicPartition, directory: &Path, topic_id: Uuid, settings: &LogSettings) -> Result<()> {
+pub(crate) fn create(
+    env: &Env,
+    id: &TopicPartition,
+    directory: &Path,
+    topic_id: Uuid,
+    settings: &LogSettings,
+) -> Result<()> {
     let vfs = &*env.vfs;
     let manifest = Manifest::empty(env.store_id, topic_id, id.partition.get(), settings.unsynced_cap());
     write_new(vfs, &directory.join("partition.metadata"), kafka_metadata(topic_id).as_bytes())?;

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Log;
 use crate::error::{Error, Result};
 use crate::io::replace::replace_file;
 use crate::io::{OpenMode, Vfs, read_full_at, write_all_at};
@@ -91,16 +90,4 @@ pub(crate) fn move_segment(vfs: &dyn Vfs, partition: &Path, segment_base: i64) -
     }
     vfs.sync_dir(&directory).map_err(|error| Error::io("sync", &directory, error))?;
     vfs.sync_dir(partition).map_err(|error| Error::io("sync", partition, error))
-}
-
-impl Log {
-    /// Bytes that wait in quarantine.
-    pub(crate) fn quarantined_bytes(&self) -> Result<u64> {
-        let directory = self.directory().join(DIRECTORY);
-        match self.env.vfs.list(&directory) {
-            Ok(entries) => Ok(entries.iter().map(|entry| entry.bytes).sum()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(Error::io("list", &directory, error)),
-        }
-    }
 }

@@ -127,18 +127,17 @@ struct Place {
 #[derive(Debug)]
 struct Current {
     batch: Batch,
-    at: RecordsPosition,
+    /// Where in the body the next record begins, so that an owned iterator can borrow it anew for each record.
+    at: RecordsState,
 }
-
-/// Where in the body the next record begins, so that an owned iterator can borrow it anew for each record.
-type RecordsPosition = RecordsState;
 
 /// A whole batch, decompressed if need be.
 #[derive(Clone, Debug)]
 pub struct Batch {
     header: BatchHeader,
     body: Bytes,
-    from_offset: i64,
+    /// At the first record that the reader has not passed.
+    start: RecordsState,
 }
 
 impl Batch {
@@ -158,17 +157,13 @@ impl Batch {
     }
 
     /// The records from the reader's offset on, borrowed from the batch.
-    pub fn records(&self) -> impl Iterator<Item = std::result::Result<record::RecordView<'_>, BatchError>> {
-        let from = self.from_offset;
-        RecordsIter::new(&self.header, &self.body)
-            .skip_while(move |record| record.as_ref().is_ok_and(|record| record.offset() < from))
+    pub fn records(&self) -> RecordsIter<'_> {
+        RecordsIter::at(self.start, &self.body)
     }
 
     /// The same records, owned: each shares the bytes of the batch.
     pub fn stored_records(&self) -> impl Iterator<Item = std::result::Result<StoredRecord, BatchError>> {
-        let from = self.from_offset;
-        record::stored_records(&self.header, &self.body)
-            .skip_while(move |record| record.as_ref().is_ok_and(|record| record.offset().get() < from))
+        self.records().map(|view| view.map(|view| StoredRecord::new(self.body.clone(), &self.header, &view)))
     }
 }
 
@@ -307,7 +302,7 @@ impl Reader {
     /// The next offset that this reader will look at.
     pub fn position(&self) -> Offset {
         match &self.current {
-            Some(current) => current.at.next_offset().max(current.batch.from_offset).into(),
+            Some(current) => current.at.next_offset().into(),
             None => self.next_offset.into(),
         }
     }
@@ -420,7 +415,14 @@ impl Reader {
         if header.records_count == 0 {
             return Ok(None);
         }
-        Ok(Some(Batch { header, body, from_offset }))
+        let mut start = RecordsState::new(&header);
+        if let Err(error) = start.skip_to(from_offset, &body) {
+            return Err(self.batch_error(&header, &error));
+        }
+        if start.is_at_end() {
+            return Ok(None);
+        }
+        Ok(Some(Batch { header, body, start }))
     }
 
     /// A transaction of a producer spans from its first offset to its marker, and transactions of one producer do not
@@ -464,33 +466,43 @@ fn missing(segment: Option<&Arc<Segment>>, from: i64, to: i64) -> Error {
 impl Iterator for Reader {
     type Item = Result<StoredRecord>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(current) = &mut self.current {
-                let batch = &current.batch;
-                match current.at.next_view(&batch.body) {
-                    Some(Ok(record)) if record.offset() < batch.from_offset => continue,
-                    Some(Ok(record)) => {
-                        return Some(Ok(StoredRecord::new(batch.body.clone(), &batch.header, &record)));
-                    }
-                    Some(Err(error)) => {
-                        let header = current.batch.header;
-                        let error = self.batch_error(&header, &error);
-                        self.failed = Some(error.duplicate());
-                        self.current = None;
-                        return Some(Err(error));
-                    }
-                    None => self.current = None,
-                }
+        if let Some(Current { batch, at }) = &mut self.current
+            && let Some(next) = at.next_view(&batch.body)
+        {
+            return match next {
+                Ok(view) => Some(Ok(StoredRecord::new(batch.body.clone(), &batch.header, &view))),
+                Err(error) => Some(Err(self.fail(&error))),
+            };
+        }
+        self.next_of_next_batch()
+    }
+}
+
+impl Reader {
+    #[cold]
+    fn fail(&mut self, error: &BatchError) -> Error {
+        let header = self.current.take().map(|current| current.batch.header);
+        let error = match header {
+            Some(header) => self.batch_error(&header, error),
+            None => Error::unsupported(error.to_string()),
+        };
+        self.failed = Some(error.duplicate());
+        error
+    }
+
+    #[inline(never)]
+    fn next_of_next_batch(&mut self) -> Option<Result<StoredRecord>> {
+        self.current = None;
+        match self.next_batch() {
+            Ok(Some(batch)) => {
+                let at = batch.start;
+                self.current = Some(Current { batch, at });
+                self.next()
             }
-            match self.next_batch() {
-                Ok(Some(batch)) => {
-                    let at = RecordsPosition::new(&batch.header);
-                    self.current = Some(Current { batch, at });
-                }
-                Ok(None) => return None,
-                Err(error) => return Some(Err(error)),
-            }
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
         }
     }
 }

@@ -74,6 +74,13 @@ pub enum Repair {
         /// What is wrong.
         reason: String,
     },
+    /// A partition that a read-only open could not open; asking for it gives the error.
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A file or directory that is not ours and was left alone.
     Stranger {
         /// The file.
@@ -84,6 +91,6 @@ pub enum Repair {
 impl Repair {
     /// Whether the open changed, or would change, anything of the log because of this.
     pub fn is_change(&self) -> bool {
-        !matches!(self, Repair::Stranger { .. } | Repair::ManifestSlotDamaged { .. })
+        !matches!(self, Repair::Stranger { .. } | Repair::ManifestSlotDamaged { .. } | Repair::Unreadable { .. })
     }
 }

@@ -63,16 +63,6 @@ impl GroupCommit {
         Self { state: Mutex::new(state), ended: Condvar::new() }
     }
 
-    /// Everything below is durable.
-    pub(crate) fn durable_end(&self) -> i64 {
-        self.state.lock().durable_end
-    }
-
-    /// Whether a sync failed; the error is a copy.
-    pub(crate) fn failure(&self) -> Option<io::Error> {
-        self.state.lock().failed.as_ref().map(copy_io_error)
-    }
-
     /// Returns once everything below `end` is durable, or once a sync failed. `sync` makes durable all that was
     /// published before it was called and returns the end of that; it runs in one thread at a time, without the lock.
     pub(crate) fn wait_for(&self, end: i64, mut sync: impl FnMut() -> io::Result<i64>) -> io::Result<()> {
@@ -150,7 +140,7 @@ mod tests {
             })
             .unwrap();
         group.wait_for(9, || panic!("already durable")).unwrap();
-        assert_eq!((syncs, group.durable_end()), (1, 9));
+        assert_eq!((syncs, group.state.lock().durable_end), (1, 9));
     }
 
     #[test]

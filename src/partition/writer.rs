@@ -12,13 +12,12 @@ use super::floor::Kind;
 use super::kafka_state;
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
-use super::{Durability, Log, SegmentSet, TRIM_AFTER_MS};
+use super::{Durability, Log, TRIM_AFTER_MS};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, PartitionId};
 use crate::io::replace::{TwoSlots, replace_file};
 use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
-use crate::segment::cursor::Epochs;
 use crate::segment::log_file::CutBack;
 use crate::segment::name::{Suffix, file_name};
 use crate::segment::seal::Seal;
@@ -44,6 +43,8 @@ pub struct RecordMetadata {
 /// What the writer alone knows.
 #[derive(Debug)]
 pub(crate) struct Writer {
+    /// A copy of the log's settings, so that an append need not ask for them twice.
+    pub(crate) settings: Arc<LogSettings>,
     pub(crate) manifest: Manifest,
     pub(crate) active: Arc<Segment>,
     /// False until the clean flag was withdrawn, durably, before the first write after the open.
@@ -71,32 +72,25 @@ impl Drop for PanicGuard<'_> {
 
 impl Log {
     /// Encodes records as one batch and appends it.
-    pub(crate) fn append_records<'a, I>(&self, records: I, options: &AppendSpec) -> Result<RecordMetadata>
-    where
-        I: IntoIterator<Item = RecordRef<'a>>,
-    {
-        let settings = self.settings();
+    pub(crate) fn append_records<R: AsRecord>(&self, records: &[R], options: &AppendSpec) -> Result<RecordMetadata> {
         let now_ms = self.env.clock.now_ms();
-        let spec = BatchSpec {
-            compression: options.compression.unwrap_or(settings.compression),
-            compression_level: settings.compression_level,
-            timestamp_type: settings.timestamp_type,
-            append_time_ms: now_ms,
-            ..BatchSpec::new(0)
-        };
         with_buffer(|buffer| {
-            let mut refused = None;
-            let checked = records.into_iter().inspect(|record| {
-                if refused.is_none() {
-                    refused = check_record(record, &settings, now_ms).err();
+            let summary = {
+                let settings = self.settings.read();
+                for record in records {
+                    check_record(&record.as_record(), &settings, now_ms)?;
                 }
-            });
-            let encoded = record::encode_batch(buffer, &spec, checked);
-            if let Some(error) = refused {
-                return Err(error);
-            }
-            let summary = encoded.map_err(|error| encode_error(&error))?;
-            self.append_encoded(buffer, &summary, &settings, options, now_ms)
+                let spec = BatchSpec {
+                    compression: options.compression.unwrap_or(settings.compression),
+                    compression_level: settings.compression_level,
+                    timestamp_type: settings.timestamp_type,
+                    append_time_ms: now_ms,
+                    ..BatchSpec::new(0)
+                };
+                record::encode_batch(buffer, &spec, records.iter().map(AsRecord::as_record))
+            };
+            let summary = summary.map_err(|error| encode_error(&error))?;
+            self.append_encoded(buffer, &summary, options, now_ms)
         })
     }
 
@@ -104,20 +98,19 @@ impl Log {
         &self,
         batch: &mut [u8],
         summary: &BatchSummary,
-        settings: &LogSettings,
         options: &AppendSpec,
         now_ms: Timestamp,
     ) -> Result<RecordMetadata> {
-        if batch.len() as u64 > settings.batch_bytes_max {
-            return Err(Error::invalid(
-                "batch",
-                format!("has {} bytes, max.message.bytes allows {}", batch.len(), settings.batch_bytes_max),
-            ));
-        }
-        let durability = options.durability.unwrap_or(settings.durability);
-        let metadata = {
+        let (metadata, window_bytes) = {
             let mut writer = self.lock_writer()?;
             let _guard = PanicGuard(self);
+            let settings = Arc::clone(&writer.settings);
+            let settings = &*settings;
+            if batch.len() as u64 > settings.batch_bytes_max {
+                let (has, allowed) = (batch.len(), settings.batch_bytes_max);
+                return Err(Error::invalid("batch", format!("has {has} bytes, max.message.bytes allows {allowed}")));
+            }
+            let durability = options.durability.unwrap_or(settings.durability);
             let base = self.end_offset.load(Ordering::Relaxed);
             if let Some(expected) = options.expected_offset
                 && expected != base
@@ -138,39 +131,40 @@ impl Log {
             if let Err((error, cut)) = writer.active.append(batch, facts) {
                 return Err(self.append_failed(&mut writer, error, cut, base));
             }
-            self.written_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            // Only the writer changes it, so that a load and a store are enough.
+            let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
+            self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
             let timestamp_ms = match settings.timestamp_type {
                 TimestampType::LogAppendTime => now_ms,
                 TimestampType::CreateTime => summary.base_timestamp,
             };
-            RecordMetadata {
+            let metadata = RecordMetadata {
                 partition: self.id.partition,
                 offset: base.into(),
                 next_offset: (last + 1).into(),
                 leader_epoch: writer.manifest.epoch(),
                 timestamp_ms,
-            }
+            };
+            (metadata, sync_window(durability, settings))
         };
-        self.acknowledge(durability, settings, &metadata)?;
+        match window_bytes {
+            None => {}
+            Some(window_bytes) => self.acknowledge(window_bytes, &metadata)?,
+        }
         Ok(metadata)
     }
 
-    /// What has to happen after the bytes were published, before the caller may be told.
-    fn acknowledge(&self, durability: Durability, settings: &LogSettings, metadata: &RecordMetadata) -> Result<()> {
-        let window_bytes = match durability {
-            Durability::Sync => {
-                return self.sync_to(metadata.next_offset.get()).map_err(|source| Error::OutcomeUnknown {
-                    partition: self.id.clone(),
-                    offset: metadata.offset,
-                    source,
-                });
-            }
-            Durability::Interval { bytes, .. } => bytes,
-            Durability::Os if settings.durability == Durability::Os => return Ok(()),
-            // An `Os` append to a topic of a stronger level is synced behind, within the limits of `Interval`.
-            Durability::Os => 1 << 20,
-        };
+    /// What has to happen after the bytes were published, before the caller may be told: at most `window_bytes` may wait
+    /// for a sync.
+    fn acknowledge(&self, window_bytes: u64, metadata: &RecordMetadata) -> Result<()> {
+        if window_bytes == 0 {
+            return self.sync_to(metadata.next_offset.get()).map_err(|source| Error::OutcomeUnknown {
+                partition: self.id.clone(),
+                offset: metadata.offset,
+                source,
+            });
+        }
         let unsynced = self.unsynced_bytes();
         if unsynced < window_bytes {
             return Ok(());
@@ -436,11 +430,9 @@ impl Log {
             step.sealed = 1;
         }
         let idle = now.saturating_sub(self.last_append_ms.load(Ordering::Relaxed));
-        if writer.allocated_to > writer.active.bytes() {
-            if self.note_activity(now) && idle >= TRIM_AFTER_MS {
-                trim(&mut writer)?;
-                step.trimmed = true;
-            }
+        if writer.allocated_to > writer.active.bytes() && self.note_activity(now) && idle >= TRIM_AFTER_MS {
+            trim(&mut writer)?;
+            step.trimmed = true;
         }
         Ok(step)
     }
@@ -509,10 +501,12 @@ impl Log {
         replace_file(&*self.env.vfs, &self.directory, name, text.as_bytes(), true)
     }
 
-    pub(crate) fn replace_epochs(&self, manifest: &Manifest) {
-        let epochs: Epochs = manifest.epochs.clone().into();
-        let set = (*self.snapshot()).clone();
-        self.swap(SegmentSet { epochs: Some(epochs), ..set });
+    /// New settings, for every append that takes the writer from now on.
+    pub(crate) fn set_settings(&self, settings: LogSettings) {
+        let settings = Arc::new(settings);
+        let mut writer = self.writer.lock();
+        writer.settings = Arc::clone(&settings);
+        *self.settings.write() = settings;
     }
 }
 
@@ -532,11 +526,40 @@ pub(crate) struct AppendSpec {
     pub(crate) expected_offset: Option<i64>,
 }
 
+/// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
+fn sync_window(durability: Durability, settings: &LogSettings) -> Option<u64> {
+    match durability {
+        Durability::Sync => Some(0),
+        Durability::Interval { bytes, .. } => Some(bytes),
+        Durability::Os if settings.durability == Durability::Os => None,
+        // An `Os` append to a topic of a stronger level is synced behind, within the limits of `Interval`.
+        Durability::Os => Some(1 << 20),
+    }
+}
+
+/// Largest key of an appended record.
+const KEY_BYTES_MAX: usize = 64 << 10;
+/// Most headers of an appended record.
+const HEADERS_MAX: usize = 1024;
+
+#[inline]
 fn check_record(record: &RecordRef<'_>, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
     if settings.needs_key && record.key.is_none() {
         return Err(Error::invalid("record key", "must not be null on a compacted topic"));
     }
-    let Some(timestamp) = record.timestamp else { return Ok(()) };
+    if record.key.is_some_and(|key| key.len() > KEY_BYTES_MAX) {
+        return Err(Error::invalid("record key", format!("has more than {KEY_BYTES_MAX} bytes")));
+    }
+    if record.headers.len() > HEADERS_MAX {
+        return Err(Error::invalid("record headers", format!("are more than {HEADERS_MAX}")));
+    }
+    match record.timestamp {
+        Some(timestamp) => check_timestamp(timestamp, settings, now_ms),
+        None => Ok(()),
+    }
+}
+
+fn check_timestamp(timestamp: Timestamp, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
     if timestamp < -1 {
         return Err(Error::invalid("record timestamp", "must be -1 (none) or at least 0"));
     }
@@ -555,7 +578,11 @@ fn check_record(record: &RecordRef<'_>, settings: &LogSettings, now_ms: Timestam
 }
 
 fn encode_error(error: &record::BatchError) -> Error {
-    if error.is_unsupported() { Error::unsupported(error.to_string()) } else { Error::invalid("batch", error.to_string()) }
+    if error.is_unsupported() {
+        Error::unsupported(error.to_string())
+    } else {
+        Error::invalid("batch", error.to_string())
+    }
 }
 
 /// Takes zeroed space ahead of the log, from the second `Sync` append on: a sync then need not write the file's length.
@@ -623,7 +650,7 @@ impl super::Partition {
     /// limit, [`Error::NoSpace`] while the disk is full, [`Error::Poisoned`] after an earlier failure,
     /// [`Error::Closed`], [`Error::ReadOnly`].
     pub fn append(&self, record: impl AsRecord) -> Result<RecordMetadata> {
-        self.log.append_records([record.as_record()], &AppendSpec::default())
+        self.log.append_records(&[record], &AppendSpec::default())
     }
 
     /// Appends many records as one batch: all of them are there, or none.
@@ -631,7 +658,7 @@ impl super::Partition {
     /// # Errors
     /// As [`append`](Self::append); an empty batch is [`Error::Invalid`].
     pub fn append_batch<R: AsRecord>(&self, records: &[R]) -> Result<RecordMetadata> {
-        self.log.append_records(records.iter().map(AsRecord::as_record), &AppendSpec::default())
+        self.log.append_records(records, &AppendSpec::default())
     }
 
     /// Appends many records as one batch, with a durability or compression of its own.
@@ -639,7 +666,7 @@ impl super::Partition {
     /// # Errors
     /// As [`append`](Self::append); a codec that is not built in is [`Error::Unsupported`].
     pub fn append_batch_with<R: AsRecord>(&self, records: &[R], options: &AppendOptions) -> Result<RecordMetadata> {
-        self.log.append_records(records.iter().map(AsRecord::as_record), &options.spec())
+        self.log.append_records(records, &options.spec())
     }
 }
 
@@ -689,10 +716,6 @@ impl AppendOptions {
     }
 
     pub(crate) fn spec(&self) -> AppendSpec {
-        AppendSpec {
-            durability: self.durability,
-            compression: self.compression,
-            expected_offset: self.expected_offset,
-        }
+        AppendSpec { durability: self.durability, compression: self.compression, expected_offset: self.expected_offset }
     }
 }

@@ -297,7 +297,33 @@ impl RecordsState {
     }
 }
 
+impl RecordsState {
+    /// Moves to the first record with at least this offset.
+    pub(crate) fn skip_to(&mut self, offset: i64, body: &[u8]) -> Result<(), BatchError> {
+        while self.left > 0 && self.next_offset() < offset {
+            let mut ahead = *self;
+            match ahead.next_view(body) {
+                Some(Ok(view)) if view.offset() < offset => *self = ahead,
+                Some(Err(error)) => return Err(error),
+                Some(Ok(_)) | None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are no records left.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.left == 0
+    }
+}
+
 impl<'a> RecordsIter<'a> {
+    /// Goes on where a walk of this body stood.
+    #[inline]
+    pub(crate) fn at(state: RecordsState, body: &'a [u8]) -> Self {
+        Self { body, state }
+    }
+
     /// Walks a body that belongs to this header.
     #[inline]
     pub fn new(header: &BatchHeader, body: &'a [u8]) -> Self {

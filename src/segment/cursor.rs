@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Segment;
 use super::log_file::Chunk;
 use super::seal::Seal;
-use super::{Segment, State};
 use crate::error::{Error, Result};
 use crate::record::{BatchError, BatchHeader, BatchView};
 
@@ -88,7 +88,13 @@ impl Cursor {
         Ok(cursor)
     }
 
-    fn at(segment: &Arc<Segment>, epochs: Option<Epochs>, verify: Verify, position: u64, last: Option<i64>) -> Result<Self> {
+    fn at(
+        segment: &Arc<Segment>,
+        epochs: Option<Epochs>,
+        verify: Verify,
+        position: u64,
+        last: Option<i64>,
+    ) -> Result<Self> {
         let seal = segment.seal()?;
         let expect = match last {
             Some(last) if !segment.is_foreign() => Expect::Last(last),
@@ -262,10 +268,5 @@ impl Segment {
             Err(error) if error.is_unsupported() => Err(Error::unsupported(error.to_string())),
             Err(error) => Err(Error::corrupt(self.log().path(), 0, error.to_string())),
         }
-    }
-
-    /// Whether appends still go here.
-    pub(crate) fn is_active(&self) -> bool {
-        self.state() == State::Active
     }
 }

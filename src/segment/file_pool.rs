@@ -107,14 +107,17 @@ impl PooledFile {
         call(&*self.open()?)
     }
 
-    /// Like [`with`](Self::with), for a call that writes: the file then counts as not synced.
+    /// Like [`with`](Self::with), for a call that writes: the file then counts as not synced. The partition's writer lock
+    /// is held by whoever calls this.
     #[inline]
     pub(crate) fn write_with<R>(&self, call: impl FnOnce(&dyn VfsFile) -> R) -> io::Result<R> {
         self.with(|file| {
-            // Counted before the write as well, so that the file cannot be closed unsynced in between.
-            self.writes.fetch_add(1, Ordering::Relaxed);
+            // One thread at a time writes, so that a load and a store are enough. Counted before the write as well, so
+            // that the file cannot be closed unsynced in between.
+            let writes = self.writes.load(Ordering::Relaxed);
+            self.writes.store(writes + 1, Ordering::Release);
             let outcome = call(file);
-            self.writes.fetch_add(1, Ordering::Release);
+            self.writes.store(writes + 2, Ordering::Release);
             Ok(outcome)
         })
     }

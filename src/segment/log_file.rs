@@ -109,7 +109,13 @@ impl Chunk {
 
 impl LogFile {
     pub(crate) fn new(file: Arc<PooledFile>, published: u64, read_path: ReadPath) -> Self {
-        Self { file, published: AtomicU64::new(published), map: RwLock::new(None), read_path, distrusts_maps: AtomicBool::new(false) }
+        Self {
+            file,
+            published: AtomicU64::new(published),
+            map: RwLock::new(None),
+            read_path,
+            distrusts_maps: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -147,7 +153,8 @@ impl LogFile {
     /// Publishes what [`write`](Self::write) wrote.
     #[inline]
     pub(crate) fn publish(&self, bytes: u64) {
-        self.published.fetch_add(bytes, Ordering::Release);
+        // Only the writer changes it, so that a load and a store are enough.
+        self.published.store(self.published.load(Ordering::Relaxed) + bytes, Ordering::Release);
     }
 
     /// A map that covers `[0, end)`, if there is or can be one.

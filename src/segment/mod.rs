@@ -17,7 +17,7 @@ pub(crate) mod txn_index;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -113,10 +113,10 @@ pub(crate) struct Segment {
     offsets: OffsetIndex,
     /// Entries that were in the file when the segment was opened, loaded at the first look-up that needs them.
     stored_index: RwLock<Option<Bytes>>,
+    /// How many those are; 0 until they are loaded.
+    stored_entries: AtomicU64,
     /// The stored entries end below this position; recovery makes everything from here on anew.
     stored_index_end: u64,
-    /// Whether the index file on the disk was found wrong or missing and must be written again.
-    index_is_stale: AtomicBool,
     /// `None` until it is needed, where no checksum vouches for the file.
     times: Mutex<Option<TimeIndex>>,
     times_check: Mutex<Option<FileCheck>>,
@@ -136,7 +136,13 @@ const UNKNOWN: i64 = i64::MIN;
 
 impl Segment {
     /// Names a segment whose file is there; nothing is read.
-    pub(crate) fn open(pool: &Arc<FilePool>, directory: &Path, facts: &SegmentFacts, options: SegmentOptions, mode: OpenMode) -> Self {
+    pub(crate) fn open(
+        pool: &Arc<FilePool>,
+        directory: &Path,
+        facts: &SegmentFacts,
+        options: SegmentOptions,
+        mode: OpenMode,
+    ) -> Self {
         let file = pool.file(directory.join(file_name(facts.base_offset, Suffix::Log)), mode);
         let is_empty = facts.bytes == 0;
         let max_timestamp = if is_empty { -1 } else { facts.max_timestamp.unwrap_or(UNKNOWN) };
@@ -152,8 +158,8 @@ impl Segment {
             index_interval_bytes: options.index_interval_bytes,
             offsets: OffsetIndex::new(),
             stored_index: RwLock::new(is_empty.then(Bytes::new)),
+            stored_entries: AtomicU64::new(0),
             stored_index_end: facts.bytes,
-            index_is_stale: AtomicBool::new(false),
             times: Mutex::new(is_empty.then(TimeIndex::default)),
             times_check: Mutex::new(facts.time_index),
             max_timestamp: AtomicI64::new(max_timestamp),
@@ -167,7 +173,12 @@ impl Segment {
     }
 
     /// Creates the file of a new, empty segment. Its directory entry is not yet synced.
-    pub(crate) fn create(pool: &Arc<FilePool>, directory: &Path, base_offset: i64, options: SegmentOptions) -> Result<Self> {
+    pub(crate) fn create(
+        pool: &Arc<FilePool>,
+        directory: &Path,
+        base_offset: i64,
+        options: SegmentOptions,
+    ) -> Result<Self> {
         let facts = SegmentFacts {
             base_offset,
             state: State::Active,
@@ -233,11 +244,6 @@ impl Segment {
         Some(self.max_timestamp.load(Ordering::Acquire)).filter(|&timestamp| timestamp != UNKNOWN)
     }
 
-    /// Entries in the offset index that are not in its file.
-    pub(crate) fn new_index_entries(&self) -> usize {
-        self.offsets.recent_len()
-    }
-
     /// Bytes of memory that this segment holds besides maps.
     pub(crate) fn memory_bytes(&self) -> usize {
         let stored = self.stored_index.read().as_ref().map_or(0, Bytes::len);
@@ -280,7 +286,7 @@ impl Segment {
         } else {
             self.since_entry.store(since_entry + bytes, Ordering::Relaxed);
         }
-        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.batches.store(self.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// Puts the running maximum into the time index, if there is one in memory.
@@ -316,14 +322,9 @@ impl Segment {
     /// Whether an index has no room for another entry (Kafka's `segment.index.bytes`; one time entry is reserved).
     pub(crate) fn index_is_full(&self, segment_index_bytes: u64) -> bool {
         let recent = self.offsets.recent_len() as u64;
-        let stored = if recent == 0 && self.bytes() == 0 { 0 } else { self.stored_entries_at_most() };
-        let entries = recent + stored;
+        let entries = recent + self.stored_entries.load(Ordering::Relaxed);
         entries >= segment_index_bytes / offset_index::ENTRY_BYTES as u64
             || entries + 1 >= segment_index_bytes / time_index::ENTRY_BYTES as u64
-    }
-
-    fn stored_entries_at_most(&self) -> u64 {
-        self.stored_index.read().as_ref().map_or(0, |bytes| (bytes.len() / offset_index::ENTRY_BYTES) as u64)
     }
 
     /// The seal of a sealed segment, loaded at its first use and compared with the manifest's checksum; made anew if its
@@ -350,7 +351,9 @@ impl Segment {
         };
         let crc32 = self.crc32();
         let fits = |seal: &Seal| {
-            seal.base_offset == self.base_offset && seal.bytes == self.bytes() && crc32.is_none_or(|crc| crc == seal.crc32)
+            seal.base_offset == self.base_offset
+                && seal.bytes == self.bytes()
+                && crc32.is_none_or(|crc| crc == seal.crc32)
         };
         if let Some(seal) = loaded.filter(fits) {
             return Ok(seal);
@@ -360,7 +363,11 @@ impl Segment {
         };
         let seal = self.compute_seal(Uuid::from_bytes([0; 16]))?;
         if seal.crc32 != expected {
-            return Err(Error::corrupt(self.log.path(), 0, "the log does not match the manifest, and its seal is missing or damaged"));
+            return Err(Error::corrupt(
+                self.log.path(),
+                0,
+                "the log does not match the manifest, and its seal is missing or damaged",
+            ));
         }
         self.rebuilt.fetch_add(1, Ordering::Relaxed);
         Ok(seal)
@@ -417,4 +424,3 @@ impl Segment {
         self.set_state(State::Sealed);
     }
 }
-

@@ -58,7 +58,9 @@ mod tests {
         for suffix in Suffix::ALL {
             assert_eq!(parse(&file_name(7, suffix)), Some((7, suffix)));
         }
-        for name in ["7.log", "00000000000000000007.log.deleted", "0000000000000000000x.log", "99999999999999999999.log"] {
+        for name in
+            ["7.log", "00000000000000000007.log.deleted", "0000000000000000000x.log", "99999999999999999999.log"]
+        {
             assert_eq!(parse(name), None, "{name}");
         }
     }

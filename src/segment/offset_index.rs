@@ -41,9 +41,8 @@ pub(crate) fn encode(entries: impl Iterator<Item = Entry>) -> Vec<u8> {
 pub(crate) fn rising_entries(bytes: &[u8]) -> impl Iterator<Item = Entry> + '_ {
     let mut last: Option<Entry> = None;
     entries(bytes).take_while(move |entry| {
-        let rises = last.is_none_or(|last| {
-            entry.relative_offset > last.relative_offset && entry.position > last.position
-        });
+        let rises =
+            last.is_none_or(|last| entry.relative_offset > last.relative_offset && entry.position > last.position);
         last = Some(*entry);
         rises && entry.position > 0
     })
@@ -211,7 +210,8 @@ mod tests {
             let mut offsets: Vec<u32> = (0..next(200)).map(|_| next(1 << (1 + round % 30)) as u32).collect();
             offsets.sort_unstable();
             offsets.dedup();
-            let targets: Vec<u32> = offsets.iter().flat_map(|&offset| [offset.saturating_sub(1), offset, offset + 1]).collect();
+            let targets: Vec<u32> =
+                offsets.iter().flat_map(|&offset| [offset.saturating_sub(1), offset, offset + 1]).collect();
             for target in targets.into_iter().chain([0, u32::MAX]) {
                 check(&offsets, target);
             }

@@ -52,7 +52,7 @@ impl Segment {
                 let good = offset_index::rising_entries(&bytes)
                     .take_while(|entry| u64::from(entry.position) < self.stored_index_end)
                     .count();
-                self.stored_index.write().get_or_insert(bytes.slice(..good * offset_index::ENTRY_BYTES));
+                self.store_entries(bytes.slice(..good * offset_index::ENTRY_BYTES));
                 Ok(())
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
@@ -75,16 +75,15 @@ impl Segment {
 
     /// The file of the offset index is missing or led astray: its entries are made anew from the batch headers.
     pub(crate) fn distrust_index(self: &Arc<Self>) -> Result<()> {
-        self.index_is_stale.store(true, Ordering::Relaxed);
         self.rebuilt.fetch_add(1, Ordering::Relaxed);
         let walk = self.walk(self.stored_index_end)?;
-        *self.stored_index.write() = Some(Bytes::from(offset_index::encode(walk.offsets.into_iter())));
+        self.store_entries(Bytes::from(offset_index::encode(walk.offsets.into_iter())));
         Ok(())
     }
 
-    /// Whether the index file was found missing or wrong since the segment was opened.
-    pub(crate) fn index_is_stale(&self) -> bool {
-        self.index_is_stale.load(Ordering::Relaxed)
+    fn store_entries(&self, entries: Bytes) {
+        self.stored_entries.store((entries.len() / offset_index::ENTRY_BYTES) as u64, Ordering::Relaxed);
+        *self.stored_index.write() = Some(entries);
     }
 
     fn take_over_maximum(&self, times: &TimeIndex) {
@@ -187,7 +186,6 @@ impl Segment {
         offsets.extend_from_slice(&offset_index::encode(self.offsets.recent()));
         self.write_small(Suffix::Index, &offsets, sync)?;
         self.write_small(Suffix::TimeIndex, &times, sync)?;
-        self.index_is_stale.store(false, Ordering::Relaxed);
         let check = FileCheck::of(&times);
         *self.times_check.lock() = Some(check);
         Ok(check)

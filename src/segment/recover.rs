@@ -157,8 +157,7 @@ fn step(
 }
 
 fn misplaced(header: &BatchHeader, rules: &ScanRules<'_>, next_offset: i64) -> Option<String> {
-    let in_order =
-        if rules.is_foreign { header.base_offset >= next_offset } else { header.base_offset == next_offset };
+    let in_order = if rules.is_foreign { header.base_offset >= next_offset } else { header.base_offset == next_offset };
     if !in_order {
         return Some(format!("offset {} where {next_offset} was expected", header.base_offset));
     }

@@ -79,6 +79,13 @@ impl SealBuilder {
         self.in_block = 0;
     }
 
+    /// The checksum of everything that passed by.
+    pub(crate) fn crc32(&self) -> u32 {
+        let mut whole = self.whole.clone();
+        whole.combine(&self.block);
+        whole.finalize()
+    }
+
     pub(crate) fn finish(mut self, facts: SealFacts, side_files: Vec<SideFile>) -> Seal {
         if self.in_block > 0 {
             self.end_block(self.in_block);

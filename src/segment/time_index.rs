@@ -104,10 +104,8 @@ mod tests {
 
     #[test]
     fn the_bytes_are_kafkas() {
-        let entries = [
-            Entry { timestamp: T0 + 5, relative_offset: 50 },
-            Entry { timestamp: T0 + 90, relative_offset: 130 },
-        ];
+        let entries =
+            [Entry { timestamp: T0 + 5, relative_offset: 50 }, Entry { timestamp: T0 + 90, relative_offset: 130 }];
         let hex: String = encode(&entries).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "0000018bcfe56805000000320000018bcfe5685a00000082");
         assert_eq!(super::entries(&encode(&entries)).collect::<Vec<_>>(), entries);

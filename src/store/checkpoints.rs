@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn checkpoints_are_kafkas() {
         let id = |topic: &str, partition: u32| TopicPartition::new(TopicName::new(topic).unwrap(), partition);
-        let offsets = Offsets::from([(id("orders", 0), 1234), (id("orders", 11), 9_876_543_2109)]);
+        let offsets = Offsets::from([(id("orders", 0), 1234), (id("orders", 11), 98_765_432_109)]);
         assert_eq!(encode(&offsets), "0\n2\norders 0 1234\norders 11 98765432109\n");
         assert_eq!(decode(&encode(&offsets)), Ok(offsets));
         assert_eq!(decode(""), Ok(Offsets::new()));

@@ -364,7 +364,9 @@ impl StoreInner {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let listed = self.env.vfs.list(&self.root).map_err(|error| Error::io("list", &self.root, error))?;
                 let name = id.directory_name();
-                if let Some(other) = listed.iter().find(|entry| entry.name != name && entry.name.eq_ignore_ascii_case(&name)) {
+                if let Some(other) =
+                    listed.iter().find(|entry| entry.name != name && entry.name.eq_ignore_ascii_case(&name))
+                {
                     return Err(Error::TopicExists { name: other.name.clone() });
                 }
                 open::remove_uncommitted(&*self.env.vfs, &directory, self.env.store_id)?;

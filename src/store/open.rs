@@ -58,8 +58,9 @@ pub(crate) fn new_id(seed: Option<u64>, count: u64) -> Result<Uuid> {
                 *byte = (state >> 56) as u8;
             }
         }
-        None => getrandom::fill(&mut bytes)
-            .map_err(|error| Error::io("read random bytes for", Path::new("an id"), io::Error::other(error.to_string())))?,
+        None => getrandom::fill(&mut bytes).map_err(|error| {
+            Error::io("read random bytes for", Path::new("an id"), io::Error::other(error.to_string()))
+        })?,
     }
     Ok(Uuid::from_random(bytes))
 }
@@ -137,15 +138,15 @@ fn create_root(vfs: &dyn Vfs, root: &Path) -> Result<()> {
     }
 }
 
-struct Locks {
-    held: Vec<Box<dyn VfsLock>>,
+pub(crate) struct Locks {
+    pub(crate) held: Vec<Box<dyn VfsLock>>,
     /// No other process holds the follow lock, so none has a file mapped that recovery may write.
     may_rewrite_in_place: bool,
     /// Writers will not repair files in place under this reader.
     maps_are_safe: bool,
 }
 
-fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> Result<Locks> {
+pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> Result<Locks> {
     let mut held = Vec::new();
     let follow = root.join(FOLLOW);
     if options.read_only {
@@ -177,10 +178,9 @@ fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> Result<Lock
 }
 
 /// Directories that are named like partitions, in order.
-fn partition_directories(listed: &[crate::io::DirEntry]) -> Vec<TopicPartition> {
+pub(crate) fn partition_directories(listed: &[crate::io::DirEntry]) -> Vec<TopicPartition> {
     let directories = listed.iter().filter(|entry| entry.kind == EntryKind::Directory);
-    let mut found: Vec<_> =
-        directories.filter_map(|entry| TopicPartition::from_directory_name(&entry.name)).collect();
+    let mut found: Vec<_> = directories.filter_map(|entry| TopicPartition::from_directory_name(&entry.name)).collect();
     found.sort();
     found
 }
@@ -280,15 +280,22 @@ fn open_topics(
 ) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
     let mut topics = BTreeMap::new();
     for entry in &catalog.topics {
-        let mut partitions = BTreeMap::new();
+        let (mut partitions, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for &partition in &entry.partitions {
             let id = TopicPartition::new(entry.name.clone(), partition);
             let directory = root.join(id.directory_name());
-            let opening = Opening {
-                may_rewrite_in_place,
-                ..opening(env, &id, directory.clone(), entry.topic_id, &entry.config)
+            let opening =
+                Opening { may_rewrite_in_place, ..opening(env, &id, directory.clone(), entry.topic_id, &entry.config) };
+            let opened = opening.open().map_err(|error| missing_directory(error, &directory));
+            let (log, partition_report) = match opened {
+                Ok(opened) => opened,
+                Err(error) if env.read_only => {
+                    report.store.push(Repair::Unreadable { path: directory, reason: error.to_string() });
+                    unreadable.insert(partition, error);
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
-            let (log, partition_report) = opening.open().map_err(|error| missing_directory(error, &directory))?;
             if partition_report.unclean && !env.read_only {
                 // A repaired partition is closed in order again only by `close`.
                 (env.before_first_write)()?;
@@ -297,7 +304,7 @@ fn open_topics(
             partitions.insert(partition, Partition::new(Arc::new(log)));
         }
         let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions);
-        topics.insert(entry.name.clone(), Arc::new(topic));
+        topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable)));
     }
     Ok(topics)
 }
@@ -321,18 +328,26 @@ fn open_foreign(
     let (starts, was_clean) = read_hints(&*env.vfs, root, report)?;
     let mut topics = BTreeMap::new();
     for entry in &catalog.topics {
-        let mut partitions = BTreeMap::new();
+        let (mut partitions, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for &partition in &entry.partitions {
             let id = TopicPartition::new(entry.name.clone(), partition);
             let hints = Hints { log_start: starts.get(&id).copied(), was_clean };
             let directory = root.join(id.directory_name());
             let opening = Opening { hints, ..opening(env, &id, directory, entry.topic_id, &entry.config) };
-            let (log, partition_report) = opening.open()?;
+            let (log, partition_report) = match opening.open() {
+                Ok(opened) => opened,
+                Err(error) => {
+                    let path = root.join(id.directory_name());
+                    report.store.push(Repair::Unreadable { path, reason: error.to_string() });
+                    unreadable.insert(partition, error);
+                    continue;
+                }
+            };
             report.partitions.push(partition_report);
             partitions.insert(partition, Partition::new(Arc::new(log)));
         }
         let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions);
-        topics.insert(entry.name.clone(), Arc::new(topic));
+        topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable)));
     }
     Ok(topics)
 }
@@ -360,14 +375,10 @@ fn note_unlisted(
     report: &mut RecoveryReport,
 ) -> Result<()> {
     for id in directories {
-        let listed = catalog
-            .topics
-            .iter()
-            .any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
-        let deleting = catalog
-            .deleting
-            .iter()
-            .any(|entry| entry.topic == id.topic && entry.partition == id.partition.get());
+        let listed =
+            catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
+        let deleting =
+            catalog.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == id.partition.get());
         if listed || deleting {
             continue;
         }
@@ -385,9 +396,7 @@ fn note_unlisted(
 /// anything that this library would not have made.
 pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) -> Result<()> {
     let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
-    let refuse = |why: &str| {
-        Err(Error::NeedsAdopt { path: directory.to_owned(), why: why.to_owned() })
-    };
+    let refuse = |why: &str| Err(Error::NeedsAdopt { path: directory.to_owned(), why: why.to_owned() });
     let read = manifest::slots(directory).read(vfs)?;
     if let Some(slot) = read.newest
         && manifest::Manifest::decode(&slot.payload).is_ok_and(|manifest| manifest.store_id != store_id)

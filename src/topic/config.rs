@@ -8,7 +8,7 @@ use crate::partition::settings::LogSettings;
 use crate::record::{Compression, TimestampType};
 
 /// Most partitions that a topic may have.
-pub const PARTITIONS_MAX: u32 = 1024;
+pub(crate) const PARTITIONS_MAX: u32 = 1024;
 /// Smallest segment: one small batch must fit.
 const SEGMENT_BYTES_MIN: u32 = 256;
 
@@ -142,7 +142,8 @@ impl TopicConfig {
             CleanupPolicy::Compact => "compact",
             CleanupPolicy::CompactAndDelete => "compact,delete",
         };
-        let codec = if self.compression == Compression::None { "producer".into() } else { self.compression.to_string() };
+        let codec =
+            if self.compression == Compression::None { "producer".into() } else { self.compression.to_string() };
         let level = |of: Compression, default: &str| match self.compression_level {
             Some(level) if self.compression == of => level.to_string(),
             _ => default.to_owned(),

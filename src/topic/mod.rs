@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::ids::{PartitionId, TopicName, Uuid};
-use crate::partition::writer::{AppendOptions, RecordMetadata};
 use crate::partition::Partition;
+use crate::partition::writer::{AppendOptions, RecordMetadata};
 use crate::record::{AsRecord, RecordRef};
 use crate::sync::RwLock;
 
@@ -49,12 +49,21 @@ pub(crate) struct TopicInner {
     pub(crate) config: RwLock<Arc<TopicConfig>>,
     /// By number; a broker's directory may hold only some of them.
     pub(crate) partitions: BTreeMap<u32, Partition>,
+    /// Partitions that a read-only open could not open, and why.
+    unreadable: BTreeMap<u32, Error>,
     sticky: Sticky,
 }
 
 impl TopicInner {
     pub(crate) fn new(name: TopicName, id: Uuid, config: TopicConfig, partitions: BTreeMap<u32, Partition>) -> Self {
-        Self { name, id, config: RwLock::new(Arc::new(config)), partitions, sticky: Sticky::new() }
+        let config = RwLock::new(Arc::new(config));
+        Self { name, id, config, partitions, unreadable: BTreeMap::new(), sticky: Sticky::new() }
+    }
+
+    /// Notes partitions that could not be opened: asking for one gives its error.
+    pub(crate) fn with_unreadable(mut self, unreadable: BTreeMap<u32, Error>) -> Self {
+        self.unreadable = unreadable;
+        self
     }
 }
 
@@ -97,14 +106,20 @@ impl Topic {
     /// One partition.
     ///
     /// # Errors
-    /// [`Error::UnknownTopic`] if there is no such partition here.
+    /// [`Error::UnknownTopic`] if there is no such partition here. In a store that is open read-only, the error that kept
+    /// this partition from being opened.
     pub fn partition(&self, partition: impl Into<PartitionId>) -> Result<Partition> {
         self.at(partition.into().get()).cloned()
     }
 
     fn at(&self, partition: u32) -> Result<&Partition> {
-        let found = self.inner.partitions.get(&partition);
-        found.ok_or_else(|| Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) })
+        if let Some(found) = self.inner.partitions.get(&partition) {
+            return Ok(found);
+        }
+        match self.inner.unreadable.get(&partition) {
+            Some(error) => Err(error.duplicate()),
+            None => Err(Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) }),
+        }
     }
 
     /// Where a record goes: to the partition it names; by its partition key or else its key, with Kafka's murmur2; with
@@ -147,7 +162,7 @@ impl Topic {
     /// As [`append`](Self::append).
     pub fn append_with(&self, record: impl AsRecord, options: &AppendOptions) -> Result<RecordMetadata> {
         let record = record.as_record();
-        self.at(self.route(&record))?.log.append_records([record], &options.spec())
+        self.at(self.route(&record))?.log.append_records(&[record], &options.spec())
     }
 
     /// Appends many records: those of one partition as one batch each, in the order given. Returns where each batch
@@ -167,7 +182,7 @@ impl Topic {
             self.at(partition)?;
         }
         let append = |(partition, records): (u32, Vec<RecordRef<'_>>)| {
-            self.at(partition)?.log.append_records(records, &options.spec())
+            self.at(partition)?.log.append_records(&records, &options.spec())
         };
         by_partition.into_iter().map(append).collect()
     }

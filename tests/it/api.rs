@@ -139,7 +139,9 @@ fn a_read_finds_every_offset_with_every_budget() {
     }
     for offset in [-1, partition.end().get() + 1] {
         let error = partition.read(offset, 1, 1).unwrap_err();
-        assert!(matches!(error, Error::OffsetOutOfRange { start, end, .. } if start.get() == 0 && end == partition.end()));
+        assert!(
+            matches!(error, Error::OffsetOutOfRange { start, end, .. } if start.get() == 0 && end == partition.end())
+        );
     }
     assert!(Path::new("/").exists());
 }

@@ -5,5 +5,6 @@
 mod api;
 mod codec_props;
 mod golden;
+mod kafka_dirs;
 mod simulator;
 mod suites;

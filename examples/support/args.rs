@@ -1,0 +1,55 @@
+//! Command lines of the tools: words, `--name value` options and bare `--flags`.
+
+/// The words and options of a command line.
+pub(crate) struct Args {
+    words: Vec<String>,
+    options: Vec<(String, Option<String>)>,
+}
+
+impl Args {
+    /// Reads the process's own. Names of `flags` take no value.
+    pub(crate) fn read(flags: &[&str]) -> Result<Self, String> {
+        let (mut words, mut options) = (Vec::new(), Vec::new());
+        let mut given = std::env::args().skip(1);
+        while let Some(word) = given.next() {
+            match word.strip_prefix("--") {
+                Some(name) if flags.contains(&name) => options.push((name.to_owned(), None)),
+                Some(name) => {
+                    let value = given.next().ok_or_else(|| format!("--{name} needs a value"))?;
+                    options.push((name.to_owned(), Some(value)));
+                }
+                None => words.push(word),
+            }
+        }
+        Ok(Self { words, options })
+    }
+
+    /// The words that are no options.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.words
+    }
+
+    /// Refuses options that are not among these.
+    pub(crate) fn check(&self, known: &[&str]) -> Result<(), String> {
+        match self.options.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            Some((name, _)) => Err(format!("there is no option --{name}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a flag was given.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.options.iter().any(|(given, _)| given == name)
+    }
+
+    /// Every value of an option.
+    pub(crate) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.options.iter().filter(move |(given, _)| given == name).filter_map(|(_, value)| value.as_deref())
+    }
+
+    /// The last value of an option, parsed.
+    pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, String> {
+        let last = self.all(name).last();
+        last.map(|value| value.parse().map_err(|_| format!("--{name} needs a number, not {value:?}"))).transpose()
+    }
+}
