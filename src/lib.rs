@@ -1,4 +1,4 @@
-//! topiclog: an embeddable topic log.
+#![doc = include_str!("../README.md")]
 
 mod error;
 mod ids;
@@ -14,6 +14,10 @@ pub mod manual;
 pub mod record;
 #[cfg(feature = "testing")]
 pub mod testing;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};

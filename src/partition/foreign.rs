@@ -65,6 +65,7 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
         log_start: found.log_start,
         epochs: if found.epochs.is_empty() { vec![(0, 0)] } else { found.epochs },
         segments: found.entries,
+        removing: Vec::new(),
     };
     let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;
     let set = (*log.snapshot()).clone();

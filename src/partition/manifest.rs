@@ -32,6 +32,9 @@ pub(crate) struct Manifest {
     pub(crate) epochs: Vec<(i32, i64)>,
     /// Rising by base offset; the last one is the active segment.
     pub(crate) segments: Vec<SegmentEntry>,
+    /// Segments behind a cut, on their way into quarantine: the next open goes on with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) removing: Vec<i64>,
 }
 
 /// One segment in the manifest.
@@ -125,6 +128,7 @@ impl Manifest {
             log_start: 0,
             epochs: vec![(0, 0)],
             segments: vec![SegmentEntry::empty(0, max_unsynced_bytes)],
+            removing: Vec::new(),
         }
     }
 
@@ -147,6 +151,9 @@ impl Manifest {
         let in_order = |pair: &[SegmentEntry]| matches!(pair, [a, b] if a.base < b.base && a.next <= b.base);
         if !self.segments.windows(2).all(in_order) {
             return Err("the segments are not in order".into());
+        }
+        if self.removing.iter().any(|base| self.segments.iter().any(|entry| entry.base == *base)) {
+            return Err("a segment is listed and being removed".into());
         }
         if self.segments.iter().any(|entry| entry.base < 0 || entry.next < entry.base) {
             return Err("a segment ends before it begins".into());

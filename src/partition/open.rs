@@ -104,9 +104,12 @@ impl Opening<'_> {
         let Some((generation, mut manifest)) = self.newest_manifest(&mut report)? else {
             return self.without_manifest();
         };
-        let listing = list(&*self.env.vfs, &self.directory)?;
+        let mut listing = list(&*self.env.vfs, &self.directory)?;
+        self.finish_removing(&mut manifest, &mut listing, &mut report)?;
         let floor = floor::read(&*self.env.vfs, &self.directory)?;
-        if !report.repairs.is_empty() {
+        let is_fallback = report.repairs.iter().any(|repair| matches!(repair, Repair::ManifestSlotDamaged { .. }))
+            || floor.is_some_and(|floor| floor.generation > generation);
+        if is_fallback {
             extend_by_unlisted(&mut manifest, &listing);
         }
         self.compare(&manifest, &listing, &mut report)?;
@@ -118,7 +121,7 @@ impl Opening<'_> {
         self.refuse_foreign_growth(floor.as_ref(), generation, &manifest, &listing)?;
         report.unclean = true;
         self.sweep(&listing, &manifest, &mut report)?;
-        let found = self.find_end(&manifest, floor.as_ref(), &listing, &mut report)?;
+        let found = self.find_end(&mut manifest, floor.as_ref(), is_fallback, &mut report)?;
         report.end = found.last.next_offset.into();
         if self.env.read_only {
             self.note_what_a_writer_would_do(&manifest, &found, &mut report);
@@ -127,6 +130,8 @@ impl Opening<'_> {
         }
         self.repair(&mut manifest, &found, &mut report)?;
         let (generation, floor) = self.commit(&mut manifest, generation, floor, &found)?;
+        let mut listing = list(&*self.env.vfs, &self.directory)?;
+        self.finish_removing(&mut manifest, &mut listing, &mut report)?;
         let listing = list(&*self.env.vfs, &self.directory)?;
         Ok((self.assemble(manifest, generation, Some(floor), &listing, true)?, report))
     }
@@ -181,6 +186,23 @@ impl Opening<'_> {
         }
         let path = self.directory.join(format!("{}.0", manifest::NAME));
         Err(Error::corrupt(&path, 0, "no copy of the partition manifest can be read; open read-only to save the data"))
+    }
+
+    /// Goes on moving segments into quarantine, where a crash interrupted it.
+    fn finish_removing(
+        &self,
+        manifest: &mut Manifest,
+        listing: &mut Listing,
+        report: &mut PartitionReport,
+    ) -> Result<()> {
+        for base in std::mem::take(&mut manifest.removing) {
+            if listing.logs.remove(&base).is_some() && !self.env.read_only {
+                quarantine::move_segment(&*self.env.vfs, &self.directory, base)?;
+                let path = self.directory.join(file_name(base, Suffix::Log));
+                report.repairs.push(Repair::SegmentQuarantined { path });
+            }
+        }
+        Ok(())
     }
 
     /// Compares the directory with the manifest: what is listed must be there, at its length; what is there with data
@@ -284,19 +306,20 @@ impl Opening<'_> {
     /// Scans from the floor on, closed segments first.
     fn find_end(
         &self,
-        manifest: &Manifest,
+        manifest: &mut Manifest,
         floor: Option<&Floor>,
-        listing: &Listing,
+        is_fallback: bool,
         report: &mut PartitionReport,
     ) -> Result<End> {
         let mut scanned = Vec::new();
         let count = manifest.segments.len();
-        for (index, entry) in manifest.segments.iter().enumerate() {
+        let segments = manifest.segments.clone();
+        for (index, entry) in segments.iter().enumerate() {
             let is_last = index + 1 == count;
             if entry.state == EntryState::Sealed || (entry.state == EntryState::Closed && entry.synced) {
                 continue;
             }
-            let found = self.scan_segment(manifest, entry, floor, report)?;
+            let found = self.scan_segment(manifest, entry, floor, is_fallback, report)?;
             let is_whole = is_last || (found.scan.position == entry.bytes && found.scan.next_offset == entry.next);
             let stop = found.scan.stop.clone();
             scanned.push(found);
@@ -306,11 +329,10 @@ impl Opening<'_> {
             }
             if !is_whole || (matches!(stop, Stop::Bad(_)) && !is_last) {
                 // A segment in the middle that is torn: only an `Os` topic leaves one. Everything behind it goes.
-                let behind = manifest.segments.iter().skip(index + 1).map(|entry| entry.base).collect();
+                let behind = segments.iter().skip(index + 1).map(|entry| entry.base).collect();
                 return End::new(index, scanned, behind).ok_or_else(|| self.no_segment());
             }
         }
-        let _ = listing;
         End::new(count - 1, scanned, Vec::new()).ok_or_else(|| self.no_segment())
     }
 
@@ -320,9 +342,10 @@ impl Opening<'_> {
 
     fn scan_segment(
         &self,
-        manifest: &Manifest,
+        manifest: &mut Manifest,
         entry: &SegmentEntry,
         floor: Option<&Floor>,
+        is_fallback: bool,
         report: &mut PartitionReport,
     ) -> Result<Scanned> {
         let path = self.directory.join(file_name(entry.base, Suffix::Log));
@@ -330,14 +353,22 @@ impl Opening<'_> {
         let file = self.env.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
         let floor = floor.filter(|floor| floor.base == entry.base && floor.end_offset >= entry.base);
         let (position, next_offset) = floor.map_or((0, entry.base), |floor| (floor.position, floor.end_offset));
+        let known_epochs = manifest.epochs.clone();
         let rules = ScanRules {
             position,
             next_offset,
             base_offset: entry.base,
             is_foreign: entry.foreign,
-            epochs: (!entry.foreign).then_some(manifest.epochs.as_slice()),
+            // An older manifest may not know the newest epochs: then the batches tell.
+            epochs: (!entry.foreign && !is_fallback).then_some(known_epochs.as_slice()),
         };
-        let scan = scan(&*file, &rules, |_, _, _| {}).map_err(failed)?;
+        let scan = scan(&*file, &rules, |_, header, _| {
+            if is_fallback && !entry.foreign && header.leader_epoch > manifest.epoch() {
+                manifest.epochs.retain(|&(_, start)| start < header.base_offset);
+                manifest.epochs.push((header.leader_epoch, header.base_offset));
+            }
+        });
+        let scan = scan.map_err(failed)?;
         report.floor = report.floor.max(next_offset.into());
         report.scanned_bytes += scan.position - position;
         let floor_timestamp = floor.map_or(-1, |floor| floor.max_timestamp);
@@ -412,11 +443,9 @@ impl Opening<'_> {
             }
             self.write_tail_again(scanned, move_damaged, report)?;
         }
-        for &base in &found.behind {
-            quarantine::move_segment(&*self.env.vfs, &self.directory, base)?;
-            report.repairs.push(Repair::SegmentQuarantined { path: self.directory.join(file_name(base, Suffix::Log)) });
-        }
         found.apply_to(manifest);
+        // They move once the manifest says so: until then the old state holds, and it needs them where they are.
+        manifest.removing = found.behind.clone();
         Ok(())
     }
 

@@ -292,6 +292,7 @@ impl<'a> Adoption<'a> {
             log_start: found.log_start,
             epochs: found.epochs.clone(),
             segments,
+            removing: Vec::new(),
         };
         manifest.epochs.retain(|&(_, start)| start < found.end);
         let newest = found.highest_epoch.max(manifest.epochs.last().map_or(-1, |&(epoch, _)| epoch));

@@ -107,6 +107,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         options,
     });
     if !inner.env.read_only {
+        sweep_temporaries(&inner.env, &inner.root, &listed)?;
         let mut admin = inner.admin.lock();
         inner.finish_deletions(&mut admin)?;
         drop(admin);
@@ -209,6 +210,25 @@ fn choose_catalog(
     let catalog = Catalog { store_id: new_id(options.id_seed, 0)?, topics: Vec::new(), deleting: Vec::new() };
     catalog::write(&*options.vfs, root, 1, &catalog)?;
     Ok((1, catalog, false))
+}
+
+/// Removes what an interrupted replacement of one of our own files, or of Kafka's checkpoints, left in the root.
+fn sweep_temporaries(env: &Env, root: &Path, listed: &[crate::io::DirEntry]) -> Result<()> {
+    let ours =
+        [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, checkpoints::CLEAN_SHUTDOWN];
+    for entry in listed.iter().filter(|entry| entry.kind == EntryKind::File) {
+        let Some(target) = entry.name.strip_suffix(".tmp") else { continue };
+        if ours.contains(&target) || target.starts_with("topiclog.manifest.") {
+            let path = root.join(&entry.name);
+            match env.vfs.remove_file(&path) {
+                Ok(()) => {}
+                // Creating a topic or closing may have replaced it meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("remove", &path, error)),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Topics as the directory names show them.

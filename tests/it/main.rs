@@ -6,5 +6,6 @@ mod api;
 mod codec_props;
 mod golden;
 mod kafka_dirs;
+mod layers;
 mod simulator;
 mod suites;
