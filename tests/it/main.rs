@@ -4,6 +4,8 @@
 
 mod api;
 mod codec_props;
+mod crashes;
 mod golden;
 mod simulator;
 mod suites;
+mod support;
