@@ -4,8 +4,10 @@
 
 mod api;
 mod codec_props;
+mod crashes;
 mod golden;
 mod kafka_dirs;
 mod layers;
 mod simulator;
 mod suites;
+mod support;
