@@ -105,6 +105,8 @@ impl Opening<'_> {
             return self.without_manifest();
         };
         let mut listing = list(&*self.env.vfs, &self.directory)?;
+        // A manifest that still names them is replaced below, before a new segment can take such a name.
+        let was_removing = !manifest.removing.is_empty();
         self.finish_removing(&mut manifest, &mut listing, &mut report)?;
         let floor = floor::read(&*self.env.vfs, &self.directory)?;
         let is_fallback = report.repairs.iter().any(|repair| matches!(repair, Repair::ManifestSlotDamaged { .. }))
@@ -114,7 +116,9 @@ impl Opening<'_> {
         }
         self.compare(&manifest, &listing, &mut report)?;
         self.note_strangers(&listing, &mut report);
-        if let Some(floor) = floor.filter(|floor| self.is_clean(floor, generation, &manifest, &listing)) {
+        if let Some(floor) =
+            floor.filter(|floor| !was_removing && self.is_clean(floor, generation, &manifest, &listing))
+        {
             (report.floor, report.end) = (floor.end_offset.into(), floor.end_offset.into());
             return Ok((self.assemble(manifest, generation, Some(floor), &listing, false)?, report));
         }
@@ -129,9 +133,12 @@ impl Opening<'_> {
             return Ok((self.assemble(manifest, generation, floor, &listing, false)?, report));
         }
         self.repair(&mut manifest, &found, &mut report)?;
-        let (generation, floor) = self.commit(&mut manifest, generation, floor, &found)?;
-        let mut listing = list(&*self.env.vfs, &self.directory)?;
-        self.finish_removing(&mut manifest, &mut listing, &mut report)?;
+        let (mut generation, mut floor) = self.commit(&mut manifest, generation, floor, &found)?;
+        if !manifest.removing.is_empty() {
+            let mut listing = list(&*self.env.vfs, &self.directory)?;
+            self.finish_removing(&mut manifest, &mut listing, &mut report)?;
+            (generation, floor) = self.commit(&mut manifest, generation, Some(floor), &found)?;
+        }
         let listing = list(&*self.env.vfs, &self.directory)?;
         Ok((self.assemble(manifest, generation, Some(floor), &listing, true)?, report))
     }

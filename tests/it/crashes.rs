@@ -195,21 +195,18 @@ fn a_store_does_what_the_oracle_says() {
 }
 
 #[test]
-#[ignore = "finds defects that are still open: temporary files left in the root"]
 fn every_crash_leaves_what_was_promised() {
     println!("TOPICLOG_SEED={}", seed());
     crash_sweep(250_000).finish(100_000);
 }
 
 #[test]
-#[ignore = "finds a defect that is still open: segments moved to quarantine before the manifest says so"]
 fn a_crash_inside_recovery_changes_nothing() {
     println!("TOPICLOG_SEED={}", seed());
     recovery_sweep(20_000).finish(20_000);
 }
 
 #[test]
-#[ignore = "counts injected read errors as failures, and finds temporary files left in the root"]
 fn one_fault_at_every_call() {
     let mut sites = Sites::new();
     let sweep = fault_sweep(40_000, &mut sites);
