@@ -6,6 +6,7 @@ mod api;
 mod codec_props;
 mod crashes;
 mod golden;
+mod interop;
 mod kafka_dirs;
 mod layers;
 mod simulator;
