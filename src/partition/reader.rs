@@ -466,7 +466,7 @@ fn missing(segment: Option<&Arc<Segment>>, from: i64, to: i64) -> Error {
 impl Iterator for Reader {
     type Item = Result<StoredRecord>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(Current { batch, at }) = &mut self.current
             && let Some(next) = at.next_view(&batch.body)
@@ -493,13 +493,18 @@ impl Reader {
     }
 
     #[inline(never)]
+    fn first_of_batch(&mut self) -> Option<Result<StoredRecord>> {
+        self.next()
+    }
+
+    #[inline(never)]
     fn next_of_next_batch(&mut self) -> Option<Result<StoredRecord>> {
         self.current = None;
         match self.next_batch() {
             Ok(Some(batch)) => {
                 let at = batch.start;
                 self.current = Some(Current { batch, at });
-                self.next()
+                self.first_of_batch()
             }
             Ok(None) => None,
             Err(error) => Some(Err(error)),

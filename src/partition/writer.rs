@@ -87,7 +87,7 @@ impl Log {
                     append_time_ms: now_ms,
                     ..BatchSpec::new(0)
                 };
-                record::encode_batch(buffer, &spec, records.iter().map(AsRecord::as_record))
+                record::encode_batch(buffer, &spec, records)
             };
             let summary = summary.map_err(|error| encode_error(&error))?;
             self.append_encoded(buffer, &summary, options, now_ms)
