@@ -5,6 +5,7 @@
 mod api;
 mod codec_props;
 mod crashes;
+mod durability;
 mod golden;
 mod interop;
 mod kafka_dirs;
@@ -12,3 +13,5 @@ mod layers;
 mod simulator;
 mod suites;
 mod support;
+mod tools;
+mod topics;
