@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use topiclog::io::{CrashRule, Fault, FaultPlan, FaultVfs, Sites, SyncFailure, errno};
+use topiclog::io::{Fault, FaultPlan, FaultVfs, Sites, SyncFailure, errno};
 
 use crate::support::ops::{ALPHABET, Flavour, Op, Runner};
 use crate::support::oracle::{Claim, Model};
