@@ -160,7 +160,7 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
     }
     for (name, kind) in [(LOCK, LockKind::Exclusive), (BROKER_LOCK, LockKind::Broker)] {
         let path = root.join(name);
-        match vfs.lock(&path, kind) {
+        match lock_with_patience(vfs, &path, kind) {
             Ok(lock) => held.push(lock),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let holder = if kind == LockKind::Broker { "a Kafka broker" } else { "another writer" };
@@ -176,6 +176,21 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
     }
     let may_rewrite_in_place = vfs.lock(&follow, LockKind::Exclusive).is_ok();
     Ok(Locks { held, may_rewrite_in_place, maps_are_safe: true })
+}
+
+/// Takes a lock, and tries again for a tenth of a second if another holds it: an upkeep thread may be about to let go of a
+/// store whose last handle was just dropped.
+fn lock_with_patience(vfs: &dyn Vfs, path: &Path, kind: LockKind) -> io::Result<Box<dyn VfsLock>> {
+    let mut result = vfs.lock(path, kind);
+    for _ in 0..10 {
+        match &result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => break,
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        result = vfs.lock(path, kind);
+    }
+    result
 }
 
 /// Directories that are named like partitions, in order.
