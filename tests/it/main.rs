@@ -10,6 +10,7 @@ mod golden;
 mod interop;
 mod kafka_dirs;
 mod layers;
+mod own_format;
 mod simulator;
 mod suites;
 mod support;
