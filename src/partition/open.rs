@@ -120,6 +120,11 @@ impl Opening<'_> {
             floor.filter(|floor| !was_removing && self.is_clean(floor, generation, &manifest, &listing))
         {
             (report.floor, report.end) = (floor.end_offset.into(), floor.end_offset.into());
+            if !self.env.read_only && !listing.temporary.is_empty() {
+                self.sweep(&listing, &manifest, &mut report)?;
+                let failed = |error| Error::io("sync directory", &self.directory, error);
+                self.env.vfs.sync_dir(&self.directory).map_err(failed)?;
+            }
             return Ok((self.assemble(manifest, generation, Some(floor), &listing, false)?, report));
         }
         self.refuse_foreign_growth(floor.as_ref(), generation, &manifest, &listing)?;

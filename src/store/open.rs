@@ -231,19 +231,21 @@ fn choose_catalog(
 fn sweep_temporaries(env: &Env, root: &Path, listed: &[crate::io::DirEntry]) -> Result<()> {
     let ours =
         [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, checkpoints::CLEAN_SHUTDOWN];
+    let mut swept = false;
     for entry in listed.iter().filter(|entry| entry.kind == EntryKind::File) {
         let Some(target) = entry.name.strip_suffix(".tmp") else { continue };
         if ours.contains(&target) || target.starts_with("topiclog.manifest.") {
             let path = root.join(&entry.name);
             match env.vfs.remove_file(&path) {
-                Ok(()) => {}
+                Ok(()) => swept = true,
                 // Creating a topic or closing may have replaced it meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("remove", &path, error)),
             }
         }
     }
-    Ok(())
+    // Synced, so that a power cut does not bring them back.
+    if swept { env.vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)) } else { Ok(()) }
 }
 
 /// Topics as the directory names show them.
@@ -409,6 +411,7 @@ fn note_unlisted(
     directories: &[TopicPartition],
     report: &mut RecoveryReport,
 ) -> Result<()> {
+    let mut swept = false;
     for id in directories {
         let listed =
             catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
@@ -420,11 +423,12 @@ fn note_unlisted(
         let path = root.join(id.directory_name());
         if !env.read_only && remove_uncommitted(&*env.vfs, &path, env.store_id).is_ok() {
             report.store.push(Repair::Swept { path });
+            swept = true;
         } else {
             report.store.push(Repair::Stranger { path });
         }
     }
-    Ok(())
+    if swept { env.vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)) } else { Ok(()) }
 }
 
 /// Removes a partition directory that a creation left before it took effect. Refuses if there is any record in it, or

@@ -9,6 +9,7 @@ mod durability;
 mod golden;
 mod interop;
 mod kafka_dirs;
+mod kafka_variants;
 mod layers;
 mod own_format;
 mod simulator;
