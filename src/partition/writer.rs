@@ -261,8 +261,15 @@ impl Log {
             return Ok(());
         }
         match self.roll(writer, settings, now_ms) {
-            // Without a descriptor the log goes on in the old file for a while.
-            Err(Error::TooManyFiles { .. }) if !must && size < settings.segment_bytes.saturating_mul(2) => Ok(()),
+            // Without a descriptor the log goes on in the old file for a while; but not if a manifest that closes it may
+            // have been written.
+            Err(Error::TooManyFiles { .. })
+                if !must
+                    && size < settings.segment_bytes.saturating_mul(2)
+                    && !self.poisoned.load(Ordering::Acquire) =>
+            {
+                Ok(())
+            }
             result => result,
         }
     }

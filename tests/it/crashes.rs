@@ -215,5 +215,7 @@ fn one_fault_at_every_call() {
     let missed: BTreeSet<String> =
         sites.iter().filter(|(_, count)| !met(count)).map(|(site, _)| format!("{site:?}")).collect();
     println!("sites: {}, with three errors {}, missed {missed:?}", sites.len(), sites.len() - missed.len());
+    // What is missed is met only by recoveries that copy, or that move whole segments away.
+    assert!(sites.len() - missed.len() >= 80, "{} of {} sites", sites.len() - missed.len(), sites.len());
     sweep.finish(30_000);
 }

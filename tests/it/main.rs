@@ -12,6 +12,7 @@ mod kafka_dirs;
 mod kafka_variants;
 mod layers;
 mod own_format;
+mod regressions;
 mod simulator;
 mod suites;
 mod support;
