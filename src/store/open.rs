@@ -79,7 +79,11 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     for (path, reason) in &read.damaged {
         report.store.push(Repair::ManifestSlotDamaged { path: path.clone(), reason: reason.clone() });
     }
-    let (generation, catalog, is_foreign) = choose_catalog(&options, &root, read, &directories)?;
+    let is_fallback = !read.damaged.is_empty();
+    let (generation, mut catalog, is_foreign) = choose_catalog(&options, &root, read, &directories)?;
+    if !is_foreign {
+        find_lost_topics(&options, &root, &mut catalog, &directories, is_fallback)?;
+    }
 
     let signal = Arc::new(Signal::default());
     let wrote = Arc::new(AtomicBool::new(!listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)));
@@ -225,6 +229,53 @@ fn choose_catalog(
     let catalog = Catalog { store_id: new_id(options.id_seed, 0)?, topics: Vec::new(), deleting: Vec::new() };
     catalog::write(&*options.vfs, root, 1, &catalog)?;
     Ok((1, catalog, false))
+}
+
+/// A partition of this store that its manifest does not list, although there are records in it, or although a copy of the
+/// manifest is damaged: the manifest is not the newest that was. A writer must not go on from it; a reader is shown them.
+fn find_lost_topics(
+    options: &StoreBuilder,
+    root: &Path,
+    catalog: &mut Catalog,
+    directories: &[TopicPartition],
+    is_fallback: bool,
+) -> Result<()> {
+    let vfs = &*options.vfs;
+    for id in directories {
+        let number = id.partition.get();
+        let listed = catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&number));
+        let deleting = catalog.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == number);
+        if listed || deleting {
+            continue;
+        }
+        let directory = root.join(id.directory_name());
+        let slot = manifest::slots(&directory).read(vfs)?.newest;
+        let Some(found) = slot.and_then(|slot| manifest::Manifest::decode(&slot.payload).ok()) else { continue };
+        let is_ours = found.store_id == catalog.store_id && found.partition == number;
+        if !is_ours || !(is_fallback || holds_records(vfs, &directory)?) {
+            continue;
+        }
+        if !options.read_only {
+            let what = "the newest copy of the store manifest is damaged or was exchanged: it does not list this partition; \
+                        restore topiclog.manifest.0 or .1, or open read-only to save the data";
+            return Err(Error::corrupt(&directory, 0, what));
+        }
+        match catalog.topics.iter_mut().find(|entry| entry.name == id.topic) {
+            Some(entry) => entry.partitions.push(number),
+            None => catalog.topics.push(TopicEntry {
+                name: id.topic.clone(),
+                topic_id: found.topic_id,
+                partitions: vec![number],
+                config: TopicConfig::default(),
+            }),
+        }
+    }
+    Ok(())
+}
+
+fn holds_records(vfs: &dyn Vfs, directory: &Path) -> Result<bool> {
+    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    Ok(entries.iter().any(|entry| matches!(name::parse(&entry.name), Some((_, name::Suffix::Log))) && entry.bytes > 0))
 }
 
 /// Removes what an interrupted replacement of one of our own files, or of Kafka's checkpoints, left in the root.
@@ -442,9 +493,7 @@ pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid
     {
         return refuse("it belongs to another store");
     }
-    let holds_records =
-        entries.iter().any(|entry| matches!(name::parse(&entry.name), Some((_, name::Suffix::Log))) && entry.bytes > 0);
-    if holds_records {
+    if holds_records(vfs, directory)? {
         return refuse("no topic lists it, and there are records in it");
     }
     if let Some(stranger) = entries.iter().find(|entry| !may_remove(&entry.name, entry.kind)) {
