@@ -86,11 +86,22 @@ impl Segment {
         *self.stored_index.write() = Some(entries);
     }
 
+    /// Takes the maximum of the entries over, unless what was appended since the file was written is greater.
     fn take_over_maximum(&self, times: &TimeIndex) {
+        let known_offset = self.max_timestamp_offset.load(Ordering::Acquire);
+        let known = self.max_timestamp.load(Ordering::Acquire);
         let maximum = times.maximum();
+        let timestamp = maximum.map_or(-1, |maximum| maximum.timestamp);
+        if known != UNKNOWN && known > timestamp {
+            return;
+        }
         let offset = maximum.map_or(UNKNOWN, |maximum| self.base_offset + i64::from(maximum.relative_offset));
-        self.max_timestamp_offset.store(offset, Ordering::Release);
-        self.max_timestamp.store(maximum.map_or(-1, |maximum| maximum.timestamp), Ordering::Release);
+        let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
+        let took = self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed);
+        if took.is_ok() {
+            // If this fails, an append has stored a greater one meanwhile, and its offset before it.
+            self.max_timestamp.compare_exchange(known, timestamp, order, failed).ok();
+        }
     }
 
     fn walk(self: &Arc<Self>, end: u64) -> Result<Walk> {

@@ -11,6 +11,7 @@ mod golden;
 mod interop;
 mod kafka_dirs;
 mod kafka_variants;
+mod kills;
 mod layers;
 mod own_format;
 mod regressions;
