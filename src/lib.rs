@@ -8,6 +8,12 @@ mod store;
 mod sync;
 mod topic;
 
+#[cfg(topiclog_planted)]
+#[doc(hidden)]
+pub mod planted;
+#[cfg(not(topiclog_planted))]
+mod planted;
+
 pub mod clock;
 pub mod io;
 pub mod manual;

@@ -171,6 +171,7 @@ pub(crate) fn write_all_at(file: &dyn VfsFile, bytes: &[u8], position: u64) -> R
     while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
         match file.write_at(rest, position.saturating_add(done as u64)) {
             Ok(0) => return Err((done, io::ErrorKind::WriteZero.into())),
+            Ok(_) if crate::planted::is(crate::planted::Bug::ShortWriteIgnored) => return Ok(()),
             Ok(written) => done += written.min(rest.len()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err((done, error)),

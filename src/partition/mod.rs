@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, TopicPartition, Uuid};
 use crate::io::Vfs;
+use crate::planted::{Bug, is};
 use crate::segment::cursor::{Epochs, Verify};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
@@ -211,7 +212,10 @@ impl Log {
         let first_unsynced = set.segments.iter().rposition(|segment| !segment.log().file().is_unsynced());
         for segment in set.segments.iter().skip(first_unsynced.map_or(0, |index| index + 1)) {
             let position = segment.bytes();
-            segment.log().file().sync_data()?;
+            let synced = if is(Bug::NoSyncBeforeAck) { Ok(()) } else { segment.log().file().sync_data() };
+            if !is(Bug::SyncErrorIgnored) {
+                synced?;
+            }
             floor = Some((segment.base_offset(), position));
         }
         self.synced_bytes.fetch_max(written, Ordering::AcqRel);

@@ -21,6 +21,7 @@ use super::{Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
 use crate::io::{EntryKind, OpenMode, Vfs, read_exact_at, read_small, write_all_at};
+use crate::planted::{Bug, is};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
 use crate::segment::txn_index::{self, AbortedTxn};
@@ -409,6 +410,11 @@ impl Opening<'_> {
         } else {
             stated
         };
+        let stated = if is(Bug::FloorIgnored) {
+            Stated { position: 0, next_offset: entry.base, max_timestamp: -1, batches: 0 }
+        } else {
+            stated
+        };
         let Stated { position, next_offset, .. } = stated;
         let known_epochs = manifest.epochs.clone();
         let rules = ScanRules {
@@ -519,6 +525,9 @@ impl Opening<'_> {
             let file = self.env.vfs.open(&path, OpenMode::Write).map_err(|error| Error::io("open", &path, error))?;
             copy_range(&*file, &*file, from, to, &path)?;
             file.set_len(to).map_err(|error| Error::io("cut", &path, error))?;
+            if is(Bug::TailNotSynced) {
+                return Ok(());
+            }
             file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
         } else {
             self.replace_by_copy(scanned, &path, move_damaged)?;

@@ -17,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, PartitionId};
 use crate::io::replace::{TwoSlots, replace_file};
+use crate::planted::{Bug, is};
 use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
 use crate::segment::log_file::CutBack;
 use crate::segment::name::{Suffix, file_name};
@@ -159,7 +160,11 @@ impl Log {
     /// for a sync.
     fn acknowledge(&self, window_bytes: u64, metadata: &RecordMetadata) -> Result<()> {
         if window_bytes == 0 {
-            return self.sync_to(metadata.next_offset.get()).map_err(|source| Error::OutcomeUnknown {
+            let synced = self.sync_to(metadata.next_offset.get());
+            if is(Bug::FailedSyncIsDefinite) {
+                return synced.map_err(|source| Error::io("sync", &self.directory, source));
+            }
+            return synced.map_err(|source| Error::OutcomeUnknown {
                 partition: self.id.clone(),
                 offset: metadata.offset,
                 source,
@@ -201,6 +206,10 @@ impl Log {
         (self.env.before_first_write)()?;
         let mut floor = self.floor.lock();
         let active = &writer.active;
+        if is(Bug::CleanFlagStands) {
+            writer.is_ready = true;
+            return Ok(());
+        }
         self.write_floor(&mut floor, Kind::Running, active.base_offset(), active.bytes(), active.next_offset())?;
         writer.is_ready = true;
         Ok(())
@@ -266,7 +275,7 @@ impl Log {
             Err(Error::TooManyFiles { .. })
                 if !must
                     && size < settings.segment_bytes.saturating_mul(2)
-                    && !self.poisoned.load(Ordering::Acquire) =>
+                    && (!self.poisoned.load(Ordering::Acquire) || is(Bug::RollPutOffWhenCommitted)) =>
             {
                 Ok(())
             }
@@ -279,10 +288,10 @@ impl Log {
     pub(crate) fn roll(&self, writer: &mut Writer, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
         let end = self.end_offset();
         let old = Arc::clone(&writer.active);
-        if settings.durability != Durability::Os {
+        if settings.durability != Durability::Os && !is(Bug::NoSyncAtRoll) {
             self.sync_to(end).map_err(|source| self.sync_failed(&source))?;
         }
-        let synced = self.durable_end() >= end;
+        let synced = self.durable_end() >= end || is(Bug::NoSyncAtRoll);
         let time_index = old.write_indexes(false)?;
         trim(writer)?;
 
@@ -331,6 +340,9 @@ impl Log {
     }
 
     pub(crate) fn sync_directory(&self) -> Result<()> {
+        if is(Bug::NoDirectorySync) {
+            return Ok(());
+        }
         self.env.vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync", &self.directory, error))
     }
 

@@ -8,6 +8,7 @@ use super::Segment;
 use super::log_file::Chunk;
 use super::seal::Seal;
 use crate::error::{Error, Result};
+use crate::planted::{Bug, is};
 use crate::record::{BatchError, BatchHeader, BatchView};
 
 /// When the bytes of a batch are compared with its CRC.
@@ -112,6 +113,9 @@ impl Cursor {
 
     /// Whether an index entry led to a batch that it can have meant.
     fn hint_holds(&mut self, target: i64) -> bool {
+        if is(Bug::IndexTrusted) {
+            return true;
+        }
         match self.peek() {
             Ok(Some(found)) => {
                 found.header.base_offset <= target
@@ -160,6 +164,9 @@ impl Cursor {
 
     #[inline]
     fn must_check(&self) -> bool {
+        if is(Bug::ReadSkipsCrc) {
+            return false;
+        }
         match (self.verify, &self.chunk.mapped) {
             (Verify::Always, _) | (Verify::Once, None) => true,
             (Verify::Trusted, _) => false,
@@ -222,11 +229,12 @@ impl Cursor {
             Expect::AtLeast(base) => header.base_offset >= base,
             Expect::Last(last) => header.last_offset() == last,
         };
-        if !fits {
+        if !fits && !is(Bug::OrderUnchecked) {
             return Err(self.corrupt(format!("offset {} is out of order ({:?})", header.base_offset, self.expect)));
         }
         if let Some(epochs) = &self.epochs
             && epoch_of(epochs, header.base_offset) != Some(header.leader_epoch)
+            && !is(Bug::EpochUnchecked)
         {
             return Err(self.corrupt(format!("leader epoch {} does not belong to this offset", header.leader_epoch)));
         }

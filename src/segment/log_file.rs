@@ -139,7 +139,8 @@ impl LogFile {
         let written = self.file.write_with(|file| {
             write_all_at(file, bytes, position).map_err(|(done, error)| {
                 // Even a failed write may have left bytes: the file is cut in any case.
-                let cut = if file.set_len(position).is_ok() { CutBack::Done } else { CutBack::Failed };
+                let stays = crate::planted::is(crate::planted::Bug::FailedAppendStays);
+                let cut = if stays || file.set_len(position).is_ok() { CutBack::Done } else { CutBack::Failed };
                 let cut = if done == 0 && cut == CutBack::Failed { CutBack::NothingWritten } else { cut };
                 (error, cut)
             })

@@ -156,7 +156,11 @@ impl Segment {
             }
         };
         let bytes = read_small(&**self.pool.vfs(), &self.file_path(Suffix::TimeIndex), INDEX_FILE_BYTES_MAX).ok()?;
-        if self.is_foreign || FileCheck::of(&bytes) != check || bytes.len() % time_index::ENTRY_BYTES != 0 {
+        let is_trusted = crate::planted::is(crate::planted::Bug::TimeIndexTrusted);
+        if self.is_foreign
+            || (FileCheck::of(&bytes) != check && !is_trusted)
+            || bytes.len() % time_index::ENTRY_BYTES != 0
+        {
             return None;
         }
         Some(TimeIndex::from_entries(time_index::entries(&bytes).collect()))

@@ -7,6 +7,7 @@ use std::io;
 
 use super::cursor::epoch_of;
 use crate::io::{VfsFile, read_exact_at, read_full_at};
+use crate::planted::{Bug, is};
 use crate::record::{self, BatchError, BatchHeader, BatchView};
 
 const WINDOW_BYTES: usize = 1 << 20;
@@ -139,7 +140,9 @@ fn step(
         let Some(bytes) = bytes.get(..size as usize) else {
             return Ok(Some(Stop::Bad("the file ends inside a batch".into())));
         };
-        if let Err(error) = BatchView::parse(bytes) {
+        if let Err(error) = BatchView::parse(bytes)
+            && !is(Bug::ScanSkipsCrc)
+        {
             return Ok(Some(Stop::Bad(error.to_string())));
         }
         visit(position, &header, Some(bytes));
@@ -158,14 +161,14 @@ fn step(
 
 fn misplaced(header: &BatchHeader, rules: &ScanRules<'_>, next_offset: i64) -> Option<String> {
     let in_order = if rules.is_foreign { header.base_offset >= next_offset } else { header.base_offset == next_offset };
-    if !in_order {
+    if !in_order && !is(Bug::OrderUnchecked) {
         return Some(format!("offset {} where {next_offset} was expected", header.base_offset));
     }
     if header.last_offset().saturating_sub(rules.base_offset) > i64::from(i32::MAX) {
         return Some(format!("offset {} is beyond the segment's range", header.last_offset()));
     }
     let epoch = rules.epochs.map(|epochs| epoch_of(epochs, header.base_offset));
-    if epoch.is_some_and(|epoch| epoch != Some(header.leader_epoch)) {
+    if epoch.is_some_and(|epoch| epoch != Some(header.leader_epoch)) && !is(Bug::EpochUnchecked) {
         return Some(format!("leader epoch {} does not belong to offset {}", header.leader_epoch, header.base_offset));
     }
     None

@@ -133,7 +133,7 @@ impl Seal {
         for (index, block) in bytes.chunks(Self::BLOCK_BYTES as usize).enumerate() {
             let at = start / Self::BLOCK_BYTES + index as u64;
             let expected = usize::try_from(at).ok().and_then(|at| self.blocks.get(at));
-            if expected != Some(&crc32fast::hash(block)) {
+            if expected != Some(&crc32fast::hash(block)) && !crate::planted::is(crate::planted::Bug::SealUnchecked) {
                 let position = at * Self::BLOCK_BYTES;
                 return Err(Error::Corrupt {
                     path: path.to_owned(),

@@ -200,3 +200,15 @@ fn waiters_of_a_failed_sync_all_hear_of_it() {
     assert!(errors.iter().all(told), "{errors:?}");
     assert!(errors.iter().any(|error| matches!(error, Error::OutcomeUnknown { .. })));
 }
+
+/// All of them in turn, for those who plant bugs.
+#[cfg(topiclog_planted)]
+pub(crate) fn all() {
+    a_sync_append_survives_a_power_cut_and_an_os_append_does_not();
+    an_interval_is_kept_by_bytes_and_by_time();
+    after_a_failed_sync_the_partition_refuses_until_it_is_reopened();
+    a_full_disk_is_an_error_to_that_append_and_heals();
+    short_and_interrupted_writes_are_gone_on_with();
+    appends_of_many_threads_take_turns_and_none_is_lost();
+    waiters_of_a_failed_sync_all_hear_of_it();
+}

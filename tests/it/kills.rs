@@ -103,7 +103,7 @@ fn nothing_acknowledged_is_lost_to_a_kill() {
 }
 
 #[test]
-fn there_is_one_writer_and_any_number_of_readers() {
+pub(crate) fn there_is_one_writer_and_any_number_of_readers() {
     let directory = tempfile::tempdir().unwrap();
     let mut other = child("hold", directory.path());
     let mut lines = BufReader::new(other.stdout.take().unwrap()).lines();

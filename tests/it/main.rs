@@ -14,6 +14,8 @@ mod kafka_variants;
 mod kills;
 mod layers;
 mod own_format;
+#[cfg(topiclog_planted)]
+mod planted;
 mod regressions;
 mod simulator;
 mod suites;
