@@ -275,16 +275,17 @@ impl Opening<'_> {
         listing: &Listing,
     ) -> Result<()> {
         let Some((floor, active)) = floor.zip(manifest.active()) else { return Ok(()) };
-        let Some(&bytes) = listing.logs.get(&active.base) else { return Ok(()) };
-        let path = self.directory.join(file_name(active.base, Suffix::Log));
-        if floor.base == active.base && bytes < floor.position {
+        // After a roll without a sync the floor still lies in the segment before.
+        if let Some(&bytes) = listing.logs.get(&floor.base).filter(|&&bytes| bytes < floor.position) {
             return Err(Error::Corrupt {
-                path,
+                path: self.directory.join(file_name(floor.base, Suffix::Log)),
                 position: bytes,
-                offsets: Some((active.base.into(), floor.end_offset.into())),
-                what: "the active segment is shorter than what was synced".into(),
+                offsets: Some((floor.base.into(), floor.end_offset.into())),
+                what: "the segment is shorter than what was synced of it".into(),
             });
         }
+        let Some(&bytes) = listing.logs.get(&active.base) else { return Ok(()) };
+        let path = self.directory.join(file_name(active.base, Suffix::Log));
         let clean = floor.kind == Kind::Clean && floor.generation == generation && floor.base == active.base;
         if clean && bytes > floor.position {
             let why = "the active segment grew although this store was closed: another program wrote to it";
@@ -327,6 +328,10 @@ impl Opening<'_> {
                 continue;
             }
             let found = self.scan_segment(manifest, entry, floor, is_fallback, report)?;
+            if scanned.is_empty() {
+                report.floor = found.floor_offset.into();
+            }
+            self.refuse_loss_of_synced(entry, &found.scan)?;
             let is_whole = is_last || (found.scan.position == entry.bytes && found.scan.next_offset == entry.next);
             let stop = found.scan.stop.clone();
             scanned.push(found);
@@ -341,6 +346,19 @@ impl Opening<'_> {
             }
         }
         End::new(count - 1, scanned, Vec::new()).ok_or_else(|| self.no_segment())
+    }
+
+    /// What the manifest says of the active segment was synced before the manifest was written, whatever the floor says.
+    fn refuse_loss_of_synced(&self, entry: &SegmentEntry, scan: &Scan) -> Result<()> {
+        if entry.state != EntryState::Active || scan.position >= entry.bytes || self.env.read_only {
+            return Ok(());
+        }
+        Err(Error::Corrupt {
+            path: self.directory.join(file_name(entry.base, Suffix::Log)),
+            position: scan.position,
+            offsets: Some((scan.next_offset.into(), entry.next.into())),
+            what: format!("the manifest has batches up to position {}, and they had been synced", entry.bytes),
+        })
     }
 
     fn no_segment(&self) -> Error {
@@ -376,7 +394,6 @@ impl Opening<'_> {
             }
         });
         let scan = scan.map_err(failed)?;
-        report.floor = report.floor.max(next_offset.into());
         report.scanned_bytes += scan.position - position;
         let floor_timestamp = floor.map_or(-1, |floor| floor.max_timestamp);
         let floor_batches = floor.map_or(0, |floor| u64::from(floor.batches));
@@ -385,7 +402,14 @@ impl Opening<'_> {
         {
             self.rot(&path, &scan, reason, proof, report)?;
         }
-        Ok(Scanned { base: entry.base, floor_position: position, floor_batches, floor_timestamp, scan })
+        Ok(Scanned {
+            base: entry.base,
+            floor_offset: next_offset,
+            floor_position: position,
+            floor_batches,
+            floor_timestamp,
+            scan,
+        })
     }
 
     fn rot(&self, path: &Path, scan: &Scan, reason: &str, proof: u64, report: &mut PartitionReport) -> Result<()> {
@@ -659,6 +683,7 @@ impl Opening<'_> {
 #[derive(Debug)]
 struct Scanned {
     base: i64,
+    floor_offset: i64,
     floor_position: u64,
     floor_batches: u64,
     floor_timestamp: i64,

@@ -86,11 +86,21 @@ impl Segment {
         *self.stored_index.write() = Some(entries);
     }
 
+    /// What was appended since the file was written may be greater, and an append may be under way: neither is undone.
     fn take_over_maximum(&self, times: &TimeIndex) {
+        let known_offset = self.max_timestamp_offset.load(Ordering::Acquire);
+        let known = self.max_timestamp.load(Ordering::Acquire);
         let maximum = times.maximum();
+        let timestamp = maximum.map_or(-1, |maximum| maximum.timestamp);
+        if known != UNKNOWN && known > timestamp {
+            return;
+        }
         let offset = maximum.map_or(UNKNOWN, |maximum| self.base_offset + i64::from(maximum.relative_offset));
-        self.max_timestamp_offset.store(offset, Ordering::Release);
-        self.max_timestamp.store(maximum.map_or(-1, |maximum| maximum.timestamp), Ordering::Release);
+        let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
+        if self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed).is_ok() {
+            // If this one fails, an append has stored a greater one, and its offset before it.
+            drop(self.max_timestamp.compare_exchange(known, timestamp, order, failed));
+        }
     }
 
     fn walk(self: &Arc<Self>, end: u64) -> Result<Walk> {

@@ -5,6 +5,7 @@
 mod api;
 mod codec_props;
 mod crashes;
+mod damage;
 mod golden;
 mod kafka_dirs;
 mod layers;
