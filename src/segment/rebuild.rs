@@ -99,7 +99,7 @@ impl Segment {
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
         if self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed).is_ok() {
             // If this one fails, an append has stored a greater one, and its offset before it.
-            drop(self.max_timestamp.compare_exchange(known, timestamp, order, failed));
+            self.max_timestamp.compare_exchange(known, timestamp, order, failed).ok();
         }
     }
 
