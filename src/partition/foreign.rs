@@ -120,7 +120,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
     found.end = found.entries.last().map_or(0, |entry| entry.next);
     found.log_start = opening.hints.log_start.unwrap_or(0).max(first).min(found.end);
     read_epochs(opening, &mut found)?;
-    read_transactions(opening, &listing, &mut found)?;
+    read_transactions(opening, &listing, every_batch, &mut found)?;
     Ok(found)
 }
 
@@ -213,8 +213,9 @@ fn read_epochs(opening: &Opening<'_>, found: &mut Found) -> Result<()> {
 }
 
 /// Producer state at the end: the newest good snapshot, then a replay of what follows it. Aborted transactions: those of
-/// the index files below the replayed part, and those that the replay finds.
-fn read_transactions(opening: &Opening<'_>, listing: &Listing, found: &mut Found) -> Result<()> {
+/// the index files, and those that a replay finds. A segment without an index file has none, or lost it: where there were
+/// producers, its batches are asked.
+fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool, found: &mut Found) -> Result<()> {
     let vfs = &*opening.env.vfs;
     let mut start = found.entries.first().map_or(0, |entry| entry.base);
     for &offset in listing.snapshots.keys().rev().filter(|&&offset| offset <= found.end) {
@@ -238,11 +239,19 @@ fn read_transactions(opening: &Opening<'_>, listing: &Listing, found: &mut Found
             aborted.extend(read_txn_index(vfs, &path, base, &mut found.repairs)?);
         }
     }
-    aborted.retain(|txn| txn.last_offset < start);
-    let replayed = replay(opening, found, start)?;
-    aborted.extend(replayed);
+    let mut producers = std::mem::take(&mut found.producers);
+    aborted.extend(replay(opening, found, start, &mut producers)?);
+    found.producers = producers;
+    let has_index = |base: &i64| listing.side_files.contains(&(*base, Suffix::TxnIndex));
+    let had_producers = listing.snapshots.values().any(|&bytes| bytes > Producers::EMPTY_SNAPSHOT_BYTES as u64)
+        || listing.side_files.iter().any(|(_, suffix)| *suffix == Suffix::TxnIndex)
+        || (listing.snapshots.is_empty() && found.end > 0);
+    if every_batch || (had_producers && !listing.logs.keys().all(has_index)) {
+        aborted.extend(replay(opening, found, i64::MIN, &mut Producers::default())?);
+    }
+    // One marker, one transaction; what the index says of it comes first.
     aborted.sort_by_key(|txn| txn.last_offset);
-    aborted.dedup();
+    aborted.dedup_by_key(|txn| txn.last_offset);
     found.aborted = aborted;
     Ok(())
 }
@@ -258,9 +267,8 @@ fn read_txn_index(vfs: &dyn Vfs, path: &Path, base: i64, repairs: &mut Vec<Repai
     }
 }
 
-fn replay(opening: &Opening<'_>, found: &mut Found, start: i64) -> Result<Vec<AbortedTxn>> {
+fn replay(opening: &Opening<'_>, found: &Found, start: i64, producers: &mut Producers) -> Result<Vec<AbortedTxn>> {
     let mut aborted = Vec::new();
-    let producers = &mut found.producers;
     for entry in found.entries.iter().filter(|entry| entry.next > start) {
         let path = opening.directory.join(file_name(entry.base, Suffix::Log));
         let file = match opening.env.vfs.open(&path, OpenMode::Read) {

@@ -120,12 +120,17 @@ impl Opening<'_> {
             floor.filter(|floor| !was_removing && self.is_clean(floor, generation, &manifest, &listing))
         {
             (report.floor, report.end) = (floor.end_offset.into(), floor.end_offset.into());
+            if !self.env.read_only && !listing.temporary.is_empty() {
+                self.sweep(&listing, &manifest, &mut report)?;
+                let failed = |error| Error::io("sync directory", &self.directory, error);
+                self.env.vfs.sync_dir(&self.directory).map_err(failed)?;
+            }
             return Ok((self.assemble(manifest, generation, Some(floor), &listing, false)?, report));
         }
         self.refuse_foreign_growth(floor.as_ref(), generation, &manifest, &listing)?;
         report.unclean = true;
         self.sweep(&listing, &manifest, &mut report)?;
-        let found = self.find_end(&mut manifest, floor.as_ref(), is_fallback, &mut report)?;
+        let found = self.find_end(&mut manifest, floor.as_ref(), is_fallback, &listing, &mut report)?;
         report.end = found.last.next_offset.into();
         if self.env.read_only {
             self.note_what_a_writer_would_do(&manifest, &found, &mut report);
@@ -274,9 +279,10 @@ impl Opening<'_> {
         manifest: &Manifest,
         listing: &Listing,
     ) -> Result<()> {
-        let Some((floor, active)) = floor.zip(manifest.active()) else { return Ok(()) };
         // After a roll without a sync the floor still lies in the segment before.
-        if let Some(&bytes) = listing.logs.get(&floor.base).filter(|&&bytes| bytes < floor.position) {
+        if let Some(floor) = floor
+            && let Some(&bytes) = listing.logs.get(&floor.base).filter(|&&bytes| bytes < floor.position)
+        {
             return Err(Error::Corrupt {
                 path: self.directory.join(file_name(floor.base, Suffix::Log)),
                 position: bytes,
@@ -284,10 +290,22 @@ impl Opening<'_> {
                 what: "the segment is shorter than what was synced of it".into(),
             });
         }
+        let Some(active) = manifest.active() else { return Ok(()) };
         let Some(&bytes) = listing.logs.get(&active.base) else { return Ok(()) };
         let path = self.directory.join(file_name(active.base, Suffix::Log));
-        let clean = floor.kind == Kind::Clean && floor.generation == generation && floor.base == active.base;
-        if clean && bytes > floor.position {
+        let synced =
+            floor.filter(|floor| floor.base == active.base).map_or(0, |floor| floor.position).max(active.bytes);
+        if bytes < synced {
+            return Err(Error::Corrupt {
+                path,
+                position: bytes,
+                offsets: Some((active.base.into(), active.next.into())),
+                what: "the active segment is shorter than what was synced".into(),
+            });
+        }
+        let is_clean =
+            |floor: &&Floor| floor.kind == Kind::Clean && floor.generation == generation && floor.base == active.base;
+        if floor.filter(is_clean).is_some_and(|floor| bytes > floor.position) {
             let why = "the active segment grew although this store was closed: another program wrote to it";
             return Err(Error::NeedsAdopt { path, why: why.into() });
         }
@@ -317,6 +335,7 @@ impl Opening<'_> {
         manifest: &mut Manifest,
         floor: Option<&Floor>,
         is_fallback: bool,
+        listing: &Listing,
         report: &mut PartitionReport,
     ) -> Result<End> {
         let mut scanned = Vec::new();
@@ -331,7 +350,6 @@ impl Opening<'_> {
             if scanned.is_empty() {
                 report.floor = found.floor_offset.into();
             }
-            self.refuse_loss_of_synced(entry, &found.scan)?;
             let is_whole = is_last || (found.scan.position == entry.bytes && found.scan.next_offset == entry.next);
             let stop = found.scan.stop.clone();
             scanned.push(found);
@@ -340,7 +358,15 @@ impl Opening<'_> {
                 return Err(Error::unsupported(format!("{what} ({})", path.display())));
             }
             if !is_whole || (matches!(stop, Stop::Bad(_)) && !is_last) {
-                // A segment in the middle that is torn: only an `Os` topic leaves one. Everything behind it goes.
+                // A segment in the middle that is torn: only an `Os` topic leaves one. Everything behind it goes. On any
+                // other, nothing is written behind a segment before it was synced.
+                let has_data_behind = listing.logs.range(entry.base + 1..).any(|(_, &bytes)| bytes > 0);
+                if entry.max_unsynced_bytes.is_some()
+                    && has_data_behind
+                    && let Some(torn) = scanned.last()
+                {
+                    return Err(self.torn_before_others(torn));
+                }
                 let behind = segments.iter().skip(index + 1).map(|entry| entry.base).collect();
                 return End::new(index, scanned, behind).ok_or_else(|| self.no_segment());
             }
@@ -348,17 +374,17 @@ impl Opening<'_> {
         End::new(count - 1, scanned, Vec::new()).ok_or_else(|| self.no_segment())
     }
 
-    /// What the manifest says of the active segment was synced before the manifest was written, whatever the floor says.
-    fn refuse_loss_of_synced(&self, entry: &SegmentEntry, scan: &Scan) -> Result<()> {
-        if entry.state != EntryState::Active || scan.position >= entry.bytes || self.env.read_only {
-            return Ok(());
+    fn torn_before_others(&self, torn: &Scanned) -> Error {
+        let why = match &torn.scan.stop {
+            Stop::Bad(why) | Stop::Unsupported(why) => why.as_str(),
+            Stop::End | Stop::Zeros => "the file ends early",
+        };
+        Error::Corrupt {
+            path: self.directory.join(file_name(torn.base, Suffix::Log)),
+            position: torn.scan.position,
+            offsets: Some((torn.scan.next_offset.into(), i64::MAX.into())),
+            what: format!("{why}; records in a later segment prove that this had been synced"),
         }
-        Err(Error::Corrupt {
-            path: self.directory.join(file_name(entry.base, Suffix::Log)),
-            position: scan.position,
-            offsets: Some((scan.next_offset.into(), entry.next.into())),
-            what: format!("the manifest has batches up to position {}, and they had been synced", entry.bytes),
-        })
     }
 
     fn no_segment(&self) -> Error {
@@ -377,7 +403,27 @@ impl Opening<'_> {
         let failed = |error| Error::io("read", &path, error);
         let file = self.env.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
         let floor = floor.filter(|floor| floor.base == entry.base && floor.end_offset >= entry.base);
-        let (position, next_offset) = floor.map_or((0, entry.base), |floor| (floor.position, floor.end_offset));
+        let stated = match floor {
+            Some(floor) => Stated {
+                position: floor.position,
+                next_offset: floor.end_offset,
+                max_timestamp: floor.max_timestamp,
+                batches: floor.batches.into(),
+            },
+            None => Stated { position: 0, next_offset: entry.base, max_timestamp: -1, batches: 0 },
+        };
+        // What the manifest says of an active segment was synced before the manifest was written.
+        let stated = if entry.state == EntryState::Active && entry.bytes > stated.position {
+            Stated {
+                position: entry.bytes,
+                next_offset: entry.next,
+                max_timestamp: entry.max_timestamp.unwrap_or(i64::MIN),
+                batches: entry.batches,
+            }
+        } else {
+            stated
+        };
+        let Stated { position, next_offset, .. } = stated;
         let known_epochs = manifest.epochs.clone();
         let rules = ScanRules {
             position,
@@ -395,8 +441,6 @@ impl Opening<'_> {
         });
         let scan = scan.map_err(failed)?;
         report.scanned_bytes += scan.position - position;
-        let floor_timestamp = floor.map_or(-1, |floor| floor.max_timestamp);
-        let floor_batches = floor.map_or(0, |floor| u64::from(floor.batches));
         if let (Stop::Bad(reason), Some(cap)) = (&scan.stop, entry.max_unsynced_bytes)
             && let Some(proof) = proof_of_rot(&*file, &scan, cap).map_err(failed)?
         {
@@ -406,8 +450,8 @@ impl Opening<'_> {
             base: entry.base,
             floor_offset: next_offset,
             floor_position: position,
-            floor_batches,
-            floor_timestamp,
+            floor_batches: stated.batches,
+            floor_timestamp: stated.max_timestamp,
             scan,
         })
     }
@@ -677,6 +721,15 @@ impl Opening<'_> {
             trusted_reads: AtomicU64::new(0),
         })
     }
+}
+
+/// What is known of the synced part of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Stated {
+    position: u64,
+    next_offset: i64,
+    max_timestamp: i64,
+    batches: u64,
 }
 
 /// One scanned segment.

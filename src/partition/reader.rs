@@ -229,9 +229,33 @@ impl Partition {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn record(&self, offset: impl Into<Offset>) -> Result<Option<StoredRecord>> {
-        let offset = offset.into();
-        let fetched = self.read(offset, 0, 1)?;
-        Ok(fetched.records.into_iter().next().filter(|record| record.offset() == offset))
+        // Straight to the batch, without a reader around it: this is the call of those who read at random.
+        let offset = offset.into().get();
+        let options = ReadOptions::default();
+        let log = &self.log;
+        log.check_open()?;
+        if offset < log.log_start() || offset > log.end_offset() {
+            return Err(log.out_of_range(offset, &options));
+        }
+        if offset >= log.bound(&options) {
+            return Ok(None);
+        }
+        let set = log.snapshot();
+        let Some(segment) = set.segments.get(set.index_of(offset)) else { return Ok(None) };
+        let mut cursor = Cursor::seek(segment, set.epochs.clone(), log.env.verify, offset)?;
+        let Some(found) = cursor.next()? else { return Ok(None) };
+        let header = found.header;
+        if header.base_offset > offset || header.is_control() {
+            return Ok(None);
+        }
+        let failed = |error: BatchError| batch_error(Some(segment), found.position, &header, &error);
+        let body = record::decode_body(&header, &cursor.bytes(&found), &options.limits).map_err(failed)?;
+        let mut at = RecordsState::new(&header);
+        at.skip_to(offset, &body).map_err(failed)?;
+        match at.next_view(&body).transpose().map_err(failed)? {
+            Some(view) if view.offset() == offset => Ok(Some(StoredRecord::new(body.clone(), &header, &view))),
+            _ => Ok(None),
+        }
     }
 
     /// Iterates from an offset to the bound.
@@ -442,15 +466,20 @@ impl Reader {
     fn batch_error(&self, header: &BatchHeader, error: &BatchError) -> Error {
         let place = self.place.as_ref();
         let segment = place.and_then(|place| place.set.segments.get(place.index));
-        if error.is_unsupported() {
-            return Error::unsupported(format!("{error} (offset {})", header.base_offset));
-        }
-        Error::Corrupt {
-            path: segment.map(|segment| segment.log().path().to_owned()).unwrap_or_default(),
-            position: place.map_or(0, |place| place.cursor.position().saturating_sub(header.size_bytes() as u64)),
-            offsets: Some((header.base_offset.into(), header.next_offset().into())),
-            what: error.to_string(),
-        }
+        let position = place.map_or(0, |place| place.cursor.position().saturating_sub(header.size_bytes() as u64));
+        batch_error(segment, position, header, error)
+    }
+}
+
+fn batch_error(segment: Option<&Arc<Segment>>, position: u64, header: &BatchHeader, error: &BatchError) -> Error {
+    if error.is_unsupported() {
+        return Error::unsupported(format!("{error} (offset {})", header.base_offset));
+    }
+    Error::Corrupt {
+        path: segment.map(|segment| segment.log().path().to_owned()).unwrap_or_default(),
+        position,
+        offsets: Some((header.base_offset.into(), header.next_offset().into())),
+        what: error.to_string(),
     }
 }
 
@@ -466,7 +495,7 @@ fn missing(segment: Option<&Arc<Segment>>, from: i64, to: i64) -> Error {
 impl Iterator for Reader {
     type Item = Result<StoredRecord>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(Current { batch, at }) = &mut self.current
             && let Some(next) = at.next_view(&batch.body)
@@ -493,13 +522,18 @@ impl Reader {
     }
 
     #[inline(never)]
+    fn first_of_batch(&mut self) -> Option<Result<StoredRecord>> {
+        self.next()
+    }
+
+    #[inline(never)]
     fn next_of_next_batch(&mut self) -> Option<Result<StoredRecord>> {
         self.current = None;
         match self.next_batch() {
             Ok(Some(batch)) => {
                 let at = batch.start;
                 self.current = Some(Current { batch, at });
-                self.next()
+                self.first_of_batch()
             }
             Ok(None) => None,
             Err(error) => Some(Err(error)),

@@ -87,7 +87,7 @@ impl Log {
                     append_time_ms: now_ms,
                     ..BatchSpec::new(0)
                 };
-                record::encode_batch(buffer, &spec, records.iter().map(AsRecord::as_record))
+                record::encode_batch(buffer, &spec, records)
             };
             let summary = summary.map_err(|error| encode_error(&error))?;
             self.append_encoded(buffer, &summary, options, now_ms)
@@ -261,8 +261,15 @@ impl Log {
             return Ok(());
         }
         match self.roll(writer, settings, now_ms) {
-            // Without a descriptor the log goes on in the old file for a while.
-            Err(Error::TooManyFiles { .. }) if !must && size < settings.segment_bytes.saturating_mul(2) => Ok(()),
+            // Without a descriptor the log goes on in the old file for a while; but not if a manifest that closes it may
+            // have been written.
+            Err(Error::TooManyFiles { .. })
+                if !must
+                    && size < settings.segment_bytes.saturating_mul(2)
+                    && !self.poisoned.load(Ordering::Acquire) =>
+            {
+                Ok(())
+            }
             result => result,
         }
     }

@@ -231,21 +231,21 @@ pub trait AsRecord {
 }
 
 impl<T: AsRecord + ?Sized> AsRecord for &T {
-    #[inline]
+    #[inline(always)]
     fn as_record(&self) -> RecordRef<'_> {
         (**self).as_record()
     }
 }
 
 impl AsRecord for RecordRef<'_> {
-    #[inline]
+    #[inline(always)]
     fn as_record(&self) -> RecordRef<'_> {
         *self
     }
 }
 
 impl AsRecord for Record {
-    #[inline]
+    #[inline(always)]
     fn as_record(&self) -> RecordRef<'_> {
         RecordRef {
             key: self.key.as_deref(),

@@ -546,6 +546,12 @@ impl<'a> HeadersRef<'a> {
         self.len() == 0
     }
 
+    /// Whether it is plain at once that there are none.
+    #[inline(always)]
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self.0, Headers::Slice([]) | Headers::Encoded([0]))
+    }
+
     /// The headers, in order.
     pub fn iter(&self) -> HeadersIter<'a> {
         match self.0 {

@@ -109,9 +109,9 @@ pub struct BatchSummary {
 /// # Ok::<(), topiclog::record::BatchError>(())
 /// ```
 #[inline]
-pub fn encode_batch<'a, I>(out: &mut Vec<u8>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
+pub fn encode_batch<I>(out: &mut Vec<u8>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
 where
-    I: IntoIterator<Item = RecordRef<'a>>,
+    I: IntoIterator<Item: AsRecord>,
 {
     let start = out.len();
     let made = encode_at_end(out, spec, records);
@@ -122,9 +122,9 @@ where
 }
 
 #[inline(always)]
-fn encode_at_end<'a, I>(out: &mut Vec<u8>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
+fn encode_at_end<I>(out: &mut Vec<u8>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
 where
-    I: IntoIterator<Item = RecordRef<'a>>,
+    I: IntoIterator<Item: AsRecord>,
 {
     spec.check()?;
     let mut open = OpenBatch::begin(out);
@@ -153,8 +153,8 @@ impl OpenBatch {
     }
 
     #[inline(always)]
-    fn push(&mut self, out: &mut Vec<u8>, record: &RecordRef<'_>, append_time_ms: Timestamp) -> Result<(), BatchError> {
-        let timestamp = record.timestamp.unwrap_or(append_time_ms);
+    fn push(&mut self, out: &mut Vec<u8>, record: &impl AsRecord, append_time_ms: Timestamp) -> Result<(), BatchError> {
+        let timestamp = record.as_record().timestamp.unwrap_or(append_time_ms);
         if timestamp < -1 {
             return Err(BatchError::Unencodable { what: "a timestamp is below -1" });
         }
@@ -262,6 +262,59 @@ fn write_record(
     out: &mut Vec<u8>,
     offset_delta: i32,
     timestamp_delta: i64,
+    record: &impl AsRecord,
+) -> Result<(), BatchError> {
+    if write_short_record(out, offset_delta, timestamp_delta, record.as_record()).is_some() {
+        return Ok(());
+    }
+    // Borrowed anew, so that the short way keeps what it needs of the record in registers.
+    write_any_record(out, offset_delta, timestamp_delta, &record.as_record())
+}
+
+/// Appends a record without headers whose numbers are short, as most are: what stands before the key is one word, so that
+/// neither the sizes of the numbers nor the numbers themselves take a loop. Writes nothing otherwise.
+#[inline(always)]
+fn write_short_record(out: &mut Vec<u8>, offset_delta: i32, timestamp_delta: i64, record: RecordRef<'_>) -> Option<()> {
+    if !record.headers.is_none() {
+        return None;
+    }
+    let key = record.key.unwrap_or_default();
+    let value = record.value.unwrap_or_default();
+    let key_length = record.key.map_or(-1, |key| key.len() as i64);
+    let value_length = record.value.map_or(-1, |value| value.len() as i64);
+    if key_length >= 64 {
+        return None;
+    }
+    let mut word = Word::default();
+    // The attributes, which are 0 like the number 0.
+    word.push(0)?;
+    word.push(timestamp_delta)?;
+    word.push(i64::from(offset_delta))?;
+    word.push(key_length)?;
+    let mut value_word = Word::default();
+    value_word.push(value_length)?;
+    // Each is below 8192, and the count of headers is one byte.
+    let length = word.len().wrapping_add(key.len()).wrapping_add(value_word.len()).wrapping_add(value.len());
+    let mut whole = Word::default();
+    whole.push(length.wrapping_add(1) as i64)?;
+    whole.append(&word);
+
+    out.reserve(length.wrapping_add(24));
+    whole.write_to(out);
+    if !key.is_empty() {
+        out.extend_from_slice(key);
+    }
+    value_word.write_to(out);
+    out.extend_from_slice(value);
+    out.push(0);
+    Some(())
+}
+
+#[inline(never)]
+fn write_any_record(
+    out: &mut Vec<u8>,
+    offset_delta: i32,
+    timestamp_delta: i64,
     record: &RecordRef<'_>,
 ) -> Result<(), BatchError> {
     let key = record.key.unwrap_or_default();
@@ -284,11 +337,12 @@ fn write_record(
         .wrapping_add(headers_bytes as u64);
     let length = i32::try_from(length).map_err(|_| too_large())?;
 
-    // Room for everything, and for the whole word that short numbers are written by.
-    out.reserve((length as usize).wrapping_add(varint::VARINT_BYTES_MAX).wrapping_add(8));
-    if write_short_start(out, length, timestamp_delta, offset_delta, key_length).is_none() {
-        write_start(out, length, timestamp_delta, offset_delta, key_length);
-    }
+    out.reserve((length as usize).wrapping_add(varint::VARINT_BYTES_MAX));
+    varint::write(out, i64::from(length));
+    out.push(0);
+    varint::write(out, timestamp_delta);
+    varint::write(out, i64::from(offset_delta));
+    varint::write(out, key_length);
     out.extend_from_slice(key);
     varint::write(out, value_length);
     out.extend_from_slice(value);
@@ -298,38 +352,6 @@ fn write_record(
         None => write_headers(out, record.headers),
     }
     Ok(())
-}
-
-/// What stands before the key, if it is at most 8 bytes. Writes nothing otherwise.
-#[inline(always)]
-fn write_short_start(
-    out: &mut Vec<u8>,
-    length: i32,
-    timestamp_delta: i64,
-    offset_delta: i32,
-    key_length: i64,
-) -> Option<()> {
-    if key_length >= 64 {
-        return None;
-    }
-    let mut word = Word::default();
-    word.push(i64::from(length))?;
-    // The attributes, which are 0 like the number 0.
-    word.push(0)?;
-    word.push(timestamp_delta)?;
-    word.push(i64::from(offset_delta))?;
-    word.push(key_length)?;
-    word.write_to(out);
-    Some(())
-}
-
-#[inline(never)]
-fn write_start(out: &mut Vec<u8>, length: i32, timestamp_delta: i64, offset_delta: i32, key_length: i64) {
-    varint::write(out, i64::from(length));
-    out.push(0);
-    varint::write(out, timestamp_delta);
-    varint::write(out, i64::from(offset_delta));
-    varint::write(out, key_length);
 }
 
 #[inline(never)]
@@ -417,7 +439,7 @@ where
         let delta = i32::try_from(offset.wrapping_sub(header.base_offset));
         let delta = delta.map_err(|_| BatchError::Unencodable { what: "a record is beyond the batch" });
         let timestamp_delta = timestamp.wrapping_sub(next.base_timestamp);
-        written = delta.and_then(|delta| write_record(out, delta, timestamp_delta, &record.as_record()));
+        written = delta.and_then(|delta| write_record(out, delta, timestamp_delta, &record));
         if written.is_err() {
             break;
         }
@@ -507,7 +529,7 @@ impl BatchBuilder {
     pub fn push(&mut self, record: impl AsRecord) -> Result<(), BatchError> {
         let before = self.out.len();
         let open = self.open;
-        let mut pushed = self.open.push(&mut self.out, &record.as_record(), self.spec.append_time_ms);
+        let mut pushed = self.open.push(&mut self.out, &record, self.spec.append_time_ms);
         if pushed.is_ok() && i32::try_from(self.out.len()).is_err() {
             pushed = Err(too_large());
         }

@@ -143,6 +143,19 @@ impl Word {
         Some(())
     }
 
+    /// Adds the numbers of another word, which must be at most 6 bytes, behind a single number.
+    #[inline(always)]
+    pub(crate) fn append(&mut self, other: &Word) {
+        self.bits |= other.bits.wrapping_shl(self.bytes.wrapping_mul(8));
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
+
+    /// How many bytes the numbers take.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes as usize
+    }
+
     /// Appends the numbers.
     #[inline(always)]
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {

@@ -86,7 +86,7 @@ impl Segment {
         *self.stored_index.write() = Some(entries);
     }
 
-    /// What was appended since the file was written may be greater, and an append may be under way: neither is undone.
+    /// Takes the maximum of the entries over, unless what was appended since the file was written is greater.
     fn take_over_maximum(&self, times: &TimeIndex) {
         let known_offset = self.max_timestamp_offset.load(Ordering::Acquire);
         let known = self.max_timestamp.load(Ordering::Acquire);
@@ -97,8 +97,9 @@ impl Segment {
         }
         let offset = maximum.map_or(UNKNOWN, |maximum| self.base_offset + i64::from(maximum.relative_offset));
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
-        if self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed).is_ok() {
-            // If this one fails, an append has stored a greater one, and its offset before it.
+        let took = self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed);
+        if took.is_ok() {
+            // If this fails, an append has stored a greater one meanwhile, and its offset before it.
             self.max_timestamp.compare_exchange(known, timestamp, order, failed).ok();
         }
     }

@@ -123,7 +123,7 @@ impl Store {
     /// # Errors
     /// [`Error::NeedsAdopt`] says which consent is missing: the broker did not shut down in order, or a tail is torn.
     /// [`Error::Corrupt`] if a batch before the last segment's tail is damaged; [`Error::Locked`] while a broker runs.
-    /// The directory is then as it was.
+    /// No record is changed then; lock files, and an interrupted compaction that was ended as Kafka ends it, may remain.
     pub fn adopt(root: impl Into<PathBuf>, options: &AdoptOptions) -> Result<AdoptReport> {
         StoreBuilder::default().adopt(root, options)
     }

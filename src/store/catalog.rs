@@ -72,13 +72,16 @@ pub(crate) fn read(vfs: &dyn Vfs, root: &Path) -> Result<CatalogRead> {
         )));
     }
     let Some(slot) = read.newest else { return Ok(CatalogRead { newest: None, damaged: read.damaged }) };
+    let mut damaged = read.damaged;
+    // The first generation stands alone; each later one has the one before it beside it.
+    damaged.extend(read.missing.into_iter().filter(|_| slot.generation > 1).map(|path| (path, "missing".to_owned())));
     let path = root.join(slots.slot_name(slot.generation));
     let catalog: Catalog =
         serde_json::from_slice(&slot.payload).map_err(|error| Error::corrupt(&path, 32, error.to_string()))?;
     for topic in &catalog.topics {
         topic.config.check()?;
     }
-    Ok(CatalogRead { newest: Some((slot.generation, catalog)), damaged: read.damaged })
+    Ok(CatalogRead { newest: Some((slot.generation, catalog)), damaged })
 }
 
 /// Replaces the manifest; durable when this returns.

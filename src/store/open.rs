@@ -79,7 +79,11 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     for (path, reason) in &read.damaged {
         report.store.push(Repair::ManifestSlotDamaged { path: path.clone(), reason: reason.clone() });
     }
-    let (generation, catalog, is_foreign) = choose_catalog(&options, &root, read, &directories)?;
+    let is_fallback = !read.damaged.is_empty();
+    let (generation, mut catalog, is_foreign) = choose_catalog(&options, &root, read, &directories)?;
+    if !is_foreign {
+        find_lost_topics(&options, &root, &mut catalog, &directories, is_fallback)?;
+    }
 
     let signal = Arc::new(Signal::default());
     let wrote = Arc::new(AtomicBool::new(!listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)));
@@ -160,7 +164,7 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
     }
     for (name, kind) in [(LOCK, LockKind::Exclusive), (BROKER_LOCK, LockKind::Broker)] {
         let path = root.join(name);
-        match vfs.lock(&path, kind) {
+        match lock_with_patience(vfs, &path, kind) {
             Ok(lock) => held.push(lock),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let holder = if kind == LockKind::Broker { "a Kafka broker" } else { "another writer" };
@@ -176,6 +180,21 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
     }
     let may_rewrite_in_place = vfs.lock(&follow, LockKind::Exclusive).is_ok();
     Ok(Locks { held, may_rewrite_in_place, maps_are_safe: true })
+}
+
+/// Takes a lock, and tries again for a tenth of a second if another holds it: an upkeep thread may be about to let go of a
+/// store whose last handle was just dropped.
+fn lock_with_patience(vfs: &dyn Vfs, path: &Path, kind: LockKind) -> io::Result<Box<dyn VfsLock>> {
+    let mut result = vfs.lock(path, kind);
+    for _ in 0..10 {
+        match &result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => break,
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        result = vfs.lock(path, kind);
+    }
+    result
 }
 
 /// Directories that are named like partitions, in order.
@@ -212,23 +231,72 @@ fn choose_catalog(
     Ok((1, catalog, false))
 }
 
+/// A partition of this store that its manifest does not list, although there are records in it, or although a copy of the
+/// manifest is damaged: the manifest is not the newest that was. A writer must not go on from it; a reader is shown them.
+fn find_lost_topics(
+    options: &StoreBuilder,
+    root: &Path,
+    catalog: &mut Catalog,
+    directories: &[TopicPartition],
+    is_fallback: bool,
+) -> Result<()> {
+    let vfs = &*options.vfs;
+    for id in directories {
+        let number = id.partition.get();
+        let listed = catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&number));
+        let deleting = catalog.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == number);
+        if listed || deleting {
+            continue;
+        }
+        let directory = root.join(id.directory_name());
+        let slot = manifest::slots(&directory).read(vfs)?.newest;
+        let Some(found) = slot.and_then(|slot| manifest::Manifest::decode(&slot.payload).ok()) else { continue };
+        let is_ours = found.store_id == catalog.store_id && found.partition == number;
+        if !is_ours || !(is_fallback || holds_records(vfs, &directory)?) {
+            continue;
+        }
+        if !options.read_only {
+            let what = "the newest copy of the store manifest is damaged or was exchanged: it does not list this partition; \
+                        restore topiclog.manifest.0 or .1, or open read-only to save the data";
+            return Err(Error::corrupt(&directory, 0, what));
+        }
+        match catalog.topics.iter_mut().find(|entry| entry.name == id.topic) {
+            Some(entry) => entry.partitions.push(number),
+            None => catalog.topics.push(TopicEntry {
+                name: id.topic.clone(),
+                topic_id: found.topic_id,
+                partitions: vec![number],
+                config: TopicConfig::default(),
+            }),
+        }
+    }
+    Ok(())
+}
+
+fn holds_records(vfs: &dyn Vfs, directory: &Path) -> Result<bool> {
+    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    Ok(entries.iter().any(|entry| matches!(name::parse(&entry.name), Some((_, name::Suffix::Log))) && entry.bytes > 0))
+}
+
 /// Removes what an interrupted replacement of one of our own files, or of Kafka's checkpoints, left in the root.
 fn sweep_temporaries(env: &Env, root: &Path, listed: &[crate::io::DirEntry]) -> Result<()> {
     let ours =
         [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, checkpoints::CLEAN_SHUTDOWN];
+    let mut swept = false;
     for entry in listed.iter().filter(|entry| entry.kind == EntryKind::File) {
         let Some(target) = entry.name.strip_suffix(".tmp") else { continue };
         if ours.contains(&target) || target.starts_with("topiclog.manifest.") {
             let path = root.join(&entry.name);
             match env.vfs.remove_file(&path) {
-                Ok(()) => {}
+                Ok(()) => swept = true,
                 // Creating a topic or closing may have replaced it meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("remove", &path, error)),
             }
         }
     }
-    Ok(())
+    // Synced, so that a power cut does not bring them back.
+    if swept { env.vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)) } else { Ok(()) }
 }
 
 /// Topics as the directory names show them.
@@ -394,6 +462,7 @@ fn note_unlisted(
     directories: &[TopicPartition],
     report: &mut RecoveryReport,
 ) -> Result<()> {
+    let mut swept = false;
     for id in directories {
         let listed =
             catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
@@ -405,11 +474,12 @@ fn note_unlisted(
         let path = root.join(id.directory_name());
         if !env.read_only && remove_uncommitted(&*env.vfs, &path, env.store_id).is_ok() {
             report.store.push(Repair::Swept { path });
+            swept = true;
         } else {
             report.store.push(Repair::Stranger { path });
         }
     }
-    Ok(())
+    if swept { env.vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)) } else { Ok(()) }
 }
 
 /// Removes a partition directory that a creation left before it took effect. Refuses if there is any record in it, or
@@ -423,9 +493,7 @@ pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid
     {
         return refuse("it belongs to another store");
     }
-    let holds_records =
-        entries.iter().any(|entry| matches!(name::parse(&entry.name), Some((_, name::Suffix::Log))) && entry.bytes > 0);
-    if holds_records {
+    if holds_records(vfs, directory)? {
         return refuse("no topic lists it, and there are records in it");
     }
     if let Some(stranger) = entries.iter().find(|entry| !may_remove(&entry.name, entry.kind)) {

@@ -118,7 +118,7 @@ fn every_partition_shows_what_kafka_shows_and_nothing_changes() {
     }
 }
 
-fn copy_of(state: &str) -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn copy_of(state: &str) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join(state);
     copy_tree(&fixtures().join(state), &root);

@@ -9,7 +9,7 @@ use topiclog::clock::ManualClock;
 use topiclog::io::{CrashProfile, CrashRule, FaultVfs, Image};
 use topiclog::{ReadLevel, Record};
 
-use super::ops::{Flavour, Op, ROOT, Runner, hold_follow, open, read_all, settle};
+use super::ops::{Flavour, Op, Runner, hold_follow, open, read_all, settle};
 use super::oracle::{Claim, Model, good_part};
 
 /// Counts, failures and time of one sweep.

@@ -1,0 +1,215 @@
+//! Others as the judge: Kafka's own dump tool, and the batches of `kafka-python`.
+//!
+//! `tests/interop/install.sh` brings both. Without them the tests say `SKIP`; with `TOPICLOG_REQUIRE_INTEROP` set, a skip
+//! fails.
+#![cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use topiclog::record::{BatchBuilder, BatchSpec, BatchView, Decompressor};
+use topiclog::{AdoptOptions, Compression, Durability, Record, Store, TimestampType, Topic, TopicConfig, Upkeep};
+
+use crate::kafka_dirs::{copy_tree, fixtures};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/interop")
+}
+
+fn skip(name: &str, reason: &str) {
+    assert!(std::env::var_os("TOPICLOG_REQUIRE_INTEROP").is_none(), "{name} may not be skipped: {reason}");
+    eprintln!("SKIP {name}: {reason}");
+}
+
+fn fill(topic: &Topic, count: usize, batch: usize) {
+    let partition = topic.partition(0).unwrap();
+    let mut records = Vec::new();
+    for index in 0..count {
+        let mut record = Record::new(
+            (index % 5 != 0).then(|| format!("key-{}", index % 37).into()),
+            (index % 13 != 0).then(|| format!("value-{index}-").repeat(index % 9).into()),
+        );
+        record = record.timestamp_ms(1_700_000_000_000 + (index as i64 * 7919) % 5000);
+        if index % 4 == 0 {
+            record = record.header("h", "x").with_header(topiclog::Header::null("n"));
+        }
+        records.push(record);
+        if records.len() == batch {
+            partition.append_batch(&records).unwrap();
+            records.clear();
+        }
+    }
+    if !records.is_empty() {
+        partition.append_batch(&records).unwrap();
+    }
+}
+
+/// A store with every codec, both timestamp types, many small segments and dense indexes, closed in order.
+fn write_store(directory: &Path) {
+    let store = Store::builder().upkeep(Upkeep::Manual).open(directory).unwrap();
+    for codec in Compression::ALL {
+        for time in [TimestampType::CreateTime, TimestampType::LogAppendTime] {
+            let config = TopicConfig::default()
+                .durability(Durability::Os)
+                .compression(codec)
+                .timestamp_type(time)
+                .segment_bytes(16_000)
+                .index_interval_bytes(300);
+            let topic = store.create_topic(&format!("{codec}.{time}"), config).unwrap();
+            fill(&topic, 1500, 1 + codec.id() as usize * 3);
+        }
+    }
+    store.close().unwrap();
+}
+
+/// Every file that Kafka's dump tool reads.
+fn files(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for partition in fs::read_dir(root).unwrap() {
+        let partition = partition.unwrap().path();
+        if !partition.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(partition).unwrap() {
+            let path = file.unwrap().path();
+            let suffix = path.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default();
+            if ["log", "index", "timeindex", "txnindex", "snapshot"].contains(&suffix) {
+                found.push(path.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Runs Kafka's tool over all files at once and looks for anything that it minds.
+fn check_dump(root: &Path) -> usize {
+    let files = files(root);
+    let libs = format!("{}/*", self::root().join("kafka-libs").display());
+    let output = Command::new("java")
+        .args(["-cp", &libs, "org.apache.kafka.tools.DumpLogSegments", "--deep-iteration", "--files", &files.join(",")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}\n{errors}");
+    let mut batches = 0;
+    for line in text.lines().chain(errors.lines()) {
+        let minds = [
+            "Mismatch",
+            "mismatch",
+            "invalid bytes",
+            "isvalid: false",
+            "orrupt",
+            "Exception",
+            "Out of order",
+            "not found",
+        ];
+        assert!(!minds.iter().any(|word| line.contains(word)), "{line}");
+        batches += usize::from(line.contains("isvalid: true"));
+    }
+    batches
+}
+
+#[test]
+fn kafkas_dump_tool_minds_nothing() {
+    let libs = root().join("kafka-libs/ready");
+    if !libs.exists() || Command::new("java").arg("-version").output().is_err() {
+        return skip("kafkas_dump_tool_minds_nothing", "run tests/interop/install.sh first");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let written = directory.path().join("written");
+    write_store(&written);
+    let batches = check_dump(&written);
+    eprintln!("dump tool, written here: {batches} batches in {} files", files(&written).len());
+    assert!(batches > 3000, "{batches}");
+
+    let adopted = directory.path().join("adopted");
+    copy_tree(&fixtures().join("clean"), &adopted);
+    Store::adopt(&adopted, &AdoptOptions::new()).unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&adopted).unwrap();
+    for name in store.topics() {
+        for partition in store.topic(name.as_str()).unwrap().partitions() {
+            partition.append(Record::keyed("k", "v")).unwrap();
+        }
+    }
+    store.close().unwrap();
+    let batches = check_dump(&adopted);
+    eprintln!("dump tool, adopted: {batches} batches in {} files", files(&adopted).len());
+    assert!(batches > 400, "{batches}");
+}
+
+#[test]
+fn kafka_python_reads_our_batches_and_we_read_its() {
+    let python = root().join("venv/bin/python");
+    if !root().join("venv/ready").exists() {
+        return skip("kafka_python_reads_our_batches_and_we_read_its", "run tests/interop/install.sh first");
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/read_batches.py");
+    let directory = tempfile::tempdir().unwrap();
+    let mut expected = Vec::new();
+    let mut paths = Vec::new();
+    for codec in Compression::ALL {
+        let mut batch = BatchBuilder::new(BatchSpec { compression: codec, ..BatchSpec::new(0) });
+        for index in 0..60_i64 {
+            let key = (index % 5 != 0).then(|| format!("key-{index}"));
+            let value = (index % 7 != 0).then(|| "v".repeat(index as usize * 3));
+            let record = Record::new(key.clone().map(Into::into), value.clone().map(Into::into));
+            batch.push(record.timestamp_ms(1_700_000_000_000 + index).header("h", "x")).unwrap();
+            let hex = |text: Option<String>| {
+                text.map(|text| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>())
+            };
+            expected.push(serde_json::json!([
+                index,
+                1_700_000_000_000_i64 + index,
+                hex(key),
+                hex(value),
+                [["h", "78"]]
+            ]));
+        }
+        let path = directory.path().join(format!("{codec}.ours"));
+        fs::write(&path, batch.finish().unwrap()).unwrap();
+        paths.push(path);
+    }
+    let output = Command::new(&python).arg(&script).arg("read").args(&paths).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let seen: Vec<serde_json::Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(seen == expected, "kafka-python sees other records than were written");
+
+    let output = Command::new(&python).arg(&script).arg("write").arg(directory.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for codec in Compression::ALL {
+        let batch = fs::read(directory.path().join(format!("{codec}.batch"))).unwrap();
+        let view = BatchView::parse(&batch).unwrap();
+        assert_eq!(view.header().compression(), codec);
+        let mut decompressor = Decompressor::default();
+        let hex = |bytes: Option<&[u8]>| {
+            bytes.map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        };
+        let seen: Vec<serde_json::Value> = view
+            .records(&mut decompressor)
+            .unwrap()
+            .map(|record| {
+                let record = record.unwrap();
+                let headers: Vec<_> = record
+                    .headers()
+                    .iter()
+                    .map(|header| serde_json::json!([header.name(), hex(header.value())]))
+                    .collect();
+                serde_json::json!([
+                    record.offset(),
+                    record.timestamp_ms(),
+                    hex(record.key()),
+                    hex(record.value()),
+                    headers
+                ])
+            })
+            .collect();
+        let expected = fs::read_to_string(directory.path().join(format!("{codec}.jsonl"))).unwrap();
+        let expected: Vec<serde_json::Value> =
+            expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(seen == expected, "{codec}: we see other records than kafka-python wrote");
+    }
+}

@@ -1,0 +1,123 @@
+//! Every bug that was found, as the smallest test that tells its story.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use topiclog::clock::ManualClock;
+use topiclog::io::{Fault, FaultPlan, FaultVfs, OpKind, Vfs, errno};
+use topiclog::{Durability, Error, Record, Store, TopicConfig, Upkeep};
+
+fn machine() -> FaultVfs {
+    let vfs = FaultVfs::new();
+    vfs.create_dir(Path::new("/s")).unwrap();
+    vfs.sync_everything();
+    vfs
+}
+
+fn open(vfs: &FaultVfs) -> Store {
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    Store::builder().vfs(Arc::new(vfs.clone())).clock(clock).upkeep(Upkeep::Manual).id_seed(5).open("/s").unwrap()
+}
+
+/// A roll without a free descriptor is put off, and the old segment goes on. Once the manifest that closes the old segment
+/// had been renamed, and only the sync of the directory found no descriptor, it went on all the same: what was acknowledged
+/// then lay behind the end that the manifest stated, and the next open did not see it.
+#[test]
+fn a_roll_that_may_have_been_committed_is_not_put_off() {
+    for call in 1..12 {
+        let vfs = machine();
+        let store = open(&vfs);
+        let config = TopicConfig::default().segment_bytes(400).durability(Durability::Sync);
+        let topic = store.create_topic("t", config).unwrap();
+        for _ in 0..3 {
+            topic.append(Record::of_value(vec![b'x'; 50])).unwrap();
+        }
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EMFILE)).on(OpKind::SyncDir).at_call(call));
+        let acknowledged = (0..4).filter(|_| topic.append(Record::of_value(vec![b'y'; 50])).is_ok()).count();
+        drop((store, topic));
+        vfs.clear_faults();
+        vfs.kill();
+        let partition = open(&vfs).topic("t").unwrap().partition(0).unwrap();
+        assert!(partition.end().get() >= 3 + acknowledged as i64, "call {call}: {acknowledged} were acknowledged");
+    }
+}
+
+/// A failed sync that reverted the file's length once hid what lay before it: a positional read asked for more than was
+/// needed and found the file too short.
+#[test]
+fn what_is_durable_can_be_read_beside_what_was_lost() {
+    let vfs = machine();
+    let store = open(&vfs);
+    let partition = store.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap();
+    partition.append(Record::of_value("kept")).unwrap();
+    let lost = Fault::Sync(errno::EIO, topiclog::io::SyncFailure::Reverted);
+    vfs.inject(FaultPlan::new(lost).on(OpKind::SyncData).in_class("log"));
+    assert!(matches!(partition.append(Record::of_value("lost")), Err(Error::OutcomeUnknown { .. })));
+    assert_eq!(partition.record(0).unwrap().unwrap().value(), Some(&b"kept"[..]));
+}
+
+/// After a clean open the time index was loaded at the first question by time. If a later record had been appended before
+/// that, the loaded maximum took the place of the greater one, and the record could not be found by its time.
+#[test]
+fn a_record_appended_before_the_first_question_by_time_is_found() {
+    let vfs = machine();
+    let store = open(&vfs);
+    let topic = store.create_topic("t", TopicConfig::default()).unwrap();
+    topic.append(Record::of_value("old").timestamp_ms(1000)).unwrap();
+    store.close().unwrap();
+    let store = open(&vfs);
+    let partition = store.topic("t").unwrap().partition(0).unwrap();
+    partition.append(Record::of_value("new").timestamp_ms(2000)).unwrap();
+    assert_eq!(partition.offset_for_timestamp(500).unwrap().unwrap().offset.get(), 0);
+    assert_eq!(partition.offset_for_timestamp(1500).unwrap().unwrap().offset.get(), 1);
+    assert_eq!(partition.max_timestamp().unwrap().unwrap().timestamp_ms, 2000);
+}
+
+/// A torn segment of an `Os` topic takes the segments behind it into quarantine. They once moved before the manifest said
+/// so, and an open that was interrupted in between left a manifest that listed files which were gone.
+#[test]
+fn segments_behind_a_torn_one_move_only_after_the_manifest_lets_them_go() {
+    let vfs = machine();
+    let store = open(&vfs);
+    let config = TopicConfig::default().segment_bytes(400).durability(Durability::Os);
+    let topic = store.create_topic("t", config).unwrap();
+    for _ in 0..8 {
+        topic.append(Record::of_value(vec![b'x'; 100])).unwrap();
+    }
+    drop((store, topic));
+    vfs.kill();
+    let mut image = vfs.image();
+    image.patch("/s/t-0/00000000000000000000.log", 100, &[0xff; 30]).unwrap();
+    let mut opened = 0;
+    for stop in 1..200 {
+        let vfs = FaultVfs::from_image(&image);
+        vfs.stop_after(stop);
+        let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(clock).upkeep(Upkeep::Manual).id_seed(5);
+        drop(builder.open("/s"));
+        let vfs = FaultVfs::from_image(&vfs.image());
+        let partition = open(&vfs).topic("t").unwrap().partition(0).unwrap();
+        assert!(partition.read_from(0).all(|record| record.is_ok()), "stopped after {stop}");
+        opened += 1;
+    }
+    assert_eq!(opened, 199);
+}
+
+/// The newest store manifest was lost and the one before it did not know the topic: it was gone without a word. Now a
+/// writer refuses, and a reader is shown it.
+#[test]
+fn a_topic_that_only_a_lost_manifest_listed_is_not_gone() {
+    let vfs = machine();
+    let store = open(&vfs);
+    store.create_topic("t", TopicConfig::default()).unwrap().append(Record::of_value("v")).unwrap();
+    store.close().unwrap();
+    drop(store);
+    vfs.kill();
+    let mut image = vfs.image();
+    assert!(image.remove("/s/topiclog.manifest.0"));
+    let builder = || Store::builder().vfs(Arc::new(FaultVfs::from_image(&image))).upkeep(Upkeep::Manual);
+    assert!(matches!(builder().open("/s"), Err(Error::Corrupt { .. })));
+    let store = builder().read_only(true).open("/s").unwrap();
+    let partition = store.topic("t").unwrap().partition(0).unwrap();
+    assert_eq!(partition.record(0).unwrap().unwrap().value(), Some(&b"v"[..]));
+}
