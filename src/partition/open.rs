@@ -280,6 +280,17 @@ impl Opening<'_> {
         manifest: &Manifest,
         listing: &Listing,
     ) -> Result<()> {
+        // After a roll without a sync the floor still lies in the segment before.
+        if let Some(floor) = floor
+            && let Some(&bytes) = listing.logs.get(&floor.base).filter(|&&bytes| bytes < floor.position)
+        {
+            return Err(Error::Corrupt {
+                path: self.directory.join(file_name(floor.base, Suffix::Log)),
+                position: bytes,
+                offsets: Some((floor.base.into(), floor.end_offset.into())),
+                what: "the segment is shorter than what was synced of it".into(),
+            });
+        }
         let Some(active) = manifest.active() else { return Ok(()) };
         let Some(&bytes) = listing.logs.get(&active.base) else { return Ok(()) };
         let path = self.directory.join(file_name(active.base, Suffix::Log));
@@ -337,6 +348,9 @@ impl Opening<'_> {
                 continue;
             }
             let found = self.scan_segment(manifest, entry, floor, is_fallback, report)?;
+            if scanned.is_empty() {
+                report.floor = found.floor_offset.into();
+            }
             let is_whole = is_last || (found.scan.position == entry.bytes && found.scan.next_offset == entry.next);
             let stop = found.scan.stop.clone();
             scanned.push(found);
@@ -432,7 +446,6 @@ impl Opening<'_> {
             }
         });
         let scan = scan.map_err(failed)?;
-        report.floor = report.floor.max(next_offset.into());
         report.scanned_bytes += scan.position - position;
         if let (Stop::Bad(reason), Some(cap)) = (&scan.stop, entry.max_unsynced_bytes)
             && let Some(proof) = proof_of_rot(&*file, &scan, cap).map_err(failed)?
@@ -441,6 +454,7 @@ impl Opening<'_> {
         }
         Ok(Scanned {
             base: entry.base,
+            floor_offset: next_offset,
             floor_position: position,
             floor_batches: stated.batches,
             floor_timestamp: stated.max_timestamp,
@@ -731,6 +745,7 @@ struct Stated {
 #[derive(Debug)]
 struct Scanned {
     base: i64,
+    floor_offset: i64,
     floor_position: u64,
     floor_batches: u64,
     floor_timestamp: i64,

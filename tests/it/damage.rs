@@ -1,5 +1,7 @@
 //! Damage anywhere in any file: what is shown was appended, or the damage is told of. Never silence.
 //!
+//! The quick form of `damage_sweeps`, for those who plant bugs: one small store, closed and killed.
+//!
 //! Each damaged store lands in one class: *harmless* (the same records, nothing reported), *rebuilt* (the same records,
 //! something repaired or made anew), *cut* (a tail above the floor of a store that was not closed went) or *detected* (a typed
 //! error). Anything else is silent, and fails.

@@ -5,17 +5,21 @@
 mod api;
 mod codec_props;
 mod crashes;
+#[cfg(topiclog_planted)]
 mod damage;
+mod damage_sweeps;
 mod durability;
 mod golden;
 mod interop;
 mod kafka_dirs;
 mod kafka_variants;
-mod kills;
+mod kernel;
 mod layers;
+mod names;
 mod own_format;
 #[cfg(topiclog_planted)]
 mod planted;
+mod processes;
 mod regressions;
 mod simulator;
 mod suites;

@@ -12,7 +12,7 @@ fn sweeps() -> [(&'static str, fn()); 8] {
     [
         ("regressions", crate::regressions::all),
         ("durability", crate::durability::all),
-        ("one writer", crate::kills::there_is_one_writer_and_any_number_of_readers),
+        ("one writer", crate::processes::a_second_writer_is_refused_in_this_process_and_in_another),
         ("byte flips", crate::damage::no_changed_byte_is_passed_over_in_silence),
         ("lengths", crate::damage::no_other_length_is_passed_over_in_silence),
         ("crash states", || crate::crashes::crash_sweep(12_000).finish(0)),
