@@ -1,6 +1,5 @@
-//! The facade over the lock types: `parking_lot` in production, `shuttle` where schedules are explored.
+//! The facade over the lock types of `parking_lot`.
 //!
-//! No other module names a lock type, so that every interleaving can be put under a scheduler.
+//! No other module names a lock type, so that they can be exchanged in one place.
 
-#[cfg(not(topiclog_shuttle))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
