@@ -15,7 +15,7 @@ use topiclog::record::{
 fn config() -> ProptestConfig {
     let given = std::env::var("TOPICLOG_SEED").ok().and_then(|text| text.parse().ok());
     let seed = given.unwrap_or_else(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0));
-    eprintln!("TOPICLOG_SEED={seed}");
+    tell!("TOPICLOG_SEED={seed}");
     ProptestConfig { cases: 256, rng_seed: RngSeed::Fixed(seed), failure_persistence: None, ..Default::default() }
 }
 

@@ -180,7 +180,7 @@ fn one_open_and_verify_is_cheap() {
         for _ in 0..300 {
             verify(&image, &runner.model, Claim::Acked, false).unwrap();
         }
-        println!(
+        tell!(
             "open + verify ({:?}): {} us, of it the disk {disk} us",
             base.flavour,
             started.elapsed().as_micros() / 300
@@ -190,19 +190,19 @@ fn one_open_and_verify_is_cheap() {
 
 #[test]
 fn a_store_does_what_the_oracle_says() {
-    println!("TOPICLOG_SEED={}", seed());
+    tell!("TOPICLOG_SEED={}", seed());
     model_sweep(20_000).finish(20_000);
 }
 
 #[test]
 fn every_crash_leaves_what_was_promised() {
-    println!("TOPICLOG_SEED={}", seed());
+    tell!("TOPICLOG_SEED={}", seed());
     crash_sweep(250_000).finish(100_000);
 }
 
 #[test]
 fn a_crash_inside_recovery_changes_nothing() {
-    println!("TOPICLOG_SEED={}", seed());
+    tell!("TOPICLOG_SEED={}", seed());
     recovery_sweep(20_000).finish(20_000);
 }
 
@@ -214,7 +214,7 @@ fn one_fault_at_every_call() {
     let met = |count: &topiclog::io::SiteCount| count.errors.keys().filter(|number| is_known(number)).count() >= 3;
     let missed: BTreeSet<String> =
         sites.iter().filter(|(_, count)| !met(count)).map(|(site, _)| format!("{site:?}")).collect();
-    println!("sites: {}, with three errors {}, missed {missed:?}", sites.len(), sites.len() - missed.len());
+    tell!("sites: {}, with three errors {}, missed {missed:?}", sites.len(), sites.len() - missed.len());
     // What is missed is met only by recoveries that copy, or that move whole segments away.
     assert!(sites.len() - missed.len() >= 80, "{} of {} sites", sites.len() - missed.len(), sites.len());
     sweep.finish(30_000);

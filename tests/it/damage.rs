@@ -162,8 +162,8 @@ impl Sweep {
     fn finish(self, least: u64) {
         let count = self.classes.values().sum::<u64>() + self.silent.len() as u64;
         let seconds = self.started.elapsed().as_secs_f64();
-        eprintln!("{}: {count}, {} failures, {seconds:.1} s, {:?}", self.name, self.silent.len(), self.classes);
-        self.silent.iter().take(12).for_each(|silent| eprintln!("  {silent}"));
+        tell!("{}: {count}, {} failures, {seconds:.1} s, {:?}", self.name, self.silent.len(), self.classes);
+        self.silent.iter().take(12).for_each(|silent| tell!("  {silent}"));
         assert!(self.silent.is_empty(), "{} silent", self.silent.len());
         assert!(count >= least, "only {count} of {least}");
     }

@@ -137,7 +137,7 @@ impl Victim {
         victim.calm = (report.repairs().count(), partition.stats().indexes_rebuilt);
         let bytes: u64 = victim.image.files().map(|(_, bytes)| bytes).sum();
         let files = victim.image.files().count();
-        eprintln!("{name}: {files} files, {bytes} bytes, {} records, floor {}", victim.records.len(), victim.floor);
+        tell!("{name}: {files} files, {bytes} bytes, {} records, floor {}", victim.records.len(), victim.floor);
         victim
     }
 
@@ -332,8 +332,8 @@ impl Tally {
     fn finish(self, name: &str, started: Instant, floor: u64) {
         let count = self.classes.values().sum::<u64>() + self.failures.len() as u64;
         let seconds = started.elapsed().as_secs_f64();
-        eprintln!("{name}: {count}, {} failures, {seconds:.1} s, {:?}", self.failures.len(), self.classes);
-        self.failures.iter().take(15).for_each(|failure| eprintln!("  {failure}"));
+        tell!("{name}: {count}, {} failures, {seconds:.1} s, {:?}", self.failures.len(), self.classes);
+        self.failures.iter().take(15).for_each(|failure| tell!("  {failure}"));
         assert!(self.failures.is_empty(), "{} failures", self.failures.len());
         assert!(count >= floor, "{name}: {count} is below the floor of {floor}");
     }
@@ -524,7 +524,7 @@ fn every_flip_in_a_sealed_segment_is_damage_to_a_verification() {
                 u64::from(!report.damages().any(|finding| finding.path.ends_with(path.rsplit('/').next().unwrap())));
         }
     }
-    eprintln!("verified flips: {count}, {missed} failures, {:.1} s", started.elapsed().as_secs_f64());
+    tell!("verified flips: {count}, {missed} failures, {:.1} s", started.elapsed().as_secs_f64());
     assert!(missed == 0 && count >= 8_000, "{missed} of {count}");
 }
 

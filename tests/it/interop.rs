@@ -19,7 +19,7 @@ fn root() -> PathBuf {
 
 fn skip(name: &str, reason: &str) {
     assert!(std::env::var_os("TOPICLOG_REQUIRE_INTEROP").is_none(), "{name} may not be skipped: {reason}");
-    eprintln!("SKIP {name}: {reason}");
+    tell!("SKIP {name}: {reason}");
 }
 
 fn fill(topic: &Topic, count: usize, batch: usize) {
@@ -122,7 +122,7 @@ fn kafkas_dump_tool_minds_nothing() {
     let written = directory.path().join("written");
     write_store(&written);
     let batches = check_dump(&written);
-    eprintln!("dump tool, written here: {batches} batches in {} files", files(&written).len());
+    tell!("dump tool, written here: {batches} batches in {} files", files(&written).len());
     assert!(batches > 3000, "{batches}");
 
     let adopted = directory.path().join("adopted");
@@ -136,7 +136,7 @@ fn kafkas_dump_tool_minds_nothing() {
     }
     store.close().unwrap();
     let batches = check_dump(&adopted);
-    eprintln!("dump tool, adopted: {batches} batches in {} files", files(&adopted).len());
+    tell!("dump tool, adopted: {batches} batches in {} files", files(&adopted).len());
     assert!(batches > 400, "{batches}");
 }
 

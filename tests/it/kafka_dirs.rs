@@ -111,7 +111,7 @@ fn every_partition_shows_what_kafka_shows_and_nothing_changes() {
         let before = tree(&root);
         let store = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(&root).unwrap();
         let compared = check_store(&store, &fixtures().join(format!("{state}.expected")));
-        eprintln!("kafka {state}: {compared} files compared");
+        tell!("kafka {state}: {compared} files compared");
         assert!(compared >= 45, "{compared}");
         store.close().unwrap();
         assert!(before == tree(&root), "{state}: reading changed the directory");

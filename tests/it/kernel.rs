@@ -123,7 +123,7 @@ fn a_file_that_got_shorter_is_an_error_at_its_first_read() {
         store.close().unwrap();
         drop((store, partition));
         let codes = said(child(role, directory.path()), "code");
-        eprintln!("{role}: {codes:?}");
+        tell!("{role}: {codes:?}");
         assert!(codes.len() == 2 && codes.iter().all(|code| expected.contains(&code.as_str())), "{role}: {codes:?}");
     }
 }

@@ -98,7 +98,7 @@ fn the_default_build_links_few_crates() {
         .output()
         .unwrap();
     if !output.status.success() {
-        eprintln!("SKIP the_default_build_links_few_crates: {}", String::from_utf8_lossy(&output.stderr));
+        tell!("SKIP the_default_build_links_few_crates: {}", String::from_utf8_lossy(&output.stderr));
         return;
     }
     let text = String::from_utf8(output.stdout).unwrap();
@@ -106,6 +106,6 @@ fn the_default_build_links_few_crates() {
         text.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.is_empty()).collect();
     crates.sort_unstable();
     crates.dedup();
-    eprintln!("default build: {} crates", crates.len());
+    tell!("default build: {} crates", crates.len());
     assert!((10..=40).contains(&crates.len()), "{crates:#?}");
 }

@@ -2,6 +2,14 @@
 #![allow(clippy::disallowed_methods, reason = "tests read fixtures as plain files")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at the first surprise and says why")]
 
+/// Says a line whether the test passes or not: counts and skips are to be seen in every run.
+macro_rules! tell {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stderr(), $($words)*).ok();
+    }};
+}
+
 mod api;
 mod codec_props;
 mod crashes;

@@ -34,12 +34,12 @@ fn every_planted_bug_is_found() {
         let found = sweeps().into_iter().find(|(_, sweep)| catch_unwind(AssertUnwindSafe(sweep)).is_err());
         plant(None);
         match found {
-            Some((name, _)) => eprintln!("planted {bug:?}: found by {name}, {:.1} s", started.elapsed().as_secs_f64()),
+            Some((name, _)) => tell!("planted {bug:?}: found by {name}, {:.1} s", started.elapsed().as_secs_f64()),
             None => missed.push(bug),
         }
     }
     drop(std::panic::take_hook());
-    eprintln!("planted bugs: {} of {} found, missed {missed:?}", Bug::ALL.len() - missed.len(), Bug::ALL.len());
+    tell!("planted bugs: {} of {} found, missed {missed:?}", Bug::ALL.len() - missed.len(), Bug::ALL.len());
     // Without the floor, or without a look at where an index leads, the damage is still told of: by a cut that is reported,
     // and by an error where the entries could have been made anew.
     let known = [Bug::FloorIgnored, Bug::IndexTrusted];

@@ -15,7 +15,7 @@ const ROLE: &str = "TOPICLOG_TEST_CHILD";
 
 /// Says why a test cannot run here; where everything must run, that is a failure.
 pub(crate) fn skip(name: &str, reason: &str) {
-    eprintln!("SKIP {name}: {reason}");
+    tell!("SKIP {name}: {reason}");
     assert!(std::env::var("TOPICLOG_REQUIRE_ROOT").as_deref() != Ok("1"), "{name} must not be skipped: {reason}");
 }
 
@@ -103,7 +103,7 @@ fn check_acks(root: &Path, acks: &BTreeMap<i64, u32>) -> Result<(), String> {
 fn nothing_acknowledged_is_lost_by_kill() {
     let started = Instant::now();
     let mut random = Random(11);
-    eprintln!("kills: TOPICLOG_SEED=11");
+    tell!("kills: TOPICLOG_SEED=11");
     let (mut kills, mut acked, mut failures) = (0, 0, Vec::new());
     for role in ["sync", "os", "interval"] {
         let directory = tempfile::tempdir().unwrap();
@@ -124,7 +124,7 @@ fn nothing_acknowledged_is_lost_by_kill() {
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    eprintln!("kills: {kills}, {} failures, {seconds:.1} s, {acked} acknowledged", failures.len());
+    tell!("kills: {kills}, {} failures, {seconds:.1} s, {acked} acknowledged", failures.len());
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(kills >= 300 && acked > 1000, "{kills} kills, {acked} acknowledged");
 }

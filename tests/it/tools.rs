@@ -13,7 +13,7 @@ fn tool(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!("SKIP tools: {name} was not built; run all tests with `cargo test --all-features`");
+    tell!("SKIP tools: {name} was not built; run all tests with `cargo test --all-features`");
     None
 }
 

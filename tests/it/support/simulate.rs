@@ -62,8 +62,8 @@ impl Sweep {
 
     pub(crate) fn finish(self, floor: u64) {
         let seconds = self.started.elapsed().as_secs_f64();
-        eprintln!("{}: {}, {} failures, {seconds:.1} s", self.name, self.count, self.failures.len());
-        self.failures.iter().take(12).for_each(|failure| eprintln!("  {failure}"));
+        tell!("{}: {}, {} failures, {seconds:.1} s", self.name, self.count, self.failures.len());
+        self.failures.iter().take(12).for_each(|failure| tell!("  {failure}"));
         assert!(self.failures.is_empty(), "{} failures", self.failures.len());
         assert!(self.count >= floor, "{}: {} is below the floor of {floor}", self.name, self.count);
     }
