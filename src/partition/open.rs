@@ -134,7 +134,7 @@ impl Opening<'_> {
         let found = self.find_end(&mut manifest, floor.as_ref(), is_fallback, &listing, &mut report)?;
         report.end = found.last.next_offset.into();
         if self.env.read_only {
-            self.note_what_a_writer_would_do(&manifest, &found, &mut report);
+            self.note_what_a_writer_would_do(&found, &mut report);
             found.apply_to(&mut manifest);
             return Ok((self.assemble(manifest, generation, floor, &listing, false)?, report));
         }
@@ -478,8 +478,7 @@ impl Opening<'_> {
         })
     }
 
-    fn note_what_a_writer_would_do(&self, manifest: &Manifest, found: &End, report: &mut PartitionReport) {
-        let _ = manifest;
+    fn note_what_a_writer_would_do(&self, found: &End, report: &mut PartitionReport) {
         for scanned in &found.scanned {
             if let Stop::Bad(reason) = &scanned.scan.stop {
                 report.repairs.push(self.tail_cut(scanned, reason));
