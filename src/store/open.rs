@@ -91,9 +91,10 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     let topics = if is_foreign {
         open_foreign(&env, &root, &catalog, &mut report)?
     } else {
-        open_topics(&env, &root, &catalog, locks.may_rewrite_in_place, &mut report)?
+        open_topics(&env, &root, &catalog, locks.follow.is_some(), &mut report)?
     };
     note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
+    drop(locks.follow);
 
     let inner = Arc::new(StoreInner {
         root,
@@ -145,8 +146,9 @@ fn create_root(vfs: &dyn Vfs, root: &Path) -> Result<()> {
 
 pub(crate) struct Locks {
     pub(crate) held: Vec<Box<dyn VfsLock>>,
-    /// No other process holds the follow lock, so none has a file mapped that recovery may write.
-    may_rewrite_in_place: bool,
+    /// The follow lock, held alone: no reader has a file mapped, and none that opens meanwhile will map one. Recovery may
+    /// write in place while this is held, and lets go of it when it is done.
+    follow: Option<Box<dyn VfsLock>>,
     /// Writers will not repair files in place under this reader.
     maps_are_safe: bool,
 }
@@ -160,7 +162,7 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
         let shared = if exists { vfs.lock(&follow, LockKind::Shared).ok() } else { None };
         let maps_are_safe = shared.is_some();
         held.extend(shared);
-        return Ok(Locks { held, may_rewrite_in_place: false, maps_are_safe });
+        return Ok(Locks { held, follow: None, maps_are_safe });
     }
     for (name, kind) in [(LOCK, LockKind::Exclusive), (BROKER_LOCK, LockKind::Broker)] {
         if crate::planted::is(crate::planted::Bug::LockNotTaken) {
@@ -181,8 +183,8 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
             Err(error) => return Err(Error::io("lock", &path, error)),
         }
     }
-    let may_rewrite_in_place = vfs.lock(&follow, LockKind::Exclusive).is_ok();
-    Ok(Locks { held, may_rewrite_in_place, maps_are_safe: true })
+    let follow = vfs.lock(&follow, LockKind::Exclusive).ok();
+    Ok(Locks { held, follow, maps_are_safe: true })
 }
 
 /// Takes a lock, and tries again for a tenth of a second if another holds it: an upkeep thread may be about to let go of a
@@ -562,4 +564,23 @@ fn remove_files(vfs: &dyn Vfs, directory: &Path, entries: &[crate::io::DirEntry]
         vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
     }
     vfs.remove_dir(directory).map_err(|error| Error::io("remove", directory, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemoryVfs;
+
+    /// The lock was once taken and dropped at once, so that a reader could map a file while recovery wrote it.
+    #[test]
+    fn the_follow_lock_is_held_while_recovery_may_write_in_place() {
+        let vfs = MemoryVfs::new();
+        let root = Path::new("/");
+        let locks = take_locks(&StoreBuilder::default(), &vfs, root).unwrap();
+        assert!(locks.follow.is_some());
+        let reader = StoreBuilder::default().read_only(true);
+        assert!(!take_locks(&reader, &vfs, root).unwrap().maps_are_safe);
+        drop(locks.follow);
+        assert!(take_locks(&reader, &vfs, root).unwrap().maps_are_safe);
+    }
 }
