@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-
 use super::{Durability, Log, Partition, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::Offset;
 use crate::record::{
-    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordsIter, RecordsState, StoredRecord,
+    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordPlace, RecordsIter, RecordsState, SharedBytes,
+    StoredRecord,
 };
 use crate::segment::Segment;
 use crate::segment::cursor::{BatchAt, Cursor, Verify};
@@ -129,13 +128,15 @@ struct Current {
     batch: Batch,
     /// Where in the body the next record begins, so that an owned iterator can borrow it anew for each record.
     at: RecordsState,
+    /// The record that [`Reader::find_next`] found.
+    found: Option<RecordPlace>,
 }
 
 /// A whole batch, decompressed if need be.
 #[derive(Clone, Debug)]
 pub struct Batch {
     header: BatchHeader,
-    body: Bytes,
+    body: SharedBytes,
     /// At the first record that the reader has not passed.
     start: RecordsState,
 }
@@ -163,7 +164,7 @@ impl Batch {
 
     /// The same records, owned: each shares the bytes of the batch.
     pub fn stored_records(&self) -> impl Iterator<Item = std::result::Result<StoredRecord, BatchError>> {
-        self.records().map(|view| view.map(|view| StoredRecord::new(self.body.clone(), &self.header, &view)))
+        self.records().map(|view| view.map(|view| StoredRecord::new(&self.body, &self.header, view.place())))
     }
 }
 
@@ -249,11 +250,11 @@ impl Partition {
             return Ok(None);
         }
         let failed = |error: BatchError| batch_error(Some(segment), found.position, &header, &error);
-        let body = record::decode_body(&header, &cursor.bytes(&found), &options.limits).map_err(failed)?;
+        let body = record::decode_shared(&header, &cursor.bytes(&found), &options.limits).map_err(failed)?;
         let mut at = RecordsState::new(&header);
         at.skip_to(offset, &body).map_err(failed)?;
         match at.next_view(&body).transpose().map_err(failed)? {
-            Some(view) if view.offset() == offset => Ok(Some(StoredRecord::new(body.clone(), &header, &view))),
+            Some(view) if view.offset() == offset => Ok(Some(StoredRecord::new(&body, &header, view.place()))),
             _ => Ok(None),
         }
     }
@@ -433,7 +434,7 @@ impl Reader {
             return Ok(None);
         }
         let Some(place) = &self.place else { return Ok(None) };
-        let body = record::decode_body(&header, &place.cursor.bytes(&found), &self.options.limits)
+        let body = record::decode_shared(&header, &place.cursor.bytes(&found), &self.options.limits)
             .map_err(|error| self.batch_error(&header, &error))?;
         self.next_offset = header.next_offset();
         if header.records_count == 0 {
@@ -495,48 +496,62 @@ fn missing(segment: Option<&Arc<Segment>>, from: i64, to: i64) -> Error {
 impl Iterator for Reader {
     type Item = Result<StoredRecord>;
 
+    // The record is put together at one place, out of numbers: were it handed up by a call, it would be copied from one
+    // place in memory to the next, which takes longer than everything else.
     #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(Current { batch, at }) = &mut self.current
-            && let Some(next) = at.next_view(&batch.body)
-        {
-            return match next {
-                Ok(view) => Some(Ok(StoredRecord::new(batch.body.clone(), &batch.header, &view))),
-                Err(error) => Some(Err(self.fail(&error))),
-            };
-        }
-        self.next_of_next_batch()
+        let short = match &mut self.current {
+            Some(Current { batch, at, .. }) => at.next_short(&batch.body).map(|view| view.place()),
+            None => None,
+        };
+        let place = match short {
+            Some(place) => place,
+            None => match self.find_next() {
+                Next::Record => self.current.as_ref().and_then(|current| current.found)?,
+                Next::End => return None,
+                Next::Failed => return Some(Err(self.failed.as_ref()?.duplicate())),
+            },
+        };
+        let Current { batch, .. } = self.current.as_ref()?;
+        Some(Ok(StoredRecord::new(&batch.body, &batch.header, place)))
     }
 }
 
+/// What [`Reader::find_next`] came to.
+enum Next {
+    /// `current.found` says where the record is.
+    Record,
+    /// The bound.
+    End,
+    /// `failed` says why.
+    Failed,
+}
+
 impl Reader {
-    #[cold]
-    fn fail(&mut self, error: &BatchError) -> Error {
-        let header = self.current.take().map(|current| current.batch.header);
-        let error = match header {
-            Some(header) => self.batch_error(&header, error),
-            None => Error::unsupported(error.to_string()),
-        };
-        self.failed = Some(error.duplicate());
-        error
-    }
-
+    /// Finds the next record, of whatever form and in whatever batch.
     #[inline(never)]
-    fn first_of_batch(&mut self) -> Option<Result<StoredRecord>> {
-        self.next()
-    }
-
-    #[inline(never)]
-    fn next_of_next_batch(&mut self) -> Option<Result<StoredRecord>> {
-        self.current = None;
-        match self.next_batch() {
-            Ok(Some(batch)) => {
-                let at = batch.start;
-                self.current = Some(Current { batch, at });
-                self.first_of_batch()
+    fn find_next(&mut self) -> Next {
+        loop {
+            if let Some(Current { batch, at, found }) = &mut self.current {
+                match at.next_view(&batch.body) {
+                    Some(Ok(view)) => {
+                        *found = Some(view.place());
+                        return Next::Record;
+                    }
+                    Some(Err(error)) => {
+                        let header = batch.header;
+                        self.current = None;
+                        self.failed = Some(self.batch_error(&header, &error));
+                        return Next::Failed;
+                    }
+                    None => self.current = None,
+                }
             }
-            Ok(None) => None,
-            Err(error) => Some(Err(error)),
+            match self.next_batch() {
+                Ok(Some(batch)) => self.current = Some(Current { at: batch.start, batch, found: None }),
+                Ok(None) => return Next::End,
+                Err(_) => return Next::Failed,
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Log, Partition, SegmentSet};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::Offset;
-use crate::record::{self, BatchError, BatchHeader, DecodeLimits, RecordsIter};
+use crate::record::{self, BatchError, BatchHeader, DecodeLimits, RecordsIter, SharedBytes};
 use crate::segment::Segment;
 use crate::segment::cursor::{Cursor, Verify};
 
@@ -67,7 +67,7 @@ impl Partition {
         let Some((timestamp, segment, batch_end)) = best else { return Ok(None) };
         let mut cursor = Cursor::seek(segment, set.epochs.clone(), Verify::Always, batch_end)?;
         let Some(found) = cursor.next()? else { return Ok(None) };
-        first_at_least(&self.log, segment, &found.header, cursor.bytes(&found), timestamp, i64::MIN)
+        first_at_least(&self.log, segment, &found.header, &cursor.bytes(&found), timestamp, i64::MIN)
     }
 }
 
@@ -85,7 +85,7 @@ fn find_in_segment(
             continue;
         }
         let bytes = cursor.bytes(&found);
-        if let Some(hit) = first_at_least(log, segment, &found.header, bytes, timestamp_ms, log.log_start())? {
+        if let Some(hit) = first_at_least(log, segment, &found.header, &bytes, timestamp_ms, log.log_start())? {
             return Ok(Some(hit));
         }
     }
@@ -97,7 +97,7 @@ fn first_at_least(
     log: &Log,
     segment: &Segment,
     header: &BatchHeader,
-    batch: bytes::Bytes,
+    batch: &SharedBytes,
     timestamp_ms: Timestamp,
     offset: i64,
 ) -> Result<Option<TimestampedOffset>> {
@@ -112,7 +112,7 @@ fn first_at_least(
             what: error.to_string(),
         }
     };
-    let body = record::decode_body(header, &batch, &DecodeLimits::default()).map_err(failed)?;
+    let body = record::decode_shared(header, batch, &DecodeLimits::default()).map_err(failed)?;
     for record in RecordsIter::new(header, &body) {
         let record = record.map_err(failed)?;
         if record.timestamp_ms() >= timestamp_ms && record.offset() >= offset {

@@ -19,6 +19,7 @@
 
 use std::borrow::Cow;
 use std::iter::FusedIterator;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -27,6 +28,7 @@ use crate::clock::Timestamp;
 use super::append::{AsRecord, Header, RecordRef};
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, TimestampType};
 use super::compress::{self, Compression};
+use super::stored::SharedBytes;
 use super::varint::{self, unzigzag};
 
 /// What a reader allows a body to become.
@@ -53,17 +55,43 @@ impl DecodeLimits {
 /// # Errors
 /// If the body cannot be decompressed within the limits.
 pub fn decode_body(header: &BatchHeader, batch: &Bytes, limits: &DecodeLimits) -> Result<Bytes, BatchError> {
+    match decode(header, batch, limits)? {
+        Decoded::InPlace(range) => Ok(batch.slice(range)),
+        Decoded::Anew(body) => Ok(body.into()),
+    }
+}
+
+/// [`decode_body`] of bytes that are shared in our own way.
+pub(crate) fn decode_shared(
+    header: &BatchHeader,
+    batch: &SharedBytes,
+    limits: &DecodeLimits,
+) -> Result<SharedBytes, BatchError> {
+    match decode(header, batch, limits)? {
+        Decoded::InPlace(range) => Ok(batch.slice(range)),
+        Decoded::Anew(body) => Ok(Bytes::from(body).into()),
+    }
+}
+
+enum Decoded {
+    /// A range of the batch, which is no longer than it.
+    InPlace(Range<usize>),
+    Anew(Vec<u8>),
+}
+
+#[inline]
+fn decode(header: &BatchHeader, batch: &[u8], limits: &DecodeLimits) -> Result<Decoded, BatchError> {
     let end = header.size_bytes();
     if end < BATCH_HEADER_BYTES || batch.len() < end {
         return Err(BatchError::Truncated { needed: end, available: batch.len() });
     }
     match header.compression() {
-        Compression::None => Ok(batch.slice(BATCH_HEADER_BYTES..end)),
+        Compression::None => Ok(Decoded::InPlace(BATCH_HEADER_BYTES..end)),
         codec => {
             let mut body = Vec::new();
             let compressed = batch.get(BATCH_HEADER_BYTES..end).unwrap_or_default();
             compress::decompress(codec, compressed, &mut body, limits.bytes_max())?;
-            Ok(Bytes::from(body))
+            Ok(Decoded::Anew(body))
         }
     }
 }
@@ -141,7 +169,20 @@ pub struct RecordView<'a> {
     pub(super) timestamp: Timestamp,
 }
 
+/// All of a [`RecordView`] but the body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordPlace {
+    pub(super) parts: Parts,
+    pub(super) offset: i64,
+    pub(super) timestamp: Timestamp,
+}
+
 impl<'a> RecordView<'a> {
+    #[inline(always)]
+    pub(crate) fn place(&self) -> RecordPlace {
+        RecordPlace { parts: self.parts, offset: self.offset, timestamp: self.timestamp }
+    }
+
     /// The record's offset.
     #[inline]
     pub fn offset(&self) -> i64 {
@@ -258,29 +299,54 @@ impl RecordsState {
         Some(decoded)
     }
 
+    /// The next record if it has the short form that most have, else `None` and nothing changes.
+    ///
+    /// Apart from [`next_view`](Self::next_view) so that its result stays in registers: where both forms meet it is put
+    /// into memory, and read back in other pieces than it was written in, which the processor does slowly.
+    #[inline(always)]
+    pub(crate) fn next_short<'a>(&mut self, body: &'a [u8]) -> Option<RecordView<'a>> {
+        if self.left == 0 {
+            return None;
+        }
+        let found = read_short_form(body, self.at)?;
+        if self.is_out_of_order(&found) {
+            return None;
+        }
+        Some(self.accept(body, &found))
+    }
+
     #[inline(always)]
     fn decode<'a>(&mut self, body: &'a [u8]) -> Result<RecordView<'a>, BatchError> {
         let Some(found) = read_short_form(body, self.at).or_else(|| read_any_form(body, self.at)) else {
             return Err(self.cut());
         };
-        let offset_delta = found.offset_delta;
-        if offset_delta <= self.previous_delta || offset_delta > self.last_offset_delta {
+        if self.is_out_of_order(&found) {
             return Err(BatchError::malformed(self.at, "the offset delta does not rise, or is beyond the batch"));
         }
+        Ok(self.accept(body, &found))
+    }
+
+    #[inline(always)]
+    fn is_out_of_order(&self, found: &Found) -> bool {
+        found.offset_delta <= self.previous_delta || found.offset_delta > self.last_offset_delta
+    }
+
+    #[inline(always)]
+    fn accept<'a>(&mut self, body: &'a [u8], found: &Found) -> RecordView<'a> {
         self.at = found.parts.headers_end as usize;
         self.left = self.left.wrapping_sub(1);
-        self.previous_delta = offset_delta;
-        Ok(RecordView {
+        self.previous_delta = found.offset_delta;
+        RecordView {
             body,
             parts: found.parts,
-            offset: self.base_offset.wrapping_add(i64::from(offset_delta)),
+            offset: self.base_offset.wrapping_add(i64::from(found.offset_delta)),
             // Under LogAppendTime the deltas are what the producer wrote, and a delete horizon may be far from them, so
             // that the sum is made as Kafka makes it.
             timestamp: match self.append_time {
                 Some(append_time) => append_time,
                 None => self.base_timestamp.wrapping_add(found.timestamp_delta),
             },
-        })
+        }
     }
 
     #[cold]

@@ -23,12 +23,14 @@ mod varint;
 pub use append::{AsRecord, Header, Record, RecordRef};
 pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
 pub use body::{DecodeLimits, Decompressor, HeaderRef, HeadersIter, HeadersRef, RecordView, RecordsIter, decode_body};
+pub(crate) use body::{RecordPlace, decode_shared};
 pub use builder::{
     BatchBuilder, BatchSpec, BatchSummary, encode_batch, next_sequence, set_base_offset, set_leader_epoch,
 };
 pub use compress::Compression;
 pub use control::{ControlRecord, EndMarker, encode_end_marker};
 pub use legacy::LegacyEntry;
+pub(crate) use stored::SharedBytes;
 pub use stored::{StoredRecord, StoredRecords, stored_records};
 
 pub(crate) use body::RecordsState;

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::Segment;
 use super::log_file::Chunk;
 use super::seal::Seal;
 use crate::error::{Error, Result};
 use crate::planted::{Bug, is};
-use crate::record::{BatchError, BatchHeader, BatchView};
+use crate::record::{BatchError, BatchHeader, BatchView, SharedBytes};
 
 /// When the bytes of a batch are compared with its CRC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,8 +156,8 @@ impl Cursor {
 
     /// The same bytes, shared.
     #[inline]
-    pub(crate) fn bytes(&self, found: &BatchAt) -> Bytes {
-        self.chunk.bytes.slice(found.start..found.end)
+    pub(crate) fn bytes(&self, found: &BatchAt) -> SharedBytes {
+        SharedBytes::of(&self.chunk.bytes, found.start..found.end)
     }
 
     #[inline]

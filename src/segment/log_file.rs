@@ -53,6 +53,8 @@ pub(crate) struct LogFile {
 #[derive(Debug)]
 pub(crate) struct Mapped {
     map: Box<dyn VfsMap>,
+    /// All of the map; what is handed out shares this.
+    bytes: Arc<Bytes>,
     /// Unsealed files: everything below was checked batch by batch in this mapping.
     verified_to: AtomicU64,
     /// Everything below was read in, so that touching it for the first time cannot fail.
@@ -63,8 +65,8 @@ pub(crate) struct Mapped {
 
 impl Mapped {
     #[inline]
-    pub(crate) fn bytes(&self) -> &Bytes {
-        self.map.bytes()
+    pub(crate) fn bytes(&self) -> &Arc<Bytes> {
+        &self.bytes
     }
 
     pub(crate) fn verified_to(&self) -> u64 {
@@ -96,7 +98,7 @@ pub(crate) struct Chunk {
     /// Position of the first byte.
     pub(crate) start: u64,
     /// The bytes; of a map, all of it.
-    pub(crate) bytes: Bytes,
+    pub(crate) bytes: Arc<Bytes>,
     /// The map that they come from; `None` after a positional read.
     pub(crate) mapped: Option<Arc<Mapped>>,
 }
@@ -187,6 +189,7 @@ impl LogFile {
         let map = self.file.with(|file| file.map(published)).ok()??;
         let blocks = published.div_ceil(Seal::BLOCK_BYTES).div_ceil(64);
         let mapped = Arc::new(Mapped {
+            bytes: Arc::new(map.bytes().clone()),
             map,
             verified_to: AtomicU64::new(0),
             populated_to: AtomicU64::new(0),
@@ -214,7 +217,7 @@ impl LogFile {
         let end = position.saturating_add(needed).min(published);
         if let Some(mapped) = self.mapped(end, seal.is_some()) {
             self.prepare(&mapped, position, end, seal)?;
-            return Ok(Chunk { start: 0, bytes: mapped.bytes().clone(), mapped: Some(mapped) });
+            return Ok(Chunk { start: 0, bytes: Arc::clone(mapped.bytes()), mapped: Some(mapped) });
         }
         let wanted = needed.max(POSITIONAL_READ_BYTES).min(published.saturating_sub(position));
         let (start, wanted) = match seal {
@@ -229,7 +232,7 @@ impl LogFile {
         if let Some(seal) = seal {
             seal.check(self.path(), start, &bytes)?;
         }
-        Ok(Chunk { start, bytes: bytes.into(), mapped: None })
+        Ok(Chunk { start, bytes: Arc::new(bytes.into()), mapped: None })
     }
 
     /// Reads in, and where the segment is sealed compares with its checksums, what is touched for the first time.
