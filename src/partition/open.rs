@@ -816,7 +816,7 @@ fn copy_range(
     to: u64,
     path: &Path,
 ) -> Result<()> {
-    let mut buffer = vec![0; usize::try_from((to - from).min(1 << 20)).unwrap_or(1 << 20)];
+    let mut buffer = vec![0; usize::try_from((to - from).min(256 << 10)).unwrap_or(256 << 10)];
     let mut at = from;
     while at < to {
         let length = buffer.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));

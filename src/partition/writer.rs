@@ -105,13 +105,11 @@ impl Log {
         let (metadata, window_bytes) = {
             let mut writer = self.lock_writer()?;
             let _guard = PanicGuard(self);
-            let settings = Arc::clone(&writer.settings);
-            let settings = &*settings;
-            if batch.len() as u64 > settings.batch_bytes_max {
-                let (has, allowed) = (batch.len(), settings.batch_bytes_max);
+            if batch.len() as u64 > writer.settings.batch_bytes_max {
+                let (has, allowed) = (batch.len(), writer.settings.batch_bytes_max);
                 return Err(Error::invalid("batch", format!("has {has} bytes, max.message.bytes allows {allowed}")));
             }
-            let durability = options.durability.unwrap_or(settings.durability);
+            let durability = options.durability.unwrap_or(writer.settings.durability);
             let base = self.end_offset.load(Ordering::Relaxed);
             if let Some(expected) = options.expected_offset
                 && expected != base
@@ -121,10 +119,12 @@ impl Log {
             let last = base.checked_add(i64::from(summary.records) - 1).filter(|&last| last < i64::MAX);
             let last = last.ok_or_else(|| Error::invalid("offset", "must stay below 2^63-1"))?;
             self.make_ready(&mut writer)?;
-            self.roll_if_due(&mut writer, settings, batch.len() as u64, last, summary.max_timestamp, now_ms)?;
-            self.keep_cap(settings, batch.len() as u64)?;
+            if let Some(due) = is_due(&writer, batch.len() as u64, last, summary.max_timestamp, now_ms)? {
+                self.roll_when_due(&mut writer, due, now_ms)?;
+            }
+            self.keep_cap(&writer.settings, batch.len() as u64)?;
             if durability == Durability::Sync {
-                preallocate(&mut writer, settings, batch.len() as u64);
+                preallocate(&mut writer, batch.len() as u64);
             }
             record::set_base_offset(batch, base);
             record::set_leader_epoch(batch, writer.manifest.epoch());
@@ -136,7 +136,7 @@ impl Log {
             let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
             self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
-            let timestamp_ms = match settings.timestamp_type {
+            let timestamp_ms = match writer.settings.timestamp_type {
                 TimestampType::LogAppendTime => now_ms,
                 TimestampType::CreateTime => summary.base_timestamp,
             };
@@ -147,7 +147,7 @@ impl Log {
                 leader_epoch: writer.manifest.epoch(),
                 timestamp_ms,
             };
-            (metadata, sync_window(durability, settings))
+            (metadata, sync_window(durability, &writer.settings))
         };
         match window_bytes {
             None => {}
@@ -237,43 +237,15 @@ impl Log {
         Error::io("write", writer.active.log().path(), error)
     }
 
-    /// Kafka's conditions for a new segment.
-    fn roll_if_due(
-        &self,
-        writer: &mut Writer,
-        settings: &LogSettings,
-        bytes: u64,
-        last_offset: i64,
-        max_timestamp: Timestamp,
-        now_ms: Timestamp,
-    ) -> Result<()> {
-        let active = &writer.active;
-        let size = active.bytes();
-        if size == 0 {
-            return Ok(());
-        }
-        let is_full = size.saturating_add(bytes) > settings.segment_bytes;
-        let must = size.saturating_add(bytes) > i32::MAX as u64
-            || last_offset - active.base_offset() > i64::from(i32::MAX)
-            || active.index_is_full(settings.segment_index_bytes);
-        let is_old = || -> Result<bool> {
-            if settings.segment_ms == i64::MAX {
-                return Ok(false);
-            }
-            let waited = match active.first_batch_timestamp()? {
-                Some(first) => max_timestamp.saturating_sub(first),
-                None => now_ms.saturating_sub(writer.active_since_ms),
-            };
-            Ok(waited > settings.segment_ms)
-        };
-        if !(is_full || must || is_old()?) {
-            return Ok(());
-        }
-        match self.roll(writer, settings, now_ms) {
+    #[cold]
+    fn roll_when_due(&self, writer: &mut Writer, due: Due, now_ms: Timestamp) -> Result<()> {
+        let settings = Arc::clone(&writer.settings);
+        let size = writer.active.bytes();
+        match self.roll(writer, &settings, now_ms) {
             // Without a descriptor the log goes on in the old file for a while; but not if a manifest that closes it may
             // have been written.
             Err(Error::TooManyFiles { .. })
-                if !must
+                if due == Due::Full
                     && size < settings.segment_bytes.saturating_mul(2)
                     && (!self.poisoned.load(Ordering::Acquire) || is(Bug::RollPutOffWhenCommitted)) =>
             {
@@ -529,6 +501,48 @@ impl Log {
     }
 }
 
+/// Why a new segment is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// The segment has its size or age; a little more does no harm.
+    Full,
+    /// Its formats hold no more.
+    Exhausted,
+}
+
+/// Kafka's conditions for a new segment.
+#[inline]
+fn is_due(
+    writer: &Writer,
+    bytes: u64,
+    last_offset: i64,
+    max_timestamp: Timestamp,
+    now_ms: Timestamp,
+) -> Result<Option<Due>> {
+    let (active, settings) = (&writer.active, &writer.settings);
+    let size = active.bytes();
+    if size == 0 {
+        return Ok(None);
+    }
+    if size.saturating_add(bytes) > i32::MAX as u64
+        || last_offset - active.base_offset() > i64::from(i32::MAX)
+        || active.index_is_full(settings.segment_index_bytes)
+    {
+        return Ok(Some(Due::Exhausted));
+    }
+    if size.saturating_add(bytes) > settings.segment_bytes {
+        return Ok(Some(Due::Full));
+    }
+    if settings.segment_ms == i64::MAX {
+        return Ok(None);
+    }
+    let waited = match active.first_batch_timestamp()? {
+        Some(first) => max_timestamp.saturating_sub(first),
+        None => now_ms.saturating_sub(writer.active_since_ms),
+    };
+    Ok((waited > settings.segment_ms).then_some(Due::Full))
+}
+
 /// What one step of upkeep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UpkeepStep {
@@ -605,8 +619,9 @@ fn encode_error(error: &record::BatchError) -> Error {
 }
 
 /// Takes zeroed space ahead of the log, from the second `Sync` append on: a sync then need not write the file's length.
-fn preallocate(writer: &mut Writer, settings: &LogSettings, bytes: u64) {
+fn preallocate(writer: &mut Writer, bytes: u64) {
     writer.sync_appends += 1;
+    let settings = &writer.settings;
     let end = writer.active.bytes() + bytes;
     if settings.preallocate_bytes == 0 || writer.sync_appends < 2 || end <= writer.allocated_to {
         return;

@@ -10,7 +10,7 @@ use crate::io::{VfsFile, read_exact_at, read_full_at};
 use crate::planted::{Bug, is};
 use crate::record::{self, BatchError, BatchHeader, BatchView};
 
-const WINDOW_BYTES: usize = 1 << 20;
+const WINDOW_BYTES: usize = 256 << 10;
 /// A batch above this is checked in pieces and not held in memory.
 const HELD_BATCH_BYTES_MAX: u64 = 32 << 20;
 const HEADER_BYTES: usize = 61;
