@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod cleaner;
 mod error;
 mod ids;
 mod partition;
+mod retention;
 mod segment;
 mod store;
 mod sync;

@@ -66,6 +66,9 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
         epochs: if found.epochs.is_empty() { vec![(0, 0)] } else { found.epochs },
         segments: found.entries,
         removing: Vec::new(),
+        clean_end: 0,
+        tombstone_floor: 0,
+        pending: None,
     };
     let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;
     let set = (*log.snapshot()).clone();

@@ -105,6 +105,17 @@ impl Producers {
         Some(AbortedTxn { producer_id: header.producer_id, first_offset, last_offset, last_stable_offset })
     }
 
+    /// Whether this is the last batch of its producer: compaction keeps its header, so that what the producer may send next
+    /// stays known. Of a producer without data that is the marker of its epoch.
+    pub(crate) fn is_last_batch(&self, header: &BatchHeader) -> bool {
+        let Some(producer) = self.by_id.get(&header.producer_id) else { return false };
+        if producer.last_offset >= 0 {
+            producer.last_offset == header.last_offset()
+        } else {
+            header.is_control() && producer.epoch == header.producer_epoch
+        }
+    }
+
     /// The bytes of a snapshot file.
     pub(crate) fn encode_snapshot(&self) -> Vec<u8> {
         let mut entries = Vec::with_capacity(4 + self.by_id.len() * SNAPSHOT_ENTRY_BYTES);

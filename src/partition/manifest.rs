@@ -1,7 +1,8 @@
 //! The partition manifest (`topiclog.partition.{0,1}`): the authority on which segments exist.
 //!
 //! JSON in the checksummed frame of [`crate::io::frame`]; generation g lies in slot g mod 2. No Kafka checkpoint, index
-//! or file name overrules it. It changes at roll, seal, recovery, clean close and when the log start moves.
+//! or file name overrules it. It changes at roll, seal, recovery and clean close, when the log start moves and when
+//! compaction replaces segments. Version 2 added what compaction and retention need; version 1 is read as it is.
 
 use std::path::Path;
 
@@ -16,7 +17,7 @@ pub(crate) const NAME: &str = "topiclog.partition";
 
 /// The two copies in a partition's directory.
 pub(crate) fn slots(directory: &Path) -> TwoSlots<'_> {
-    TwoSlots { directory, name: NAME, kind: 2, version: 1, payload_bytes_max: 16 << 20 }
+    TwoSlots { directory, name: NAME, kind: 2, version: 2, payload_bytes_max: 16 << 20 }
 }
 
 /// What the manifest says.
@@ -35,6 +36,31 @@ pub(crate) struct Manifest {
     /// Segments behind a cut, on their way into quarantine: the next open goes on with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) removing: Vec<i64>,
+    /// Below this offset compaction has been (Kafka's `cleaner-offset-checkpoint`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) clean_end: i64,
+    /// One past the highest tombstone that compaction dropped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) tombstone_floor: i64,
+    /// Segments that are no longer listed, and whose files are on their way out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pending: Option<Pending>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+fn is_zero(offset: &i64) -> bool {
+    *offset == 0
+}
+
+/// A change of the set of segments that holds, and whose renames may not have all happened yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pending {
+    /// Base offsets of the segments that go.
+    pub(crate) replace: Vec<i64>,
+    /// Base offset of the segment that compaction made of them; none if they were deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<i64>,
 }
 
 /// One segment in the manifest.
@@ -61,9 +87,12 @@ pub(crate) struct SegmentEntry {
     /// The cap on unsynced bytes under which it was written; none on an `Os` topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_unsynced_bytes: Option<u64>,
-    /// A broker wrote it: offsets may have gaps.
+    /// A broker wrote it, or it was compacted: offsets may have gaps.
     #[serde(default)]
     pub(crate) foreign: bool,
+    /// Wall time when it was closed, in milliseconds: no record in it arrived later, whatever its timestamp says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) closed_ms: Option<i64>,
 }
 
 /// [`State`] as the manifest spells it.
@@ -100,6 +129,7 @@ impl SegmentEntry {
             synced: false,
             max_unsynced_bytes,
             foreign: false,
+            closed_ms: None,
         }
     }
 
@@ -129,6 +159,9 @@ impl Manifest {
             epochs: vec![(0, 0)],
             segments: vec![SegmentEntry::empty(0, max_unsynced_bytes)],
             removing: Vec::new(),
+            clean_end: 0,
+            tombstone_floor: 0,
+            pending: None,
         }
     }
 
@@ -154,6 +187,18 @@ impl Manifest {
         }
         if self.removing.iter().any(|base| self.segments.iter().any(|entry| entry.base == *base)) {
             return Err("a segment is listed and being removed".into());
+        }
+        if let Some(pending) = &self.pending {
+            let stays = |base: &i64| self.segments.iter().any(|entry| entry.base == *base) && pending.by != Some(*base);
+            if pending.replace.is_empty() || pending.replace.iter().any(stays) {
+                return Err("a segment is listed and being replaced".into());
+            }
+            if pending.by.is_some_and(|by| !pending.replace.contains(&by)) {
+                return Err("a segment replaces others without taking the place of one".into());
+            }
+        }
+        if self.clean_end < 0 || self.tombstone_floor < 0 {
+            return Err("a bound of compaction is negative".into());
         }
         if self.segments.iter().any(|entry| entry.base < 0 || entry.next < entry.base) {
             return Err("a segment ends before it begins".into());

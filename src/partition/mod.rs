@@ -12,6 +12,7 @@ pub(crate) mod quarantine;
 pub(crate) mod reader;
 pub(crate) mod repair;
 pub(crate) mod settings;
+pub(crate) mod swap;
 pub(crate) mod sync;
 pub(crate) mod times;
 pub(crate) mod writer;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, TopicPartition, Uuid};
 use crate::io::Vfs;
 use crate::planted::{Bug, is};
+use crate::record::BatchHeader;
 use crate::segment::cursor::{Epochs, Verify};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
@@ -82,6 +84,19 @@ impl SegmentSet {
     pub(crate) fn index_of(&self, offset: i64) -> usize {
         self.segments.partition_point(|segment| segment.base_offset() <= offset).saturating_sub(1)
     }
+
+    /// Whether a batch belongs to an aborted transaction. A transaction of a producer spans from its first offset to its
+    /// marker, and transactions of one producer do not overlap: so a batch in the span of an aborted one is part of it
+    /// (Kafka's filter, without its heap).
+    pub(crate) fn is_aborted(&self, header: &BatchHeader) -> bool {
+        header.is_transactional()
+            && header.producer_id >= 0
+            && self.aborted.iter().any(|txn| {
+                txn.producer_id == header.producer_id
+                    && txn.first_offset <= header.last_offset()
+                    && txn.last_offset > header.last_offset()
+            })
+    }
 }
 
 /// The log of one partition; see the module.
@@ -114,8 +129,15 @@ pub(crate) struct Log {
     closed: AtomicBool,
     /// Generation of the newest manifest.
     generation: AtomicU64,
-    producers: Mutex<Producers>,
+    pub(crate) producers: Mutex<Producers>,
     trusted_reads: AtomicU64,
+    /// Below this offset compaction has been.
+    clean_end: AtomicI64,
+    /// One past the highest tombstone that compaction dropped.
+    tombstone_floor: AtomicI64,
+    /// Segments that are out of the log and may still be read.
+    retired: Mutex<Vec<swap::Retired>>,
+    retired_count: AtomicU64,
 }
 
 /// The newest floor entry and what it covers.
@@ -151,6 +173,16 @@ impl Log {
     #[inline]
     pub(crate) fn log_start(&self) -> i64 {
         self.log_start.load(Ordering::Acquire)
+    }
+
+    /// Below this offset compaction has been.
+    pub(crate) fn clean_end(&self) -> i64 {
+        self.clean_end.load(Ordering::Acquire)
+    }
+
+    /// One past the highest tombstone that compaction dropped.
+    pub(crate) fn tombstone_floor(&self) -> i64 {
+        self.tombstone_floor.load(Ordering::Acquire)
     }
 
     pub(crate) fn last_stable_offset(&self) -> i64 {
@@ -191,6 +223,18 @@ impl Log {
     /// Bytes that no sync covered yet.
     pub(crate) fn unsynced_bytes(&self) -> u64 {
         self.written_bytes.load(Ordering::Acquire).saturating_sub(self.synced_bytes.load(Ordering::Acquire))
+    }
+
+    /// Time since upkeep saw that something was appended; since the open, if nothing was.
+    pub(crate) fn idle_ms(&self) -> u64 {
+        let written = self.written_bytes.load(Ordering::Acquire);
+        if written == 0 {
+            return u64::MAX;
+        }
+        if written != self.seen_bytes.load(Ordering::Acquire) {
+            return 0;
+        }
+        self.monotonic_ms().saturating_sub(self.last_append_ms.load(Ordering::Relaxed))
     }
 
     fn monotonic_ms(&self) -> u64 {
@@ -368,6 +412,53 @@ impl Partition {
     /// reopened.
     pub fn flush(&self) -> Result<Offset> {
         self.log.flush()
+    }
+
+    /// Raises the log start: records below this offset are gone, at once for readers, and from the disk as soon as a whole
+    /// segment lies below it (Kafka's `DeleteRecords`). A start that is not higher changes nothing. Returns the log start.
+    ///
+    /// Durable when this returns: the new log start.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] beyond the log end; [`Error::ReadOnly`], [`Error::Closed`], [`Error::Poisoned`]; an error
+    /// of the disk, and then the old log start holds, or the log is poisoned until the store is reopened.
+    ///
+    /// ```
+    /// use topiclog::{Record, Store, TopicConfig};
+    /// let store = Store::in_memory()?;
+    /// let partition = store.create_topic("t", TopicConfig::default())?.partition(0)?;
+    /// for value in ["a", "b", "c"] {
+    ///     partition.append(Record::of_value(value))?;
+    /// }
+    /// assert_eq!(partition.delete_records(2)?.get(), 2);
+    /// assert!(partition.read(1, 1 << 20, 10).is_err());
+    /// assert_eq!(partition.read(2, 1 << 20, 10)?.records.len(), 1);
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    pub fn delete_records(&self, before: impl Into<Offset>) -> Result<Offset> {
+        let before = before.into();
+        if before.get() > self.log.end_offset() {
+            return Err(Error::OffsetOutOfRange {
+                partition: self.log.id.clone(),
+                asked: before,
+                start: self.start(),
+                end: self.end(),
+            });
+        }
+        self.log.raise_log_start(before.get())?;
+        Ok(self.start())
+    }
+
+    /// Below this offset compaction has been (Kafka's `cleaner-offset-checkpoint`); 0 if it never was.
+    pub fn clean_end(&self) -> Offset {
+        self.log.clean_end().into()
+    }
+
+    /// One past the highest tombstone that compaction dropped. Whoever kept state from a position below it may have missed a
+    /// delete.
+    pub fn tombstone_floor(&self) -> Offset {
+        self.log.tombstone_floor().into()
     }
 
     /// What this partition holds on the disk and in memory.

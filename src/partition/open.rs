@@ -15,6 +15,7 @@ use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::quarantine;
 use super::repair::{PartitionReport, Repair};
 use super::settings::LogSettings;
+use super::swap;
 use super::sync::GroupCommit;
 use super::writer::Writer;
 use super::{Env, FloorState, Log, SegmentSet};
@@ -52,6 +53,8 @@ pub(crate) struct Listing {
     /// Length of each `.snapshot` file by offset.
     pub(crate) snapshots: BTreeMap<i64, u64>,
     pub(crate) side_files: Vec<(i64, Suffix)>,
+    /// New logs that do not have their final name yet, by base offset, with their length.
+    in_transit: BTreeMap<i64, (String, u64)>,
     temporary: Vec<String>,
     strangers: Vec<String>,
 }
@@ -60,6 +63,11 @@ impl Listing {
     /// Names that neither Kafka nor this library gives.
     pub(crate) fn strangers(&self) -> &[String] {
         &self.strangers
+    }
+
+    /// Whether the new log of a segment waits for its final name.
+    pub(crate) fn is_in_transit(&self, base: i64) -> bool {
+        self.in_transit.contains_key(&base)
     }
 }
 
@@ -75,6 +83,13 @@ pub(crate) fn list(vfs: &dyn Vfs, directory: &Path) -> Result<Listing> {
                 listing.snapshots.insert(base, entry.bytes);
             }
             (Some((base, suffix)), EntryKind::File) => listing.side_files.push((base, suffix)),
+            _ if swap::transit_base(&entry.name).is_some() && entry.kind == EntryKind::File => {
+                let base = swap::transit_base(&entry.name).unwrap_or_default();
+                if swap::is_trash(&entry.name) {
+                    listing.temporary.push(entry.name.clone());
+                }
+                listing.in_transit.insert(base, (entry.name, entry.bytes));
+            }
             _ if is_ours_in_transit(&entry.name) && entry.kind == EntryKind::File => listing.temporary.push(entry.name),
             _ if is_known(&entry.name) => {}
             _ => listing.strangers.push(entry.name),
@@ -85,17 +100,16 @@ pub(crate) fn list(vfs: &dyn Vfs, directory: &Path) -> Result<Listing> {
 
 /// Files that an interrupted replacement of ours leaves.
 fn is_ours_in_transit(name: &str) -> bool {
-    let Some(target) = name.strip_suffix(".tmp").or_else(|| name.strip_suffix(".log.cleaned")) else { return false };
-    name.ends_with(".log.cleaned") && target.bytes().all(|byte| byte.is_ascii_digit())
-        || target.starts_with(manifest::NAME)
-        || name::parse(target).is_some()
-        || target == kafka_state::EPOCHS_NAME
+    if swap::is_trash(name) {
+        return true;
+    }
+    let Some(target) = name.strip_suffix(".tmp") else { return false };
+    target.starts_with(manifest::NAME) || name::parse(target).is_some() || target == kafka_state::EPOCHS_NAME
 }
 
 fn is_known(name: &str) -> bool {
     name.starts_with("topiclog.")
         || matches!(name, kafka_state::EPOCHS_NAME | "partition.metadata" | quarantine::DIRECTORY)
-        || name.ends_with(".deleted")
 }
 
 impl Opening<'_> {
@@ -105,9 +119,11 @@ impl Opening<'_> {
         let Some((generation, mut manifest)) = self.newest_manifest(&mut report)? else {
             return self.without_manifest();
         };
+        let was_pending = self.finish_pending(&mut manifest)?;
         let mut listing = list(&*self.env.vfs, &self.directory)?;
+        self.see_through_pending(&manifest, &mut listing);
         // A manifest that still names them is replaced below, before a new segment can take such a name.
-        let was_removing = !manifest.removing.is_empty();
+        let was_removing = !manifest.removing.is_empty() || was_pending;
         self.finish_removing(&mut manifest, &mut listing, &mut report)?;
         let floor = floor::read(&*self.env.vfs, &self.directory)?;
         let is_fallback = report.repairs.iter().any(|repair| matches!(repair, Repair::ManifestSlotDamaged { .. }))
@@ -201,6 +217,29 @@ impl Opening<'_> {
         Err(Error::corrupt(&path, 0, "no copy of the partition manifest can be read; open read-only to save the data"))
     }
 
+    /// Goes on exchanging or deleting segments, where a crash interrupted it. True if there was something to go on with.
+    fn finish_pending(&self, manifest: &mut Manifest) -> Result<bool> {
+        if self.env.read_only {
+            return Ok(false);
+        }
+        let Some(pending) = manifest.pending.take() else { return Ok(false) };
+        swap::finish(&*self.env.vfs, &self.directory, &pending)?;
+        Ok(true)
+    }
+
+    /// A read-only open renames nothing: the directory is listed as if the change had been carried out.
+    fn see_through_pending(&self, manifest: &Manifest, listing: &mut Listing) {
+        let Some(pending) = &manifest.pending else { return };
+        for base in &pending.replace {
+            if pending.by != Some(*base) {
+                listing.logs.remove(base);
+            }
+        }
+        if let Some((by, bytes)) = pending.by.and_then(|by| Some((by, listing.in_transit.get(&by)?.1))) {
+            listing.logs.insert(by, bytes);
+        }
+    }
+
     /// Goes on moving segments into quarantine, where a crash interrupted it.
     fn finish_removing(
         &self,
@@ -280,8 +319,13 @@ impl Opening<'_> {
         manifest: &Manifest,
         listing: &Listing,
     ) -> Result<()> {
-        // After a roll without a sync the floor still lies in the segment before.
-        if let Some(floor) = floor
+        // After a roll without a sync the floor still lies in the segment before. What is sealed has been compared already,
+        // and may have become shorter by compaction.
+        let is_sealed = |base: i64| {
+            let entry = manifest.segments.iter().find(|entry| entry.base == base);
+            entry.is_none_or(|entry| entry.state == EntryState::Sealed)
+        };
+        if let Some(floor) = floor.filter(|floor| !is_sealed(floor.base))
             && let Some(&bytes) = listing.logs.get(&floor.base).filter(|&&bytes| bytes < floor.position)
         {
             return Err(Error::Corrupt {
@@ -623,7 +667,15 @@ impl Opening<'_> {
         let aborted = if has_foreign { self.load_aborted(&manifest, listing)? } else { Vec::new() };
         let end = manifest.active().map_or(0, |entry| entry.next);
         let producers = self.load_producers(listing, end);
+        let transit = manifest.pending.as_ref().and_then(|pending| pending.by);
+        let transit = transit.and_then(|by| Some((by, listing.in_transit.get(&by)?.0.clone())));
+        let directory = self.directory.clone();
         let log = self.build(manifest, generation, floor, aborted, producers)?;
+        if let Some((by, name)) = transit
+            && let Some(segment) = log.snapshot().segments.iter().find(|segment| segment.base_offset() == by)
+        {
+            segment.log().file().is_at(directory.join(name));
+        }
         log.writer.lock().must_close = was_repaired;
         Ok(log)
     }
@@ -693,6 +745,7 @@ impl Opening<'_> {
         let now_ms = self.env.clock.now_ms();
         let set = SegmentSet { segments, epochs: Some(manifest.epochs.clone().into()), aborted: aborted.into() };
         let log_start = manifest.log_start;
+        let (clean_end, tombstone_floor) = (manifest.clean_end, manifest.tombstone_floor);
         let settings = Arc::new(self.settings);
         Ok(Log {
             id: self.id.clone(),
@@ -708,6 +761,7 @@ impl Opening<'_> {
                 allocated_to: 0,
                 sync_appends: 0,
                 active_since_ms: now_ms,
+                has_pending: false,
             }),
             set: RwLock::new(Arc::new(set)),
             log_start: AtomicI64::new(log_start),
@@ -727,6 +781,10 @@ impl Opening<'_> {
             generation: AtomicU64::new(generation),
             producers: Mutex::new(producers),
             trusted_reads: AtomicU64::new(0),
+            clean_end: AtomicI64::new(clean_end),
+            tombstone_floor: AtomicI64::new(tombstone_floor),
+            retired: Mutex::new(Vec::new()),
+            retired_count: AtomicU64::new(0),
         })
     }
 }

@@ -397,9 +397,15 @@ impl Reader {
     fn enter_next_segment(&mut self) -> Result<bool> {
         let Some(place) = &mut self.place else { return Ok(false) };
         if place.index + 1 >= place.set.segments.len() {
-            place.set = self.log.snapshot();
-            let ended = place.set.segments.get(place.index).map(|segment| segment.base_offset());
-            place.index = ended.map_or(0, |base| place.set.index_of(base));
+            let set = self.log.snapshot();
+            let ended = place.set.segments.get(place.index);
+            let at = set.segments.iter().position(|segment| ended.is_some_and(|ended| Arc::ptr_eq(ended, segment)));
+            let Some(at) = at else {
+                // What ended here was compacted meanwhile, maybe together with what came behind it, or deleted.
+                self.place = None;
+                return Ok(true);
+            };
+            (place.set, place.index) = (set, at);
         }
         let Some(next) = place.set.segments.get(place.index + 1) else { return Ok(false) };
         let (ended_at, next_base) = (self.next_offset, next.base_offset());
@@ -429,7 +435,7 @@ impl Reader {
             self.next_offset = header.next_offset();
             return Ok(None);
         }
-        if self.options.isolation == Isolation::Committed && self.is_aborted(&header) {
+        if self.options.isolation == Isolation::Committed && place.set.is_aborted(&header) {
             self.next_offset = header.next_offset();
             return Ok(None);
         }
@@ -448,20 +454,6 @@ impl Reader {
             return Ok(None);
         }
         Ok(Some(Batch { header, body, start }))
-    }
-
-    /// A transaction of a producer spans from its first offset to its marker, and transactions of one producer do not
-    /// overlap: so a batch in the span of an aborted one is part of it (Kafka's filter, without its heap).
-    fn is_aborted(&self, header: &BatchHeader) -> bool {
-        if !header.is_transactional() || header.producer_id < 0 {
-            return false;
-        }
-        let Some(place) = &self.place else { return false };
-        place.set.aborted.iter().any(|txn| {
-            txn.producer_id == header.producer_id
-                && txn.first_offset <= header.last_offset()
-                && txn.last_offset > header.last_offset()
-        })
     }
 
     fn batch_error(&self, header: &BatchHeader, error: &BatchError) -> Error {

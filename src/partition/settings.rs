@@ -4,7 +4,7 @@ use super::Durability;
 use crate::record::{Compression, TimestampType};
 
 /// The settings of one log; plain data, replaced as a whole when the topic is altered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LogSettings {
     pub(crate) durability: Durability,
     pub(crate) segment_bytes: u64,
@@ -21,6 +21,31 @@ pub(crate) struct LogSettings {
     pub(crate) compression_level: Option<i32>,
     /// Compacted topics refuse records without a key.
     pub(crate) needs_key: bool,
+    pub(crate) retention: RetentionSettings,
+    pub(crate) compaction: CompactionSettings,
+}
+
+/// Which old segments may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RetentionSettings {
+    /// Whether the policy contains `delete`; without it only the log start removes segments.
+    pub(crate) deletes: bool,
+    /// -1 keeps them.
+    pub(crate) retention_ms: i64,
+    /// -1 keeps them.
+    pub(crate) retention_bytes: i64,
+}
+
+/// When records that a newer one supersedes go. Of use where `needs_key` holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct CompactionSettings {
+    pub(crate) min_cleanable_dirty_ratio: f64,
+    pub(crate) min_compaction_lag_ms: i64,
+    pub(crate) max_compaction_lag_ms: i64,
+    pub(crate) delete_retention_ms: i64,
+    pub(crate) tombstone_hold_max_ms: i64,
+    /// -1 lets keys live.
+    pub(crate) expire_after_ms: i64,
 }
 
 impl LogSettings {

@@ -58,10 +58,12 @@ pub(crate) struct Writer {
     pub(crate) sync_appends: u64,
     /// Wall time at which the active segment was made, for rolling by time where records have no timestamp.
     pub(crate) active_since_ms: Timestamp,
+    /// The newest manifest on the disk names a change that was carried out since.
+    pub(crate) has_pending: bool,
 }
 
 /// Poisons the log if the thread panics while it holds the writer.
-struct PanicGuard<'a>(&'a Log);
+pub(super) struct PanicGuard<'a>(pub(super) &'a Log);
 
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
@@ -186,7 +188,7 @@ impl Log {
         Ok(())
     }
 
-    fn lock_writer(&self) -> Result<MutexGuard<'_, Writer>> {
+    pub(super) fn lock_writer(&self) -> Result<MutexGuard<'_, Writer>> {
         if self.env.read_only {
             return Err(Error::ReadOnly { what: format!("append to {}", self.id) });
         }
@@ -199,7 +201,7 @@ impl Log {
     }
 
     /// Withdraws the clean flag, durably, before the first write after an open.
-    fn make_ready(&self, writer: &mut Writer) -> Result<()> {
+    pub(super) fn make_ready(&self, writer: &mut Writer) -> Result<()> {
         if writer.is_ready {
             return Ok(());
         }
@@ -279,6 +281,7 @@ impl Log {
                 max_timestamp: old.known_max_timestamp(),
                 time_index: Some(time_index),
                 synced,
+                closed_ms: Some(now_ms),
                 ..entry.clone()
             };
         }
@@ -330,6 +333,7 @@ impl Log {
             }
             return Err(error);
         }
+        writer.has_pending = manifest.pending.is_some();
         writer.manifest = manifest;
         self.generation.store(generation, Ordering::Release);
         Ok(())
@@ -371,7 +375,8 @@ impl Log {
         self.commit_manifest(&mut writer, manifest)?;
         let mut floor = self.floor.lock();
         self.write_floor(&mut floor, Kind::Clean, active.base_offset(), active.bytes(), active.next_offset())?;
-        Ok(())
+        // What is still read stays; the next open sweeps it.
+        self.remove_retired().map(drop)
     }
 
     /// The topic was deleted: nothing is written any more, and every call gets `Closed`.
@@ -420,8 +425,9 @@ impl Log {
             self.commit_seal(&mut writer, &segment, seal)?;
             step.sealed = 1;
         }
+        let is_idle = self.note_activity(now);
         let idle = now.saturating_sub(self.last_append_ms.load(Ordering::Relaxed));
-        if writer.allocated_to > writer.active.bytes() && self.note_activity(now) && idle >= TRIM_AFTER_MS {
+        if writer.allocated_to > writer.active.bytes() && is_idle && idle >= TRIM_AFTER_MS {
             trim(&mut writer)?;
             step.trimmed = true;
         }
@@ -451,12 +457,13 @@ impl Log {
     }
 
     /// Syncs a closed segment and adds up its checksums. Reads the whole file, so the writer is not held.
-    fn compute_seal(&self, segment: &Segment) -> Result<Seal> {
+    fn compute_seal(&self, segment: &Arc<Segment>) -> Result<Seal> {
         segment.log().file().sync_data().map_err(|source| {
             self.group.note(Err(copy_io_error(&source)));
             self.poison(format!("sync: {source}"));
             self.sync_failed(&source)
         })?;
+        segment.renew_indexes()?;
         for suffix in [Suffix::Index, Suffix::TimeIndex] {
             sync_file(self, &segment.file_path(suffix))?;
         }
@@ -477,11 +484,12 @@ impl Log {
         Ok(())
     }
 
-    /// Producer state before an offset, for Kafka.
+    /// Producer state before an offset, for Kafka. Synced: it may be the only one that is left once older ones went with
+    /// their segments.
     fn write_snapshot(&self, offset: i64) -> Result<()> {
         let bytes = self.producers.lock().encode_snapshot();
         let name = file_name(offset, Suffix::Snapshot);
-        replace_file(&*self.env.vfs, &self.directory, &name, &bytes, false)?;
+        replace_file(&*self.env.vfs, &self.directory, &name, &bytes, true)?;
         Ok(())
     }
 

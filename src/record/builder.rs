@@ -413,7 +413,6 @@ pub fn set_leader_epoch(batch: &mut [u8], leader_epoch: i32) {
 ///
 /// The base timestamp becomes the horizon, or the first kept record's; without records -1, and then neither a codec nor
 /// a horizon is noted. The largest timestamp is that of the kept records, except under LogAppendTime or without records.
-#[cfg_attr(not(test), expect(dead_code, reason = "compaction writes batches with it; the golden vectors prove it"))]
 pub(crate) fn rewrite_batch<'a, I>(
     out: &mut Vec<u8>,
     header: &BatchHeader,

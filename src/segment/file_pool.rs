@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::copy_io_error;
 use crate::io::{OpenMode, Vfs, VfsFile};
@@ -28,6 +28,8 @@ pub(crate) struct PooledFile {
     me: Weak<PooledFile>,
     pool: Arc<FilePool>,
     path: PathBuf,
+    /// Where the file is now, once another has its name.
+    moved_to: OnceLock<PathBuf>,
     mode: OpenMode,
     handle: RwLock<Option<Arc<dyn VfsFile>>>,
     /// Set at each use, cleared when the pool passes by: a file is closed at the second visit without a use.
@@ -60,6 +62,7 @@ impl FilePool {
             me: Weak::clone(me),
             pool: Arc::clone(self),
             path,
+            moved_to: OnceLock::new(),
             mode,
             handle: RwLock::new(None),
             used: AtomicBool::new(false),
@@ -92,6 +95,20 @@ impl FilePool {
 impl PooledFile {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives the file another name, for whoever still reads it: the one it had is wanted for a new file. Once only.
+    pub(crate) fn move_to(&self, path: PathBuf) -> io::Result<()> {
+        // Held, so that nobody opens the old name in between and finds the new file there.
+        let _handle = self.handle.write();
+        self.pool.vfs.rename(&self.path, &path)?;
+        self.moved_to.set(path).ok();
+        Ok(())
+    }
+
+    /// The file has another name than its segment gives it. Said before the file is used.
+    pub(crate) fn is_at(&self, path: PathBuf) {
+        self.moved_to.set(path).ok();
     }
 
     /// Runs one call on the open file, opening it first if need be.
@@ -140,7 +157,7 @@ impl PooledFile {
             if let Some(file) = handle.as_ref() {
                 return Ok(Arc::clone(file));
             }
-            let file = self.pool.vfs.open(&self.path, mode)?;
+            let file = self.pool.vfs.open(self.moved_to.get().unwrap_or(&self.path), mode)?;
             *handle = Some(Arc::clone(&file));
             file
         };

@@ -4,6 +4,7 @@
 //! makes [`Segment::append`] single-threaded; everything else may be called from any thread at any time.
 
 pub(crate) mod append_table;
+pub(crate) mod compose;
 pub(crate) mod cursor;
 pub(crate) mod file_pool;
 pub(crate) mod log_file;
@@ -17,7 +18,7 @@ pub(crate) mod txn_index;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -126,6 +127,8 @@ pub(crate) struct Segment {
     max_timestamp_at_first: AtomicI64,
     /// Bytes since the last index entry (Kafka's sparse rule). Only the writer touches it.
     since_entry: AtomicU64,
+    /// Whether the index files are what this process wrote, or what a checksum vouches for.
+    indexes_written: AtomicBool,
     crc32: Mutex<Option<u32>>,
     seal: OnceLock<Arc<Seal>>,
     /// How often an index turned out wrong or missing and was made anew.
@@ -166,6 +169,7 @@ impl Segment {
             max_timestamp_offset: AtomicI64::new(UNKNOWN),
             max_timestamp_at_first: AtomicI64::new(UNKNOWN),
             since_entry: AtomicU64::new(0),
+            indexes_written: AtomicBool::new(false),
             crc32: Mutex::new(facts.crc32),
             seal: OnceLock::new(),
             rebuilt: AtomicU64::new(0),

@@ -203,7 +203,17 @@ impl Segment {
         self.write_small(Suffix::TimeIndex, &times, sync)?;
         let check = FileCheck::of(&times);
         *self.times_check.lock() = Some(check);
+        self.indexes_written.store(true, Ordering::Release);
         Ok(check)
+    }
+
+    /// Before a segment is sealed: index files that an earlier process left, unsynced maybe, are made anew.
+    pub(crate) fn renew_indexes(self: &Arc<Self>) -> Result<()> {
+        if self.indexes_written.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.distrust_index()?;
+        self.write_indexes(false).map(drop)
     }
 
     /// Index files are derived: written in place, without a rename. A crash in between leaves a file that no checksum

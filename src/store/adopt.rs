@@ -293,6 +293,9 @@ impl<'a> Adoption<'a> {
             epochs: found.epochs.clone(),
             segments,
             removing: Vec::new(),
+            clean_end: 0,
+            tombstone_floor: 0,
+            pending: None,
         };
         manifest.epochs.retain(|&(_, start)| start < found.end);
         let newest = found.highest_epoch.max(manifest.epochs.last().map_or(-1, |&(epoch, _)| epoch));

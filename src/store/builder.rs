@@ -44,6 +44,9 @@ pub struct StoreBuilder {
     pub(crate) topics_max: usize,
     pub(crate) without_locks: bool,
     pub(crate) id_seed: Option<u64>,
+    pub(crate) compaction_memory_bytes: usize,
+    pub(crate) compaction_step_bytes: u64,
+    pub(crate) compaction_bytes_per_second: u64,
 }
 
 impl Default for StoreBuilder {
@@ -59,6 +62,9 @@ impl Default for StoreBuilder {
             topics_max: 10_000,
             without_locks: false,
             id_seed: None,
+            compaction_memory_bytes: 32 << 20,
+            compaction_step_bytes: 8 << 20,
+            compaction_bytes_per_second: u64::MAX,
         }
     }
 }
@@ -132,6 +138,29 @@ impl StoreBuilder {
     #[must_use]
     pub fn id_seed(mut self, seed: u64) -> Self {
         self.id_seed = Some(seed);
+        self
+    }
+
+    /// Memory for the keys of one compaction, in bytes; 32 MiB by default (Kafka's `log.cleaner.dedupe.buffer.size`). More
+    /// keys than fit are compacted in several rounds.
+    #[must_use]
+    pub fn compaction_memory_bytes(mut self, bytes: usize) -> Self {
+        self.compaction_memory_bytes = bytes;
+        self
+    }
+
+    /// About how many bytes one [`Store::tick`] compacts; 8 MiB by default. At least one batch.
+    #[must_use]
+    pub fn compaction_step_bytes(mut self, bytes: u64) -> Self {
+        self.compaction_step_bytes = bytes.max(1);
+        self
+    }
+
+    /// How fast the upkeep thread compacts at most, in bytes read per second; as fast as it can by default (Kafka's
+    /// `log.cleaner.io.max.bytes.per.second`). Whoever calls [`Store::tick`] sets the pace by that.
+    #[must_use]
+    pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.compaction_bytes_per_second = bytes.max(1);
         self
     }
 

@@ -15,11 +15,11 @@ use crate::topic::TopicConfig;
 
 const NAME: &str = "topiclog.manifest";
 const KIND: u16 = 1;
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
 /// What the manifest says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Catalog {
     pub(crate) store_id: Uuid,
@@ -30,7 +30,7 @@ pub(crate) struct Catalog {
 }
 
 /// One topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TopicEntry {
     pub(crate) name: TopicName,
@@ -41,7 +41,7 @@ pub(crate) struct TopicEntry {
 }
 
 /// A partition directory of a deleted topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Deleting {
     pub(crate) topic: TopicName,

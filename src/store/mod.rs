@@ -71,6 +71,8 @@ pub(crate) struct StoreInner {
     signal: Arc<Signal>,
     upkeep_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     upkeep_error: Mutex<Option<Error>>,
+    cleaner: Mutex<upkeep::CleanerState>,
+    clocks: Mutex<upkeep::ClockWatch>,
 }
 
 /// What wakes the upkeep thread.
@@ -443,6 +445,8 @@ impl StoreInner {
             self.upkeep_error.lock().get_or_insert(Error::Closed { what: "the upkeep thread panicked".into() });
         }
         let _admin = self.admin.lock();
+        // An unfinished compaction has changed nothing; the next open sweeps its file.
+        self.cleaner.lock().stop();
         let topics: Vec<Arc<TopicInner>> = self.topics.read().values().cloned().collect();
         let mut first_error = self.upkeep_error.lock().take();
         let (mut ends, mut starts) = (Offsets::new(), Offsets::new());

@@ -109,6 +109,8 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         signal,
         upkeep_thread: Mutex::new(None),
         upkeep_error: Mutex::new(None),
+        cleaner: Mutex::default(),
+        clocks: Mutex::default(),
         options,
     });
     if !inner.env.read_only {

@@ -1,12 +1,16 @@
 //! Upkeep: the same bounded step, by hand or on one thread.
 
-use std::sync::Weak;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::{Signal, Store, StoreInner};
+use crate::cleaner::Cleaning;
 use crate::error::{Error, Result};
-use crate::partition::Durability;
+use crate::ids::TopicPartition;
+use crate::partition::{Durability, Log};
+use crate::topic::upkeep;
 
 /// What one [`Store::tick`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +22,18 @@ pub struct TickReport {
     pub sealed_segments: usize,
     /// Partitions that gave preallocated space back.
     pub trimmed: usize,
+    /// Idle active segments that were closed for their age.
+    pub rolled_segments: usize,
+    /// Segments that retention removed.
+    pub deleted_segments: usize,
+    /// Bytes of record batches in those.
+    pub deleted_bytes: u64,
+    /// Bytes that compaction read.
+    pub compacted_bytes: u64,
+    /// Compactions of a partition that came to their end.
+    pub compactions: usize,
+    /// Tombstones that those dropped.
+    pub tombstones_dropped: u64,
 }
 
 impl TickReport {
@@ -33,7 +49,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 impl Store {
     /// One bounded step of upkeep over every partition: windows of `Interval` that are over are synced, the recovery floor
     /// moves, one closed segment of each partition is sealed, preallocated space that was not used for a minute is given
-    /// back. With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
+    /// back; an idle active segment whose age asks for it is closed, retention deletes what is too old or too much, and
+    /// the compaction of one partition, that with the most to gain, reads its next
+    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
     /// no harm.
     ///
     /// # Errors
@@ -57,24 +75,154 @@ impl Store {
     }
 }
 
+/// The compaction that is going on, and what is not to be tried again.
+#[derive(Debug, Default)]
+pub(super) struct CleanerState {
+    current: Option<(Arc<Log>, Cleaning)>,
+    /// Partitions whose compaction failed: until the store is reopened they are left alone.
+    failed: BTreeSet<TopicPartition>,
+}
+
+impl CleanerState {
+    pub(super) fn stop(&mut self) {
+        self.current = None;
+    }
+}
+
+/// How the clocks stood at the last step.
+#[derive(Debug, Default)]
+pub(super) struct ClockWatch {
+    last: Option<(i64, Duration)>,
+    /// The wall clock jumped; until the other one gets here it is not trusted with more than a segment at a time.
+    distrusted_until: Duration,
+    /// When a segment went by a clock that is not trusted.
+    last_cut: Option<Duration>,
+}
+
+const JUMP_MS: i64 = 3_600_000;
+const DISTRUST: Duration = Duration::from_secs(3600);
+/// Between two segments that go by a clock that jumped.
+const DISTRUSTED_CUT: Duration = Duration::from_secs(60);
+
+impl ClockWatch {
+    /// Takes note of both clocks; true if the wall clock has jumped lately.
+    fn has_jumped(&mut self, wall_ms: i64, monotonic: Duration) -> bool {
+        if let Some((last_wall, last_monotonic)) = self.last {
+            let passed = i64::try_from(monotonic.saturating_sub(last_monotonic).as_millis()).unwrap_or(i64::MAX);
+            let ahead = wall_ms.saturating_sub(last_wall).saturating_sub(passed);
+            if ahead.saturating_abs() > JUMP_MS {
+                self.distrusted_until = monotonic + DISTRUST;
+            }
+        }
+        self.last = Some((wall_ms, monotonic));
+        monotonic < self.distrusted_until
+    }
+}
+
 impl StoreInner {
     fn tick(&self) -> Result<TickReport> {
         let mut report = TickReport::default();
         let mut first_error = None;
+        let mut note = |error| {
+            first_error.get_or_insert(error);
+        };
+        let now_ms = self.env.clock.now_ms();
+        let (has_jumped, may_cut) = self.look_at_clocks(now_ms);
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
-        for partition in topics.iter().flat_map(|topic| topic.partitions.values()) {
-            match partition.log.upkeep() {
-                Ok(step) => {
-                    report.synced_bytes += step.synced_bytes;
-                    report.sealed_segments += step.sealed;
-                    report.trimmed += usize::from(step.trimmed);
-                }
-                Err(error) => {
-                    first_error.get_or_insert(error);
-                }
+        let logs: Vec<Arc<Log>> =
+            topics.iter().flat_map(|topic| topic.partitions.values()).map(|found| Arc::clone(&found.log)).collect();
+        for log in &logs {
+            if let Err(error) = self.tick_log(log, now_ms, has_jumped, may_cut, &mut report) {
+                note(error);
             }
         }
+        if let Err(error) = self.clean(&logs, now_ms, &mut report) {
+            note(error);
+        }
+        if has_jumped && report.deleted_segments > 0 {
+            self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
+        }
         first_error.map_or(Ok(report), Err)
+    }
+
+    /// Whether the wall clock has jumped lately, and whether segments may go by it in this step.
+    fn look_at_clocks(&self, now_ms: i64) -> (bool, bool) {
+        let monotonic = self.env.clock.monotonic();
+        let mut clocks = self.clocks.lock();
+        let has_jumped = clocks.has_jumped(now_ms, monotonic);
+        let is_due = clocks.last_cut.is_none_or(|last| monotonic.saturating_sub(last) >= DISTRUSTED_CUT);
+        (has_jumped, !has_jumped || is_due)
+    }
+
+    fn tick_log(
+        &self,
+        log: &Arc<Log>,
+        now_ms: i64,
+        has_jumped: bool,
+        may_cut: bool,
+        report: &mut TickReport,
+    ) -> Result<()> {
+        let step = log.upkeep()?;
+        report.synced_bytes += step.synced_bytes;
+        report.sealed_segments += step.sealed;
+        report.trimmed += usize::from(step.trimmed);
+        if self.env.read_only || log.is_closed() || log.poison_error().is_some() {
+            return Ok(());
+        }
+        report.rolled_segments += usize::from(upkeep::roll_if_idle(log, now_ms)?);
+        if may_cut {
+            let removed = upkeep::retain(log, now_ms, has_jumped)?;
+            report.deleted_segments += removed.segments;
+            report.deleted_bytes += removed.bytes;
+        }
+        log.remove_retired().map(drop)
+    }
+
+    /// The next step of the compaction that is going on, or the first of the one with the most to gain.
+    fn clean(&self, logs: &[Arc<Log>], now_ms: i64, report: &mut TickReport) -> Result<()> {
+        if self.env.read_only {
+            return Ok(());
+        }
+        // Somebody else is at it.
+        let Some(mut state) = self.cleaner.try_lock() else { return Ok(()) };
+        let state = &mut *state;
+        if state.current.is_none() {
+            let Some(log) = dirtiest(logs, &state.failed, now_ms)? else { return Ok(()) };
+            let memory_bytes = self.options.compaction_memory_bytes;
+            let hold = self.hold_of(&log.id);
+            let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes)?;
+            state.current = begun.map(|cleaning| (log, cleaning));
+        }
+        // A topic that is no longer to be compacted stays as it is.
+        if state.current.as_ref().is_some_and(|(log, _)| log.is_closed() || !log.settings().needs_key) {
+            state.current = None;
+        }
+        let Some((log, cleaning)) = &mut state.current else { return Ok(()) };
+        match cleaning.step(self.options.compaction_step_bytes) {
+            Ok(step) => {
+                report.compacted_bytes += step.read_bytes;
+                if step.is_done {
+                    report.compactions += 1;
+                    report.tombstones_dropped += cleaning.counts().tombstones_dropped;
+                    state.current = None;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let is_over = log.is_closed();
+                if !is_over {
+                    state.failed.insert(log.id.clone());
+                }
+                state.current = None;
+                // A topic that was deleted meanwhile needs no compaction.
+                if is_over { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
+    /// The lowest position that a reader of this partition still has to read tombstones from.
+    fn hold_of(&self, _partition: &TopicPartition) -> i64 {
+        i64::MAX
     }
 
     /// How long the thread may sleep: half of the shortest window.
@@ -104,15 +252,35 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
         if inner.closed.load(Ordering::Acquire) {
             return;
         }
-        if let Err(error) = inner.tick() {
+        let ticked = inner.tick();
+        let compacted_bytes = ticked.as_ref().map_or(0, |report| report.compacted_bytes);
+        // More of what is bounded in one step may be waiting.
+        let goes_on = ticked
+            .as_ref()
+            .is_ok_and(|report| report.compacted_bytes > 0 || report.compactions > 0 || report.sealed_segments > 0);
+        if let Err(error) = ticked {
             inner.upkeep_error.lock().get_or_insert(error);
         }
-        let wait = inner.wait();
+        let pace = compacted_bytes as f64 / inner.options.compaction_bytes_per_second as f64;
+        let wait = if goes_on { Duration::from_secs_f64(pace).min(inner.wait()) } else { inner.wait() };
         drop(inner);
         if signal.wait(wait) {
             return;
         }
     }
+}
+
+/// The partition that is worth most to compact now.
+fn dirtiest(logs: &[Arc<Log>], failed: &BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
+    let mut best: Option<(f64, &Arc<Log>)> = None;
+    for log in logs.iter().filter(|log| !failed.contains(&log.id) && !log.is_closed()) {
+        if let Some(dirtiness) = upkeep::dirtiness(log, now_ms)?
+            && best.is_none_or(|(most, _)| dirtiness > most)
+        {
+            best = Some((dirtiness, log));
+        }
+    }
+    Ok(best.map(|(_, log)| Arc::clone(log)))
 }
 
 impl Signal {

@@ -254,8 +254,16 @@ impl PartitionCheck<'_> {
         if floor.is_none() {
             self.report.damage(&self.directory.join(floor::NAME), None, "no entry of the recovery floor can be read");
         }
+        let in_transit = manifest.pending.as_ref().map_or(&[][..], |pending| pending.replace.as_slice());
+        if let Some(base) = in_transit.iter().find(|base| listing.is_in_transit(**base)) {
+            let path = self.directory.join(file_name(*base, Suffix::Log));
+            self.report.notice(&path, None, "an exchange of segments was interrupted; the next open goes on with it");
+        }
         for (index, entry) in manifest.segments.iter().enumerate() {
             let path = self.directory.join(file_name(entry.base, Suffix::Log));
+            if in_transit.contains(&entry.base) && listing.is_in_transit(entry.base) {
+                continue;
+            }
             let Some(&bytes) = listing.logs.get(&entry.base) else {
                 self.report.damage(&path, None, "the manifest lists this segment, but it is missing");
                 continue;
@@ -272,7 +280,7 @@ impl PartitionCheck<'_> {
             self.log(&LogCheck { base: entry.base, manifest: Some(manifest), entry: Some(entry), next_base, floor })?;
         }
         for (&base, &bytes) in &listing.logs {
-            if bytes > 0 && manifest.segments.iter().all(|entry| entry.base != base) {
+            if bytes > 0 && manifest.segments.iter().all(|entry| entry.base != base) && !in_transit.contains(&base) {
                 let path = self.directory.join(file_name(base, Suffix::Log));
                 self.report.damage(&path, None, "records in a segment that the manifest does not list");
             }
@@ -293,7 +301,12 @@ impl PartitionCheck<'_> {
             is_foreign,
             epochs: check.manifest.filter(|_| !is_foreign).map(|manifest| manifest.epochs.as_slice()),
         };
-        let is_settled = check.next_base.is_some() || self.was_clean;
+        let is_settled = match check.entry.map(|entry| entry.state) {
+            Some(EntryState::Sealed) => true,
+            // Not synced: after a crash they are made anew before the segment is sealed.
+            Some(EntryState::Closed) => false,
+            Some(EntryState::Active) | None => check.next_base.is_some() || self.was_clean,
+        };
         let mut indexes = self.indexes(check, is_settled)?;
         let mut records = RecordsCheck::default();
         let (mut batches, mut counted) = (0, 0);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::partition::Durability;
-use crate::partition::settings::LogSettings;
+use crate::partition::settings::{CompactionSettings, LogSettings, RetentionSettings};
 use crate::record::{Compression, TimestampType};
 
 /// Most partitions that a topic may have.
@@ -12,8 +12,7 @@ pub(crate) const PARTITIONS_MAX: u32 = 1024;
 /// Smallest segment: one small batch must fit.
 const SEGMENT_BYTES_MIN: u32 = 256;
 
-/// What may be removed from a topic, and why (Kafka's `cleanup.policy`). This version keeps everything under each policy;
-/// a compacted topic refuses records without a key.
+/// What may be removed from a topic, and why (Kafka's `cleanup.policy`). A compacted topic refuses records without a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum CleanupPolicy {
@@ -40,7 +39,7 @@ pub enum CleanupPolicy {
 /// let config = TopicConfig::default().partitions(4).durability(Durability::INTERVAL).segment_bytes(64 << 20);
 /// assert_eq!(config.get("segment.bytes").as_deref(), Some("67108864"));
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicConfig {
     partitions: u32,
@@ -58,6 +57,42 @@ pub struct TopicConfig {
     compression: Compression,
     compression_level: Option<i32>,
     cleanup_policy: CleanupPolicy,
+    #[serde(default = "unlimited")]
+    retention_ms: i64,
+    #[serde(default = "unlimited")]
+    retention_bytes: i64,
+    #[serde(default = "default_dirty_ratio")]
+    min_cleanable_dirty_ratio: f64,
+    #[serde(default)]
+    min_compaction_lag_ms: i64,
+    #[serde(default = "forever")]
+    max_compaction_lag_ms: i64,
+    #[serde(default = "one_day")]
+    delete_retention_ms: i64,
+    #[serde(default = "seven_days")]
+    tombstone_hold_max_ms: i64,
+    #[serde(default = "unlimited")]
+    expire_after_ms: i64,
+}
+
+const fn unlimited() -> i64 {
+    -1
+}
+
+const fn default_dirty_ratio() -> f64 {
+    0.5
+}
+
+const fn forever() -> i64 {
+    i64::MAX
+}
+
+const fn one_day() -> i64 {
+    86_400_000
+}
+
+const fn seven_days() -> i64 {
+    604_800_000
 }
 
 impl Default for TopicConfig {
@@ -78,6 +113,14 @@ impl Default for TopicConfig {
             compression: Compression::None,
             compression_level: None,
             cleanup_policy: CleanupPolicy::Delete,
+            retention_ms: unlimited(),
+            retention_bytes: unlimited(),
+            min_cleanable_dirty_ratio: default_dirty_ratio(),
+            min_compaction_lag_ms: 0,
+            max_compaction_lag_ms: forever(),
+            delete_retention_ms: one_day(),
+            tombstone_hold_max_ms: seven_days(),
+            expire_after_ms: unlimited(),
         }
     }
 }
@@ -128,6 +171,24 @@ impl TopicConfig {
         "compression.zstd.level" compression_level: Option<i32>;
         /// What may be removed.
         "cleanup.policy" cleanup_policy: CleanupPolicy;
+        /// Segments whose newest record is older than this go, in milliseconds; -1 keeps them. Needs a policy with `delete`.
+        "retention.ms" retention_ms: i64;
+        /// The oldest segments go while the partition has more bytes than this without them; -1 keeps them. Needs a policy
+        /// with `delete`.
+        "retention.bytes" retention_bytes: i64;
+        /// A partition is compacted once more than this share of its closed segments has not been, 0 to 1.
+        "min.cleanable.dirty.ratio" min_cleanable_dirty_ratio: f64;
+        /// Segments with a record younger than this are not compacted, in milliseconds.
+        "min.compaction.lag.ms" min_compaction_lag_ms: i64;
+        /// A superseded record older than this is compacted whatever the ratio, in milliseconds.
+        "max.compaction.lag.ms" max_compaction_lag_ms: i64;
+        /// A tombstone goes this long after compaction first saw it, in milliseconds, unless a reader holds it.
+        "delete.retention.ms" delete_retention_ms: i64;
+        /// A reader holds a tombstone for at most this long after it was written, in milliseconds.
+        "topiclog.tombstone.hold.max.ms" tombstone_hold_max_ms: i64;
+        /// A key whose newest record is older than this gets a tombstone, in milliseconds; -1 lets keys live. Needs a
+        /// compacted topic.
+        "topiclog.expire.after.ms" expire_after_ms: i64;
     }
 
     /// Number of partitions.
@@ -154,20 +215,26 @@ impl TopicConfig {
             ("compression.lz4.level", level(Compression::Lz4, "9")),
             ("compression.type", codec),
             ("compression.zstd.level", level(Compression::Zstd, "3")),
+            ("delete.retention.ms", self.delete_retention_ms.to_string()),
             ("index.interval.bytes", self.index_interval_bytes.to_string()),
+            ("max.compaction.lag.ms", self.max_compaction_lag_ms.to_string()),
             ("max.message.bytes", self.batch_bytes_max.to_string()),
             ("message.timestamp.after.max.ms", self.timestamp_after_max_ms.to_string()),
             ("message.timestamp.before.max.ms", self.timestamp_before_max_ms.to_string()),
             ("message.timestamp.type", self.timestamp_type.to_string()),
+            ("min.cleanable.dirty.ratio", self.min_cleanable_dirty_ratio.to_string()),
+            ("min.compaction.lag.ms", self.min_compaction_lag_ms.to_string()),
             ("preallocate", "false".to_owned()),
-            ("retention.bytes", "-1".to_owned()),
-            ("retention.ms", "-1".to_owned()),
+            ("retention.bytes", self.retention_bytes.to_string()),
+            ("retention.ms", self.retention_ms.to_string()),
             ("segment.bytes", self.segment_bytes.to_string()),
             ("segment.index.bytes", self.segment_index_bytes.to_string()),
             ("segment.ms", self.segment_ms.to_string()),
             ("topiclog.durability", durability_text(self.durability)),
+            ("topiclog.expire.after.ms", self.expire_after_ms.to_string()),
             ("topiclog.max.unsynced.bytes", self.max_unsynced_bytes.to_string()),
             ("topiclog.preallocate.bytes", self.preallocate_bytes.to_string()),
+            ("topiclog.tombstone.hold.max.ms", self.tombstone_hold_max_ms.to_string()),
         ]
     }
 
@@ -222,10 +289,17 @@ impl TopicConfig {
                 };
             }
             "preallocate" if value == "false" => {}
-            "retention.bytes" | "retention.ms" if value == "-1" => {}
-            "preallocate" | "retention.bytes" | "retention.ms" => {
-                return Err(Error::config(key, "this version keeps everything and knows no other value"));
+            "preallocate" => {
+                return Err(Error::config(key, "must be false: space is taken as topiclog.preallocate.bytes says"));
             }
+            "delete.retention.ms" => self.delete_retention_ms = number(key, value)?,
+            "max.compaction.lag.ms" => self.max_compaction_lag_ms = number(key, value)?,
+            "min.cleanable.dirty.ratio" => self.min_cleanable_dirty_ratio = number(key, value)?,
+            "min.compaction.lag.ms" => self.min_compaction_lag_ms = number(key, value)?,
+            "retention.bytes" => self.retention_bytes = number(key, value)?,
+            "retention.ms" => self.retention_ms = number(key, value)?,
+            "topiclog.expire.after.ms" => self.expire_after_ms = number(key, value)?,
+            "topiclog.tombstone.hold.max.ms" => self.tombstone_hold_max_ms = number(key, value)?,
             "segment.bytes" => self.segment_bytes = number(key, value)?,
             "segment.index.bytes" => self.segment_index_bytes = number(key, value)?,
             "segment.ms" => self.segment_ms = number(key, value)?,
@@ -250,6 +324,22 @@ impl TopicConfig {
             return Err(Error::config("segment.bytes", "must be at most 2147483647"));
         }
         at_least("segment.ms", self.segment_ms, 1)?;
+        at_least("retention.ms", self.retention_ms, -1)?;
+        at_least("retention.bytes", self.retention_bytes, -1)?;
+        at_least("delete.retention.ms", self.delete_retention_ms, 0)?;
+        at_least("min.compaction.lag.ms", self.min_compaction_lag_ms, 0)?;
+        at_least("max.compaction.lag.ms", self.max_compaction_lag_ms, 1)?;
+        at_least("topiclog.tombstone.hold.max.ms", self.tombstone_hold_max_ms, 0)?;
+        at_least("topiclog.expire.after.ms", self.expire_after_ms, -1)?;
+        if !(0.0..=1.0).contains(&self.min_cleanable_dirty_ratio) {
+            return Err(Error::config("min.cleanable.dirty.ratio", "must be from 0 to 1"));
+        }
+        if self.min_compaction_lag_ms > self.max_compaction_lag_ms {
+            return Err(Error::config("min.compaction.lag.ms", "must not exceed max.compaction.lag.ms"));
+        }
+        if self.expire_after_ms >= 0 && self.cleanup_policy == CleanupPolicy::Delete {
+            return Err(Error::config("topiclog.expire.after.ms", "needs a cleanup.policy with compact: keys expire"));
+        }
         at_least("segment.index.bytes", self.segment_index_bytes.into(), 24)?;
         at_least("max.message.bytes", self.batch_bytes_max.into(), 61)?;
         at_least("message.timestamp.before.max.ms", self.timestamp_before_max_ms, 0)?;
@@ -276,7 +366,11 @@ impl TopicConfig {
         LogSettings {
             durability: self.durability,
             segment_bytes: self.segment_bytes.into(),
-            segment_ms: self.segment_ms,
+            // A compacted topic's records are not to wait in the active segment for longer than they may lag.
+            segment_ms: match self.cleanup_policy {
+                CleanupPolicy::Delete => self.segment_ms,
+                _ => self.segment_ms.min(self.max_compaction_lag_ms),
+            },
             segment_index_bytes: self.segment_index_bytes.into(),
             index_interval_bytes: self.index_interval_bytes.into(),
             batch_bytes_max: u64::from(self.batch_bytes_max).min(self.segment_bytes.into()),
@@ -288,6 +382,19 @@ impl TopicConfig {
             compression: self.compression,
             compression_level: self.compression_level,
             needs_key: self.cleanup_policy != CleanupPolicy::Delete,
+            retention: RetentionSettings {
+                deletes: self.cleanup_policy != CleanupPolicy::Compact,
+                retention_ms: self.retention_ms,
+                retention_bytes: self.retention_bytes,
+            },
+            compaction: CompactionSettings {
+                min_cleanable_dirty_ratio: self.min_cleanable_dirty_ratio,
+                min_compaction_lag_ms: self.min_compaction_lag_ms,
+                max_compaction_lag_ms: self.max_compaction_lag_ms,
+                delete_retention_ms: self.delete_retention_ms,
+                tombstone_hold_max_ms: self.tombstone_hold_max_ms,
+                expire_after_ms: self.expire_after_ms,
+            },
         }
     }
 
@@ -351,7 +458,12 @@ mod tests {
             ("max.message.bytes", "60"),
             ("max.message.bytes", "8388609"),
             ("cleanup.policy", "keep"),
-            ("retention.ms", "1000"),
+            ("retention.ms", "-2"),
+            ("min.cleanable.dirty.ratio", "1.5"),
+            ("min.cleanable.dirty.ratio", "NaN"),
+            ("max.compaction.lag.ms", "0"),
+            ("topiclog.expire.after.ms", "1000"),
+            ("preallocate", "true"),
             ("message.timestamp.type", "NoTime"),
             ("topiclog.durability", "interval:1:1"),
             ("topiclog.durability", "never"),

@@ -4,6 +4,7 @@
 
 pub(crate) mod config;
 pub(crate) mod partitioner;
+pub(crate) mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fmt;

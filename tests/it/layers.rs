@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules with their layers; within layer 0 the order is as listed.
-const LAYERS: [(&str, u32); 10] = [
+const LAYERS: [(&str, u32); 12] = [
     ("ids", 0),
     ("error", 0),
     ("sync", 0),
@@ -13,6 +13,8 @@ const LAYERS: [(&str, u32); 10] = [
     ("record", 1),
     ("segment", 2),
     ("partition", 3),
+    ("cleaner", 4),
+    ("retention", 4),
     ("topic", 5),
     ("store", 6),
 ];

@@ -12,6 +12,8 @@ macro_rules! tell {
 
 mod api;
 mod codec_props;
+mod compaction;
+mod compaction_crashes;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;

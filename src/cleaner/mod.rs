@@ -1,0 +1,293 @@
+//! Compaction of one partition: the newest record of each key stays, in bounded memory and bounded steps.
+//!
+//! Kafka's algorithm and Kafka's rules (`LogCleaner`): the newest offset of each key in the dirty part goes into a bounded
+//! map, then the segments are copied, group by group, without the records that a newer one supersedes. Offsets never
+//! change. What is promised: a record is dropped only if the key *bytes* of a newer one, below the stable end, were found
+//! equal; appends and reads go on meanwhile; a group takes effect as a whole or not at all.
+//!
+//! It knows partitions and segments. It does not know topics, nor who keeps tombstones: it is given a bound.
+
+pub(crate) mod offset_map;
+pub(crate) mod plan;
+pub(crate) mod rewrite;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::partition::settings::LogSettings;
+use crate::partition::{Log, SegmentSet};
+use crate::record::{self, DecodeLimits, RecordsIter};
+use crate::segment::cursor::{Cursor, Verify};
+use crate::segment::{Segment, State};
+
+use self::offset_map::OffsetMap;
+use self::rewrite::{GroupCopy, Passed, Rules};
+
+/// What keeps tombstones: readers that have not come so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    /// Tombstones at or above this offset are still to be read by somebody.
+    pub(crate) from_offset: i64,
+    /// But none is held for longer than this after it was written.
+    pub(crate) max_ms: i64,
+}
+
+/// What a compaction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) segments_before: usize,
+    pub(crate) segments_after: usize,
+    pub(crate) bytes_before: u64,
+    pub(crate) bytes_after: u64,
+    pub(crate) records_before: u64,
+    pub(crate) records_after: u64,
+    pub(crate) tombstones_dropped: u64,
+}
+
+/// One round over one partition, in steps.
+#[derive(Debug)]
+pub(crate) struct Cleaning {
+    log: Arc<Log>,
+    range: plan::Range,
+    /// Everything that is copied, oldest first.
+    sources: Vec<Arc<Segment>>,
+    set: Arc<SegmentSet>,
+    segment_bytes: u64,
+    index_interval_bytes: u64,
+    rules: Rules,
+    passed: Passed,
+    phase: Phase,
+    counts: Counts,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Notes the keys of the dirty part.
+    Map {
+        source: usize,
+        cursor: Option<Box<Cursor>>,
+    },
+    /// Copies group by group; the next ones are at the end.
+    Copy {
+        waiting: Vec<Vec<i64>>,
+        group: Option<Box<GroupCopy>>,
+    },
+    Done,
+}
+
+/// What one step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) read_bytes: u64,
+    pub(crate) is_done: bool,
+}
+
+/// What is worth compacting in a partition now, if anything.
+pub(crate) fn find_range(log: &Log, settings: &LogSettings, now_ms: i64) -> Result<Option<plan::Range>> {
+    let set = log.snapshot();
+    let pieces = pieces(log, &set, settings)?;
+    // What is sealed was synced, so that only open transactions are left to mind.
+    Ok(plan::range(&pieces, &settings.compaction, log.clean_end(), log.last_stable_offset(), now_ms))
+}
+
+fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings) -> Result<Vec<plan::Piece>> {
+    let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
+    let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
+        // Looked up only where the settings ask, as it may mean to read headers.
+        let max_timestamp = match settings.compaction.min_compaction_lag_ms {
+            0 => -1,
+            _ => segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp),
+        };
+        let first_timestamp = match settings.compaction.max_compaction_lag_ms {
+            i64::MAX => -1,
+            _ => segment.first_batch_timestamp()?.unwrap_or(-1),
+        };
+        Ok(plan::Piece {
+            base: segment.base_offset(),
+            next_base,
+            bytes: segment.bytes(),
+            is_sealed: segment.state() == State::Sealed,
+            max_timestamp,
+            first_timestamp,
+        })
+    };
+    set.segments.iter().zip(ends).map(piece).collect()
+}
+
+impl Cleaning {
+    /// Begins a round. Nothing is written before the first step.
+    pub(crate) fn new(
+        log: &Arc<Log>,
+        settings: &LogSettings,
+        range: plan::Range,
+        hold: Hold,
+        now_ms: i64,
+        memory_bytes_max: usize,
+    ) -> Self {
+        let set = log.snapshot();
+        let is_source = |segment: &&Arc<Segment>| segment.base_offset() < range.first_uncleanable;
+        let sources: Vec<Arc<Segment>> = set.segments.iter().filter(is_source).cloned().collect();
+        let first_dirty_source = set.index_of(range.first_dirty);
+        Self {
+            log: Arc::clone(log),
+            range,
+            sources,
+            set,
+            segment_bytes: settings.segment_bytes,
+            index_interval_bytes: settings.index_interval_bytes,
+            rules: Rules {
+                map: OffsetMap::new(memory_bytes_max),
+                end: range.first_dirty,
+                first_uncleanable: range.first_uncleanable,
+                now_ms,
+                delete_retention_ms: settings.compaction.delete_retention_ms,
+                hold,
+            },
+            passed: Passed::new(log.tombstone_floor()),
+            phase: Phase::Map { source: first_dirty_source, cursor: None },
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Goes on until about so many bytes were read, or the round is over.
+    pub(crate) fn step(&mut self, budget_bytes: u64) -> Result<Step> {
+        let mut read_bytes = 0;
+        while read_bytes < budget_bytes && !matches!(self.phase, Phase::Done) {
+            read_bytes += match self.phase {
+                Phase::Map { .. } => self.map_a_batch()?,
+                Phase::Copy { .. } => self.copy_a_batch()?,
+                Phase::Done => 0,
+            };
+        }
+        Ok(Step { read_bytes, is_done: matches!(self.phase, Phase::Done) })
+    }
+
+    fn map_a_batch(&mut self) -> Result<u64> {
+        let Phase::Map { source, cursor } = &mut self.phase else { return Ok(0) };
+        let Some(segment) = self.sources.get(*source) else {
+            self.rules.end = self.range.first_uncleanable;
+            return self.begin_copy();
+        };
+        let walk = match cursor {
+            Some(cursor) => cursor,
+            None => {
+                let from = self.range.first_dirty.max(segment.base_offset());
+                let seek = Cursor::seek(segment, self.set.epochs.clone(), Verify::Always, from)?;
+                cursor.insert(Box::new(seek))
+            }
+        };
+        let Some(found) = walk.next()? else {
+            (*source, *cursor) = (*source + 1, None);
+            return Ok(0);
+        };
+        let header = found.header;
+        let bytes = header.size_bytes() as u64;
+        if header.is_control() || header.records_count == 0 || self.set.is_aborted(&header) {
+            return Ok(bytes);
+        }
+        let failed = |error: record::BatchError| batch_error(segment, found.position, &header, &error);
+        let body = record::decode_shared(&header, &walk.bytes(&found), &limits()).map_err(failed)?;
+        // The first batch is taken whole, so that every round gets on.
+        let must = header.base_offset <= self.range.first_dirty;
+        for view in RecordsIter::new(&header, &body) {
+            let view = view.map_err(failed)?;
+            let Some(key) = view.key().filter(|_| view.offset() >= self.range.first_dirty) else { continue };
+            if !self.rules.map.put(key, view.offset(), must) {
+                // The rest waits for the next round. What the map knows of this batch is true all the same.
+                self.rules.end = header.base_offset;
+                return self.begin_copy().map(|_| bytes);
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn begin_copy(&mut self) -> Result<u64> {
+        self.log.begin_compaction()?;
+        let next_bases = self.sources.iter().skip(1).map(|next| next.base_offset());
+        let next_bases = next_bases.chain([self.range.first_uncleanable]);
+        let pieces: Vec<plan::Piece> = (self.sources.iter().zip(next_bases))
+            .map(|(segment, next_base)| plan::Piece {
+                base: segment.base_offset(),
+                next_base,
+                bytes: segment.bytes(),
+                is_sealed: true,
+                max_timestamp: -1,
+                first_timestamp: -1,
+            })
+            .collect();
+        let mut waiting = plan::groups(&pieces, self.rules.end, self.segment_bytes);
+        waiting.reverse();
+        self.phase = Phase::Copy { waiting, group: None };
+        Ok(0)
+    }
+
+    fn copy_a_batch(&mut self) -> Result<u64> {
+        let Phase::Copy { waiting, group } = &mut self.phase else { return Ok(0) };
+        if let Some(copy) = group {
+            if let Some(read_bytes) = copy.copy_a_batch(&self.rules, &mut self.passed)? {
+                return Ok(read_bytes);
+            }
+            if let Some(copy) = group.take() {
+                self.counts.add(copy.finish(&self.log, self.passed.tombstone_floor)?);
+            }
+            return Ok(0);
+        }
+        let Some(bases) = waiting.pop() else {
+            self.finish_round()?;
+            return Ok(0);
+        };
+        let begun = self.begin_group(&bases)?;
+        if let Phase::Copy { group, .. } = &mut self.phase {
+            *group = Some(Box::new(begun));
+        }
+        Ok(0)
+    }
+
+    fn begin_group(&self, bases: &[i64]) -> Result<GroupCopy> {
+        let is_source = |segment: &&Arc<Segment>| bases.contains(&segment.base_offset());
+        let sources: Vec<Arc<Segment>> = self.sources.iter().filter(is_source).cloned().collect();
+        let last = bases.last().copied().unwrap_or_default();
+        let next_base = self.sources.iter().map(|segment| segment.base_offset()).find(|&base| base > last);
+        let next_base = next_base.unwrap_or(self.range.first_uncleanable);
+        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, self.index_interval_bytes)
+    }
+
+    fn finish_round(&mut self) -> Result<()> {
+        self.log.note_compacted(self.rules.end, self.passed.tombstone_floor)?;
+        self.phase = Phase::Done;
+        Ok(())
+    }
+}
+
+impl Counts {
+    fn add(&mut self, more: Counts) {
+        self.segments_before += more.segments_before;
+        self.segments_after += more.segments_after;
+        self.bytes_before += more.bytes_before;
+        self.bytes_after += more.bytes_after;
+        self.records_before += more.records_before;
+        self.records_after += more.records_after;
+        self.tombstones_dropped += more.tombstones_dropped;
+    }
+}
+
+/// A batch that is in the log is read, however large it becomes: it was accepted once.
+fn limits() -> DecodeLimits {
+    DecodeLimits { decompressed_bytes_max: i32::MAX as usize }
+}
+
+fn batch_error(segment: &Segment, position: u64, header: &record::BatchHeader, error: &record::BatchError) -> Error {
+    if error.is_unsupported() {
+        return Error::unsupported(format!("{error} (offset {}), so that it cannot be compacted", header.base_offset));
+    }
+    Error::Corrupt {
+        path: segment.log().path().to_owned(),
+        position,
+        offsets: Some((header.base_offset.into(), header.next_offset().into())),
+        what: error.to_string(),
+    }
+}

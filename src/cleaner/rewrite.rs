@@ -1,0 +1,286 @@
+//! Copies a group of segments into one, without what need not stay.
+//!
+//! What happens to a batch and to a record is decided by pure functions of its bytes and [`Rules`]; the rest writes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::offset_map::OffsetMap;
+use super::{Counts, Hold, batch_error, limits};
+use crate::error::Result;
+use crate::partition::manifest::{EntryState, SegmentEntry};
+use crate::partition::reader::marker_of;
+use crate::partition::swap::{Compacted, cleaned_name};
+use crate::partition::{Log, SegmentSet};
+use crate::record::{self, BatchHeader, ControlRecord, RecordView, RecordsIter, SharedBytes};
+use crate::segment::compose::NewSegment;
+use crate::segment::cursor::{Cursor, Verify};
+use crate::segment::txn_index::AbortedTxn;
+use crate::segment::{BatchFacts, Segment};
+
+/// What decides about records during one round; it does not change while segments are copied.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) map: OffsetMap,
+    /// The map knows all keys below this offset.
+    pub(crate) end: i64,
+    pub(crate) first_uncleanable: i64,
+    pub(crate) now_ms: i64,
+    pub(crate) delete_retention_ms: i64,
+    pub(crate) hold: Hold,
+}
+
+/// What the copying has passed so far; it goes on from group to group.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    /// Producers of aborted, and of committed, transactions whose data was seen and whose marker was not.
+    aborted: HashSet<i64>,
+    committed: HashSet<i64>,
+    /// A tombstone had to stay: those behind it stay as well, so that they go in order.
+    keeps_tombstones: bool,
+    /// One past the highest tombstone that was dropped.
+    pub(crate) tombstone_floor: i64,
+}
+
+impl Passed {
+    pub(crate) fn new(tombstone_floor: i64) -> Self {
+        Self { aborted: HashSet::new(), committed: HashSet::new(), keeps_tombstones: false, tombstone_floor }
+    }
+}
+
+/// What becomes of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Its records are looked at one by one. `discardable`: once nobody needs the marker, it goes.
+    Look { discardable: bool },
+    /// Its records go, all of them.
+    DropRecords,
+}
+
+impl Rules {
+    /// Kafka's rules for batches (`Cleaner.shouldDiscardBatch`), with what they remember.
+    fn fate(&self, header: &BatchHeader, marker: Option<ControlRecord>, is_aborted: bool, passed: &mut Passed) -> Fate {
+        if !header.is_control() {
+            if is_aborted {
+                passed.aborted.insert(header.producer_id);
+                return Fate::DropRecords;
+            }
+            if header.is_transactional() {
+                passed.committed.insert(header.producer_id);
+            }
+            return Fate::Look { discardable: false };
+        }
+        let discardable = match marker {
+            // The transaction's data is gone since an earlier round.
+            Some(ControlRecord::Abort { .. }) => !passed.aborted.remove(&header.producer_id),
+            Some(ControlRecord::Commit { .. }) => !passed.committed.remove(&header.producer_id),
+            Some(_) => false,
+            None => header.records_count == 0,
+        };
+        if discardable && header.delete_horizon_ms().is_some_and(|horizon| horizon <= self.now_ms) {
+            return Fate::DropRecords;
+        }
+        Fate::Look { discardable }
+    }
+
+    /// Kafka's rules for records (`Cleaner.shouldRetainRecord`), and the hold of readers on tombstones.
+    fn keeps(&self, header: &BatchHeader, record: &RecordView<'_>, passed: &mut Passed, counts: &mut Counts) -> bool {
+        if header.is_control() || record.offset() >= self.end {
+            return true;
+        }
+        let Some(key) = record.key() else { return false };
+        if self.map.get(key).is_some_and(|newest| record.offset() < newest) {
+            return false;
+        }
+        if !record.is_tombstone() {
+            return true;
+        }
+        let is_over = header.delete_horizon_ms().is_some_and(|horizon| self.now_ms >= horizon);
+        if !is_over || passed.keeps_tombstones || self.holds(record) {
+            passed.keeps_tombstones = true;
+            return true;
+        }
+        passed.tombstone_floor = passed.tombstone_floor.max(record.offset() + 1);
+        counts.tombstones_dropped += 1;
+        false
+    }
+
+    fn holds(&self, tombstone: &RecordView<'_>) -> bool {
+        tombstone.offset() >= self.hold.from_offset
+            && self.now_ms.saturating_sub(tombstone.timestamp_ms()) < self.hold.max_ms
+    }
+}
+
+/// A group that is being copied.
+#[derive(Debug)]
+pub(crate) struct GroupCopy {
+    log: Arc<Log>,
+    set: Arc<SegmentSet>,
+    sources: Vec<Arc<Segment>>,
+    /// Where the segment behind the group begins.
+    next_base: i64,
+    source: usize,
+    cursor: Option<Cursor>,
+    out: NewSegment,
+    /// Aborted transactions whose markers stay.
+    aborted: Vec<AbortedTxn>,
+    counts: Counts,
+    /// Whether the copy differs from what it was made of.
+    is_changed: bool,
+    /// A batch made anew, before it is written.
+    batch: Vec<u8>,
+    kept: Vec<bool>,
+}
+
+impl GroupCopy {
+    pub(crate) fn begin(
+        log: &Arc<Log>,
+        set: Arc<SegmentSet>,
+        sources: Vec<Arc<Segment>>,
+        next_base: i64,
+        index_interval_bytes: u64,
+    ) -> Result<Self> {
+        let base = sources.first().map_or(0, |first| first.base_offset());
+        let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, index_interval_bytes)?;
+        let bytes_before = sources.iter().map(|segment| segment.bytes()).sum();
+        let counts = Counts { segments_before: sources.len(), bytes_before, ..Counts::default() };
+        Ok(Self {
+            log: Arc::clone(log),
+            set,
+            is_changed: sources.len() > 1,
+            sources,
+            next_base,
+            source: 0,
+            cursor: None,
+            out,
+            aborted: Vec::new(),
+            counts,
+            batch: Vec::new(),
+            kept: Vec::new(),
+        })
+    }
+
+    /// Copies one batch and returns its size; `None` once all are copied.
+    pub(crate) fn copy_a_batch(&mut self, rules: &Rules, passed: &mut Passed) -> Result<Option<u64>> {
+        let Some(segment) = self.sources.get(self.source).cloned() else { return Ok(None) };
+        let cursor = match &mut self.cursor {
+            Some(cursor) => cursor,
+            None => {
+                let cursor = Cursor::at_start(&segment, self.set.epochs.clone(), Verify::Always)?;
+                self.cursor.insert(cursor)
+            }
+        };
+        let Some(found) = cursor.next()? else {
+            (self.source, self.cursor) = (self.source + 1, None);
+            return Ok(Some(0));
+        };
+        let (header, bytes) = (found.header, cursor.bytes(&found));
+        self.copy(&segment, found.position, &header, &bytes, rules, passed)?;
+        Ok(Some(header.size_bytes() as u64))
+    }
+
+    fn copy(
+        &mut self,
+        segment: &Segment,
+        position: u64,
+        header: &BatchHeader,
+        bytes: &SharedBytes,
+        rules: &Rules,
+        passed: &mut Passed,
+    ) -> Result<()> {
+        let failed = |error: record::BatchError| batch_error(segment, position, header, &error);
+        self.counts.records_before += u64::try_from(header.records_count).unwrap_or(0);
+        let marker = marker_of(header, bytes);
+        let fate = rules.fate(header, marker, self.set.is_aborted(header), passed);
+        if fate == (Fate::Look { discardable: false }) && matches!(marker, Some(ControlRecord::Abort { .. })) {
+            let offset = header.last_offset();
+            self.aborted.extend(self.set.aborted.iter().filter(|txn| txn.last_offset == offset));
+        }
+        let (discardable, records_stay) = match fate {
+            Fate::Look { discardable } => (discardable, true),
+            Fate::DropRecords => (false, false),
+        };
+        self.kept.clear();
+        let mut has_tombstone = false;
+        let body = record::decode_shared(header, bytes, &limits()).map_err(failed)?;
+        if records_stay {
+            for view in RecordsIter::new(header, &body) {
+                let view = view.map_err(failed)?;
+                let keeps = rules.keeps(header, &view, passed, &mut self.counts);
+                has_tombstone |= keeps && view.is_tombstone() && !header.is_control();
+                self.kept.push(keeps);
+            }
+        }
+        let kept = self.kept.iter().filter(|&&keeps| keeps).count();
+        self.counts.records_after += kept as u64;
+        let needs_horizon = (has_tombstone || (discardable && kept > 0)) && header.delete_horizon_ms().is_none();
+        if kept == 0 && !self.must_stay(header, rules) {
+            self.is_changed = true;
+            return Ok(());
+        }
+        if kept == usize::try_from(header.records_count).unwrap_or(0) && !needs_horizon {
+            return self.out.append(bytes, facts(header));
+        }
+        self.is_changed = true;
+        let horizon = if needs_horizon {
+            Some(rules.now_ms.saturating_add(rules.delete_retention_ms))
+        } else {
+            header.delete_horizon_ms()
+        };
+        self.batch.clear();
+        let views = RecordsIter::new(header, &body).zip(self.kept.iter().copied());
+        // Every record was read without an error just now.
+        let views = views.filter(|(_, keeps)| *keeps).filter_map(|(view, _)| view.ok());
+        record::rewrite_batch(&mut self.batch, header, horizon, views).map_err(failed)?;
+        let header = BatchHeader::decode(&self.batch).map_err(failed)?;
+        self.out.append(&self.batch, facts(&header))
+    }
+
+    /// A batch whose header stays though its records went: the last of its producer, or the last of the round, which
+    /// says where the log ended.
+    fn must_stay(&self, header: &BatchHeader, rules: &Rules) -> bool {
+        header.next_offset() == rules.first_uncleanable
+            || (header.producer_id >= 0 && self.log.producers.lock().is_last_batch(header))
+    }
+
+    /// Lets the copy take the place of what it was made of, unless it is the same.
+    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Counts> {
+        let mut counts = self.counts;
+        counts.segments_after = 1;
+        counts.bytes_after = self.out.bytes();
+        if !self.is_changed {
+            self.out.abandon();
+            return Ok(counts);
+        }
+        let base = self.sources.first().map_or(0, |first| first.base_offset());
+        let closed_ms = self.closed_ms();
+        let has_txn_index = self.sources.iter().any(|source| source.is_foreign()) || !self.aborted.is_empty();
+        let aborted = has_txn_index.then_some(self.aborted.as_slice());
+        let composed = self.out.finish(log.env.store_id, self.next_base, aborted)?;
+        let entry = SegmentEntry {
+            state: EntryState::Sealed,
+            bytes: composed.bytes,
+            next: self.next_base,
+            batches: composed.batches,
+            max_timestamp: Some(composed.max_timestamp),
+            crc32: Some(composed.crc32),
+            time_index: Some(composed.time_index),
+            synced: true,
+            foreign: true,
+            closed_ms,
+            ..SegmentEntry::empty(base, None)
+        };
+        let replaces = self.sources.iter().map(|source| source.base_offset()).collect();
+        let aborted = self.aborted;
+        log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
+        Ok(counts)
+    }
+
+    fn closed_ms(&self) -> Option<i64> {
+        self.log.closed_ms(self.sources.last()?.base_offset())
+    }
+}
+
+fn facts(header: &BatchHeader) -> BatchFacts {
+    BatchFacts { last_offset: header.last_offset(), max_timestamp: header.max_timestamp }
+}

@@ -1,0 +1,88 @@
+//! What a topic asks of its partitions as time goes by: rolls of idle segments, retention, compaction.
+//!
+//! Each function does one bounded step for one partition, at a time that it is given. Which partition has its turn is the
+//! store's business.
+
+use std::sync::Arc;
+
+use crate::cleaner::{self, Cleaning, Hold};
+use crate::error::Result;
+use crate::partition::Log;
+use crate::partition::swap::Removed;
+use crate::retention::{self, Piece};
+use crate::segment::{Segment, State};
+
+/// An active segment is rolled for its age only if nothing was appended for this long: a bulk load of old records would
+/// leave a segment at each step otherwise.
+const IDLE_BEFORE_ROLL_MS: u64 = 10_000;
+
+/// Closes an active segment that is idle, and whose first record is older than the settings allow it to be in there.
+pub(crate) fn roll_if_idle(log: &Log, now_ms: i64) -> Result<bool> {
+    let settings = log.settings();
+    let set = log.snapshot();
+    let Some(active) = set.segments.last().filter(|active| active.bytes() > 0) else { return Ok(false) };
+    if settings.segment_ms == i64::MAX || log.idle_ms() < IDLE_BEFORE_ROLL_MS {
+        return Ok(false);
+    }
+    let first = active.first_batch_timestamp()?;
+    if first.is_none_or(|first| now_ms.saturating_sub(first) <= settings.segment_ms) {
+        return Ok(false);
+    }
+    log.roll_now()
+}
+
+/// Deletes what is too old or too much. After a jump of the clock, at most one segment.
+pub(crate) fn retain(log: &Log, now_ms: i64, has_clock_jumped: bool) -> Result<Removed> {
+    let settings = log.settings();
+    let retention = settings.retention;
+    let mut removed = Removed::default();
+    if retention.deletes && (retention.retention_ms >= 0 || retention.retention_bytes >= 0) {
+        let pieces = pieces(log, retention.retention_ms >= 0)?;
+        let cut = retention::plan(&pieces, &retention, now_ms, log.end_offset(), has_clock_jumped);
+        if let Some(log_start) = cut.log_start {
+            if cut.takes_active {
+                log.roll_now()?;
+            }
+            removed = log.raise_log_start(log_start)?;
+        }
+    }
+    Ok(removed)
+}
+
+fn pieces(log: &Log, with_times: bool) -> Result<Vec<Piece>> {
+    let set = log.snapshot();
+    let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
+    let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
+        let max_timestamp =
+            if with_times { segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp) } else { -1 };
+        let closed_ms = if with_times { log.closed_ms(segment.base_offset()) } else { None };
+        Ok(Piece { next_base, bytes: segment.bytes(), max_timestamp, closed_ms })
+    };
+    set.segments.iter().zip(ends).map(piece).collect()
+}
+
+/// How dirty a compacted partition is, if it is to be compacted now; more than 1 if it is overdue.
+pub(crate) fn dirtiness(log: &Log, now_ms: i64) -> Result<Option<f64>> {
+    let settings = log.settings();
+    if !settings.needs_key {
+        return Ok(None);
+    }
+    let range = cleaner::find_range(log, &settings, now_ms)?;
+    // What is closed is sealed first: a round that takes it along as well is worth more.
+    let is_behind = log.snapshot().segments.iter().any(|segment| segment.state() == State::Closed);
+    let range = range.filter(|range| range.is_overdue || !is_behind);
+    Ok(range.map(|range| if range.is_overdue { 1.0 + range.dirty_ratio } else { range.dirty_ratio }))
+}
+
+/// Begins a compaction of a partition, if it still is to be compacted.
+pub(crate) fn begin_cleaning(
+    log: &Arc<Log>,
+    hold_from_offset: i64,
+    now_ms: i64,
+    memory_bytes_max: usize,
+) -> Result<Option<Cleaning>> {
+    let settings = log.settings();
+    let range = cleaner::find_range(log, &settings, now_ms)?;
+    let hold = Hold { from_offset: hold_from_offset, max_ms: settings.compaction.tombstone_hold_max_ms };
+    Ok(range.map(|range| Cleaning::new(log, &settings, range, hold, now_ms, memory_bytes_max)))
+}

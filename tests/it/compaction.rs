@@ -1,0 +1,295 @@
+//! Compaction and retention: what stays, what goes, and when.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use topiclog::clock::ManualClock;
+use topiclog::io::MemoryVfs;
+use topiclog::{
+    CleanupPolicy, Durability, Error, Partition, Record, Store, StoreBuilder, TickReport, TopicConfig, Upkeep,
+};
+
+const T0: i64 = 1_700_000_000_000;
+
+/// A store in memory whose time stands still.
+struct Bench {
+    store: Store,
+    clock: Arc<ManualClock>,
+    vfs: Arc<MemoryVfs>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (vfs, clock) = (Arc::new(MemoryVfs::new()), Arc::new(ManualClock::new(T0)));
+        let store = builder(&vfs, &clock).open("/data").unwrap();
+        Self { store, clock, vfs }
+    }
+
+    fn reopen(&mut self) {
+        self.store.close().unwrap();
+        self.store = builder(&self.vfs, &self.clock).open("/data").unwrap();
+    }
+
+    fn partition(&self, name: &str) -> Partition {
+        self.store.topic(name).unwrap().partition(0).unwrap()
+    }
+
+    /// Ticks until there is nothing to do.
+    fn settle(&self) -> TickReport {
+        let mut all = TickReport::default();
+        for _ in 0..10_000 {
+            let step = self.store.tick().unwrap();
+            if step.is_idle() {
+                return all;
+            }
+            all.compactions += step.compactions;
+            all.deleted_segments += step.deleted_segments;
+            all.rolled_segments += step.rolled_segments;
+            all.tombstones_dropped += step.tombstones_dropped;
+        }
+        panic!("upkeep never comes to rest");
+    }
+}
+
+fn builder(vfs: &Arc<MemoryVfs>, clock: &Arc<ManualClock>) -> StoreBuilder {
+    Store::builder().vfs(Arc::clone(vfs) as _).clock(Arc::clone(clock) as _).upkeep(Upkeep::Manual)
+}
+
+fn compacted() -> TopicConfig {
+    TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).durability(Durability::Os).segment_bytes(400)
+}
+
+/// All records: offset, key, value.
+type Rows = Vec<(i64, String, Option<String>)>;
+
+fn rows(partition: &Partition) -> Rows {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let row = |record: topiclog::Result<topiclog::StoredRecord>| {
+        let record = record.unwrap();
+        (record.offset().get(), text(record.key().unwrap()), record.value().map(text))
+    };
+    partition.read_from(partition.start()).map(row).collect()
+}
+
+/// The last value of each key: what a table made of the log holds.
+fn fold(rows: &Rows) -> BTreeMap<String, String> {
+    let mut table = BTreeMap::new();
+    for (_, key, value) in rows {
+        match value {
+            Some(value) => table.insert(key.clone(), value.clone()),
+            None => table.remove(key),
+        };
+    }
+    table
+}
+
+#[test]
+fn compaction_keeps_the_latest_record_of_each_key_at_its_offset() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", compacted()).unwrap();
+    for n in 0..1000 {
+        topic.append(Record::keyed(format!("k{}", n % 10), format!("v{n}"))).unwrap();
+    }
+    let partition = bench.partition("t");
+    let before = rows(&partition);
+    assert_eq!(bench.settle().compactions, 1);
+    let after = rows(&partition);
+    assert_eq!(fold(&before), fold(&after));
+    let is_old = |row: &&(i64, String, Option<String>)| row.0 < partition.clean_end().get();
+    assert_eq!(after.iter().filter(is_old).count(), 10, "one record of each key below the clean end");
+    assert!(after.iter().all(|row| before.contains(row)), "no offset and no record changed");
+    assert_eq!(partition.end().get(), 1000);
+}
+
+#[test]
+fn a_compacted_log_opens_again_clean_and_compacts_on() {
+    let mut bench = Bench::new();
+    bench.store.create_topic("t", compacted()).unwrap();
+    for round in 0..4 {
+        for n in 0..300 {
+            let record = Record::keyed(format!("k{}", n % 7), format!("v{round}-{n}"));
+            bench.store.topic("t").unwrap().append(record).unwrap();
+        }
+        let before = rows(&bench.partition("t"));
+        bench.settle();
+        assert_eq!(fold(&rows(&bench.partition("t"))), fold(&before));
+        bench.reopen();
+        assert!(!bench.store.recovery_report().is_unclean());
+        assert_eq!(bench.store.recovery_report().repairs().count(), 0, "{:?}", bench.store.recovery_report());
+        assert_eq!(fold(&rows(&bench.partition("t"))), fold(&before));
+        let report = topiclog::verify_on(&*bench.vfs, std::path::Path::new("/data")).unwrap();
+        assert_eq!(report.damages().count(), 0, "{report:?}");
+    }
+}
+
+#[test]
+fn a_tombstone_stays_for_its_time_and_then_goes() {
+    let bench = Bench::new();
+    let topic =
+        bench.store.create_topic("t", compacted().delete_retention_ms(1000).min_cleanable_dirty_ratio(0.0)).unwrap();
+    let partition = bench.partition("t");
+    topic.append(Record::keyed("a", "1")).unwrap();
+    topic.append(Record::tombstone("a")).unwrap();
+    let mut filler = 0;
+    let mut fill = || {
+        for _ in 0..20 {
+            topic.append(Record::keyed("filler", format!("{filler}"))).unwrap();
+            filler += 1;
+        }
+    };
+    fill();
+    bench.settle();
+    let of_a = || rows(&partition).into_iter().filter(|row| row.1 == "a").collect::<Rows>();
+    assert_eq!(of_a(), [(1, "a".to_owned(), None)], "the tombstone alone is left");
+    assert_eq!(partition.tombstone_floor().get(), 0);
+    bench.clock.advance_ms(999);
+    fill();
+    bench.settle();
+    assert_eq!(of_a().len(), 1);
+    bench.clock.advance_ms(1);
+    fill();
+    bench.settle();
+    assert_eq!(of_a(), []);
+    assert_eq!(partition.tombstone_floor().get(), 2);
+}
+
+#[test]
+fn a_reader_goes_on_while_the_segments_below_it_are_exchanged() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", compacted()).unwrap();
+    for n in 0..500 {
+        topic.append(Record::keyed(format!("k{}", n % 5), format!("v{n}"))).unwrap();
+    }
+    let partition = bench.partition("t");
+    let whole = rows(&partition);
+    let mut readers: Vec<_> = (0..5).map(|_| partition.read_from(0)).collect();
+    let mut seen: Vec<Vec<i64>> = vec![Vec::new(); 5];
+    for (nth, reader) in readers.iter_mut().enumerate() {
+        seen[nth].extend(reader.take(nth * 100).map(|record| record.unwrap().offset().get()));
+    }
+    bench.settle();
+    for (reader, seen) in readers.iter_mut().zip(&mut seen) {
+        seen.extend(reader.map(|record| record.unwrap().offset().get()));
+        assert!(seen.is_sorted() && seen.windows(2).all(|pair| pair[0] < pair[1]));
+        // Old segments that it holds are read to their end; behind them everything that is left is seen.
+        let left = rows(&partition);
+        let last = left.last().unwrap().0;
+        assert_eq!(seen.last(), Some(&last));
+        for (offset, key, _) in &left {
+            let newest = whole.iter().rfind(|row| row.1 == *key).unwrap().0;
+            assert!(seen.contains(&newest) || *offset < newest, "{key}");
+        }
+    }
+}
+
+#[test]
+fn more_keys_than_memory_take_more_rounds() {
+    let (vfs, clock) = (Arc::new(MemoryVfs::new()), Arc::new(ManualClock::new(T0)));
+    let store = builder(&vfs, &clock).compaction_memory_bytes(2048).open("/data").unwrap();
+    let bench = Bench { store, clock, vfs };
+    let config = compacted().min_cleanable_dirty_ratio(0.0).segment_bytes(2000);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    for n in 0..2000 {
+        topic.append(Record::keyed(format!("key {}", n * 7919 % 500), format!("v{n}"))).unwrap();
+    }
+    let before = rows(&bench.partition("t"));
+    assert!(bench.settle().compactions > 3);
+    let after = rows(&bench.partition("t"));
+    assert_eq!(fold(&before), fold(&after));
+    let closed: Rows = after.iter().filter(|row| row.0 < bench.partition("t").clean_end().get()).cloned().collect();
+    assert!(closed.len() < 520, "{}", closed.len());
+}
+
+#[test]
+fn retention_by_age_takes_what_is_older_and_leaves_a_record_one_millisecond_younger() {
+    const WEEK: u32 = 7 * 86_400_000;
+    let bench = Bench::new();
+    let config = TopicConfig::default().retention_ms(WEEK.into()).segment_bytes(256).durability(Durability::Os);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    for n in 0..10_i64 {
+        topic.append(Record::keyed("k", vec![b'v'; 150]).timestamp_ms(T0 - 9 + n)).unwrap();
+    }
+    let partition = bench.partition("t");
+    bench.clock.advance_ms(WEEK - 9);
+    bench.settle();
+    assert_eq!(partition.start().get(), 0, "exactly a week is not older than a week");
+    bench.clock.advance_ms(5);
+    bench.settle();
+    assert_eq!(partition.start().get(), 5, "the record of five milliseconds later stays");
+    let refused = partition.read(4, 1000, 10).unwrap_err();
+    assert!(matches!(refused, Error::OffsetOutOfRange { start, .. } if start.get() == 5), "{refused}");
+    bench.clock.advance_ms(1000);
+    bench.settle();
+    assert_eq!((partition.start().get(), partition.end().get()), (10, 10), "an idle topic becomes empty");
+    topic.append(Record::keyed("k", "v")).unwrap();
+    assert_eq!(partition.end().get(), 11);
+}
+
+#[test]
+fn retention_by_size_leaves_no_less_than_was_asked_for() {
+    let mut bench = Bench::new();
+    let config = TopicConfig::default().retention_bytes(1000).segment_bytes(256).durability(Durability::Os);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    for _ in 0..20 {
+        topic.append(Record::keyed("k", vec![b'v'; 150])).unwrap();
+    }
+    bench.settle();
+    let partition = bench.partition("t");
+    let stats = partition.stats();
+    assert!((1000..1256).contains(&stats.bytes), "{stats:?}");
+    let start = partition.start();
+    drop((partition, topic));
+    bench.reopen();
+    assert_eq!(bench.partition("t").start(), start);
+    assert_eq!(rows(&bench.partition("t")).first().unwrap().0, start.get());
+}
+
+#[test]
+fn records_deleted_by_request_are_gone_at_once_and_for_good() {
+    let mut bench = Bench::new();
+    let topic = bench.store.create_topic("t", TopicConfig::default().segment_bytes(400)).unwrap();
+    for n in 0..50 {
+        topic.append(Record::keyed("k", format!("{n}"))).unwrap();
+    }
+    let partition = bench.partition("t");
+    let segments = partition.stats().segments;
+    assert!(matches!(partition.delete_records(51), Err(Error::OffsetOutOfRange { .. })));
+    assert_eq!(partition.delete_records(33).unwrap().get(), 33);
+    assert_eq!(partition.delete_records(3).unwrap().get(), 33, "it never goes back");
+    assert!(partition.stats().segments < segments);
+    drop((partition, topic));
+    bench.reopen();
+    assert_eq!(bench.partition("t").start().get(), 33);
+    assert_eq!(rows(&bench.partition("t")).len(), 17);
+}
+
+#[test]
+fn an_idle_segment_is_closed_when_its_age_asks_for_it() {
+    let bench = Bench::new();
+    let topic =
+        bench.store.create_topic("t", compacted().max_compaction_lag_ms(60_000).segment_bytes(1 << 20)).unwrap();
+    for n in 0..10 {
+        topic.append(Record::keyed("k", format!("{n}"))).unwrap();
+    }
+    bench.settle();
+    bench.clock.advance_ms(60_000);
+    assert_eq!(bench.settle().rolled_segments, 0);
+    bench.clock.advance_ms(1);
+    let done = bench.settle();
+    assert_eq!((done.rolled_segments, done.compactions), (1, 1));
+    assert_eq!(rows(&bench.partition("t")), [(9, "k".to_owned(), Some("9".to_owned()))]);
+}
+
+#[test]
+fn a_jump_of_the_clock_does_not_delete_everything() {
+    let bench = Bench::new();
+    let config = TopicConfig::default().retention_ms(86_400_000).segment_bytes(256).durability(Durability::Os);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    for _ in 0..10 {
+        topic.append(Record::keyed("k", vec![b'v'; 150])).unwrap();
+    }
+    bench.settle();
+    bench.clock.jump_to_ms(T0 + 10 * 365 * 86_400_000);
+    bench.settle();
+    assert_eq!(bench.partition("t").start().get(), 1, "one segment at a time");
+}

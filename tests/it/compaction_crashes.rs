@@ -1,0 +1,361 @@
+//! Compaction and retention on the simulated disk: every disk that a crash could leave opens, and holds what it must.
+//!
+//! The oracle is the list of what was appended: a record that is found is the one that was appended at its offset, and a
+//! table made of what is found equals the table made of everything up to the log end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use topiclog::clock::ManualClock;
+use topiclog::io::{CrashRule, Fault, FaultPlan, FaultVfs, Image, errno};
+use topiclog::{CleanupPolicy, Durability, Partition, ReadLevel, ReadOptions, Record, Store, TopicConfig, Upkeep};
+
+use crate::support::simulate::{Random, Sweep, profile};
+
+const T0: i64 = 1_700_000_000_000;
+const ROOT: &str = "/s";
+
+/// Key and value of a record.
+type Row = (Vec<u8>, Option<Vec<u8>>);
+
+/// What was appended, by offset.
+#[derive(Clone, Debug, Default)]
+struct Appended {
+    rows: Vec<Row>,
+    /// Below this offset everything was acknowledged as durable.
+    synced: usize,
+    /// The log start is at most this.
+    start_max: i64,
+}
+
+/// What is done to the store after it was filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    /// Upkeep until there is nothing to do.
+    Settle,
+    /// A day passes, and upkeep.
+    Age,
+    Append,
+    Delete,
+    Close,
+}
+
+struct Run {
+    disk: FaultVfs,
+    clock: Arc<ManualClock>,
+    appended: Appended,
+    store: Option<Store>,
+    random: Random,
+    keys: usize,
+}
+
+fn open(disk: &FaultVfs, clock: &Arc<ManualClock>) -> topiclog::Result<Store> {
+    let builder = Store::builder().vfs(Arc::new(disk.clone())).clock(Arc::clone(clock) as _).upkeep(Upkeep::Manual);
+    builder.id_seed(7).open_files_max(4).open(ROOT)
+}
+
+fn config(durability: Durability, policy: CleanupPolicy) -> TopicConfig {
+    TopicConfig::default()
+        .durability(durability)
+        .cleanup_policy(policy)
+        .segment_bytes(600)
+        .batch_bytes_max(600)
+        .max_unsynced_bytes(4096)
+        .preallocate_bytes(0)
+        .min_cleanable_dirty_ratio(0.0)
+        .delete_retention_ms(1000)
+        .retention_ms(if policy == CleanupPolicy::Compact { -1 } else { 3 * 86_400_000 })
+}
+
+fn partition(store: &Store) -> Option<Partition> {
+    store.topic("t").ok()?.partition(0).ok()
+}
+
+impl Run {
+    fn new(image: &Image, appended: &Appended, seed: u64) -> Self {
+        let (disk, clock) = (FaultVfs::from_image(image), Arc::new(ManualClock::new(T0)));
+        Self { disk, clock, appended: appended.clone(), store: None, random: Random(seed), keys: 5 }
+    }
+
+    fn act(&mut self, act: Act) {
+        if self.store.is_none() {
+            self.store = open(&self.disk, &self.clock).ok();
+        }
+        let Some(store) = self.store.clone() else { return };
+        match act {
+            Act::Settle => self.settle(&store),
+            Act::Age => {
+                self.clock.advance_ms(86_400_000);
+                self.settle(&store);
+            }
+            Act::Append => (0..6).for_each(|_| self.append(&store)),
+            Act::Delete => {
+                let Some(partition) = partition(&store) else { return };
+                let to = partition.start().get() + (partition.end().get() - partition.start().get()) / 3;
+                self.appended.start_max = self.appended.start_max.max(to);
+                partition.delete_records(to).ok();
+            }
+            Act::Close => {
+                if store.close().is_ok() {
+                    self.appended.synced = self.appended.rows.len();
+                }
+                self.store = None;
+            }
+        }
+    }
+
+    fn settle(&mut self, store: &Store) {
+        for _ in 0..200 {
+            match store.tick() {
+                Ok(report) if report.is_idle() => return,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+            if let Some(partition) = partition(store) {
+                self.appended.start_max = self.appended.start_max.max(partition.start().get());
+                self.appended.synced = self.appended.synced.max(partition.durable_end().get() as usize);
+            }
+        }
+    }
+
+    fn append(&mut self, store: &Store) {
+        let Some(partition) = partition(store) else { return };
+        let number = self.appended.rows.len();
+        let key = format!("k{}", self.random.below(self.keys)).into_bytes();
+        let value = (self.random.below(5) > 0).then(|| format!("{number}-{}", "v".repeat(60)).into_bytes());
+        let record = Record::new(Some(key.clone().into()), value.clone().map(Into::into));
+        match partition.append(record) {
+            Ok(metadata) => {
+                assert_eq!(metadata.offset.get(), number as i64);
+                self.appended.rows.push((key, value));
+                self.appended.synced = self.appended.synced.max(partition.durable_end().get() as usize);
+            }
+            Err(topiclog::Error::OutcomeUnknown { .. }) => self.appended.rows.push((key, value)),
+            Err(_) => {}
+        }
+    }
+}
+
+/// A store with some segments of records, all of it on the disk.
+fn filled(durability: Durability, policy: CleanupPolicy, seed: u64, before: &[Act]) -> (Image, Appended) {
+    let mut run = Run::new(&Image::new(), &Appended::default(), seed);
+    let store = open(&run.disk, &run.clock).unwrap();
+    store.create_topic("t", config(durability, policy)).unwrap();
+    run.store = Some(store);
+    for _ in 0..4 {
+        run.act(Act::Append);
+    }
+    before.iter().for_each(|act| run.act(*act));
+    run.disk.sync_everything();
+    run.appended.synced = run.appended.rows.len();
+    (run.disk.image(), run.appended)
+}
+
+type Table = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn fold<'a>(rows: impl Iterator<Item = &'a Row>) -> Table {
+    let mut table = Table::new();
+    for (key, value) in rows {
+        match value {
+            Some(value) => table.insert(key.clone(), value.clone()),
+            None => table.remove(key),
+        };
+    }
+    table
+}
+
+/// Opens a disk and compares it with what was appended.
+fn check(image: &Image, appended: &Appended, kept: usize, policy: CleanupPolicy) -> Result<(), String> {
+    let disk = FaultVfs::from_image(image);
+    let clock = Arc::new(ManualClock::new(T0 + 1));
+    let store = open(&disk, &clock).map_err(|error| format!("open: {error}"))?;
+    let end = check_records(&store, appended, kept, policy)?;
+    disk.kill();
+    drop(store);
+    let before = disk.durable_image();
+    let disk = FaultVfs::from_image(&before);
+    let store = open(&disk, &clock).map_err(|error| format!("second open: {error}"))?;
+    if let Some(repair) = store.recovery_report().repairs().next() {
+        return Err(format!("the second open repaired {repair:?}"));
+    }
+    let left = before
+        .files()
+        .find(|(path, _)| [".cleaned", ".swap", ".deleted", ".tmp"].iter().any(|end| path.ends_with(end)));
+    if let Some((path, _)) = left {
+        return Err(format!("{path} is left over"));
+    }
+    let report = topiclog::verify_on(&disk, Path::new(ROOT)).map_err(|error| format!("verify: {error}"))?;
+    if let Some(damage) = report.damages().next() {
+        return Err(format!("verify: {damage:?}"));
+    }
+    // Upkeep goes on, appends go on.
+    for _ in 0..200 {
+        if store.tick().map_err(|error| format!("upkeep after recovery: {error}"))?.is_idle() {
+            break;
+        }
+    }
+    let partition = partition(&store).ok_or("the partition is gone")?;
+    let appended_at = partition.append(Record::keyed("again", "v")).map_err(|error| format!("append: {error}"))?;
+    if appended_at.offset.get() != end {
+        return Err(format!("after recovery {} was assigned, expected {end}", appended_at.offset));
+    }
+    let mut more = appended.clone();
+    more.rows.truncate(usize::try_from(end).unwrap_or(0));
+    more.rows.push((b"again".to_vec(), Some(b"v".to_vec())));
+    check_records(&store, &more, 0, policy)?;
+    Ok(())
+}
+
+fn check_records(store: &Store, appended: &Appended, kept: usize, policy: CleanupPolicy) -> Result<i64, String> {
+    let partition = partition(store).ok_or("the partition is gone")?;
+    let end = partition.end().get();
+    if (end as usize) < kept || end as usize > appended.rows.len() {
+        return Err(format!("ends at {end}, {kept} of {} were durable", appended.rows.len()));
+    }
+    let start = partition.start().get();
+    if start > appended.start_max.max(0) && policy == CleanupPolicy::Compact {
+        return Err(format!("starts at {start}, at most {} was asked for", appended.start_max));
+    }
+    let options = ReadOptions::new().level(ReadLevel::Latest);
+    let mut found: Vec<(i64, Row)> = Vec::new();
+    for record in partition.reader(start, &options).map_err(|error| error.to_string())? {
+        let record = record.map_err(|error| format!("read: {error}"))?;
+        let row = (record.key().unwrap_or_default().to_vec(), record.value().map(<[u8]>::to_vec));
+        let offset = record.offset().get();
+        if appended.rows.get(offset as usize) != Some(&row) {
+            return Err(format!("offset {offset} is not what was appended there"));
+        }
+        if found.last().is_some_and(|last| last.0 >= offset) {
+            return Err(format!("offset {offset} comes twice, or too late"));
+        }
+        found.push((offset, row));
+    }
+    let everything = appended.rows.iter().take(end as usize).skip(start as usize);
+    let expected = fold(everything);
+    let table = fold(found.iter().map(|(_, row)| row));
+    if policy == CleanupPolicy::Delete {
+        if found.len() as i64 != end - start {
+            return Err(format!("{} records from {start} to {end}", found.len()));
+        }
+    } else if table != expected {
+        let keys: Vec<String> =
+            expected.keys().chain(table.keys()).map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+        return Err(format!("the table differs, keys {keys:?}, {} of {} records", found.len(), end));
+    }
+    for (offset, row) in &found {
+        let looked_up = partition.record(*offset).map_err(|error| format!("look-up of {offset}: {error}"))?;
+        if looked_up.is_none_or(|record| record.value().map(<[u8]>::to_vec) != row.1) {
+            return Err(format!("the look-up of {offset} found something else"));
+        }
+    }
+    Ok(end)
+}
+
+const SCRIPTS: [&[Act]; 9] = [
+    &[Act::Settle],
+    &[Act::Settle, Act::Append, Act::Settle],
+    &[Act::Settle, Act::Append, Act::Age],
+    &[Act::Append, Act::Age, Act::Age],
+    &[Act::Delete],
+    &[Act::Settle, Act::Delete],
+    &[Act::Settle, Act::Close],
+    &[Act::Close, Act::Settle, Act::Append],
+    &[Act::Append, Act::Settle, Act::Delete, Act::Settle],
+];
+
+const POLICIES: [CleanupPolicy; 3] = [CleanupPolicy::Compact, CleanupPolicy::Delete, CleanupPolicy::CompactAndDelete];
+
+pub(crate) fn crash_sweep(states: u64) -> Sweep {
+    let mut sweep = Sweep::new("crash states of compaction and retention", states);
+    let mut seen = HashSet::new();
+    for (seed, durability) in [(1, Durability::Sync), (2, Durability::Os), (3, Durability::Sync)] {
+        for policy in POLICIES {
+            let (image, appended) = filled(durability, policy, seed, &[]);
+            for script in SCRIPTS {
+                crash_script(&mut sweep, &mut seen, &image, &appended, policy, script, seed);
+            }
+        }
+    }
+    sweep
+}
+
+fn crash_script(
+    sweep: &mut Sweep,
+    seen: &mut HashSet<(u64, usize)>,
+    image: &Image,
+    appended: &Appended,
+    policy: CleanupPolicy,
+    script: &[Act],
+    seed: u64,
+) {
+    let run_to = |stop: Option<u64>| {
+        let mut run = Run::new(image, appended, seed + 100);
+        if let Some(stop) = stop {
+            run.disk.stop_after(stop);
+        }
+        script.iter().for_each(|act| run.act(*act));
+        run
+    };
+    let what = format!("{policy:?} {script:?}");
+    let Some(end) = sweep.guard(&what, || Ok(run_to(None).disk.operations())) else { return };
+    for stop in 0..=end {
+        let what = format!("{what} stopped after {stop} of {end}");
+        let Some(run) = sweep.guard(&what, || Ok(run_to(Some(stop)))) else { return };
+        for state in run.disk.crash_states(&profile(stop)) {
+            if sweep.is_over() {
+                return;
+            }
+            let kept = if state.rule == CrashRule::Everything { run.appended.rows.len() } else { run.appended.synced };
+            // An append that was under way when the disk stopped was never acknowledged.
+            let kept = kept.min(run.appended.rows.len());
+            if seen.insert((state.hash, kept)) {
+                sweep.count += 1;
+                sweep.guard(&format!("{what}: {state}"), || check(&state.image, &run.appended, kept, policy));
+            }
+        }
+    }
+}
+
+pub(crate) fn fault_sweep(faults: u64) -> Sweep {
+    let mut sweep = Sweep::new("faults in compaction and retention", faults);
+    for policy in POLICIES {
+        let (image, appended) = filled(Durability::Sync, policy, 4, &[]);
+        for script in SCRIPTS {
+            let mut calls = Run::new(&image, &appended, 9);
+            script.iter().for_each(|act| calls.act(*act));
+            let calls = calls.disk.operations();
+            for number in [errno::EIO, errno::ENOSPC, errno::EMFILE] {
+                for call in 0..calls + 40 {
+                    if sweep.is_over() {
+                        return sweep;
+                    }
+                    let sticky = call % 2 == 1;
+                    let what = format!("{policy:?} {script:?} errno {number} at {call}, sticky {sticky}");
+                    sweep.count += 1;
+                    sweep.guard(&what, || {
+                        let mut run = Run::new(&image, &appended, 9);
+                        let plan = FaultPlan::new(Fault::Error(number)).at_call(call);
+                        run.disk.inject(if sticky { plan.sticky() } else { plan });
+                        script.iter().for_each(|act| run.act(*act));
+                        run.disk.clear_faults();
+                        run.store = None;
+                        run.disk.kill();
+                        check(&run.disk.image(), &run.appended, run.appended.synced, policy)
+                    });
+                }
+            }
+        }
+    }
+    sweep
+}
+
+#[test]
+fn every_crash_in_compaction_and_retention_leaves_a_log_that_holds() {
+    crash_sweep(30_000).finish(10_000);
+}
+
+#[test]
+fn a_fault_in_compaction_or_retention_costs_nothing() {
+    fault_sweep(6_000).finish(3_000);
+}
