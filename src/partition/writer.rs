@@ -6,7 +6,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::floor::Kind;
 use super::kafka_state;
@@ -24,6 +23,7 @@ use crate::segment::name::{Suffix, file_name};
 use crate::segment::seal::Seal;
 use crate::segment::{BatchFacts, Segment, SegmentOptions, State};
 use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 
 /// Where an append went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ struct PanicGuard<'a>(&'a Log);
 
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if crate::sync::thread::panicking() {
             self.0.poison("a panic while appending");
         }
     }

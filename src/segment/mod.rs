@@ -17,7 +17,6 @@ pub(crate) mod txn_index;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -25,6 +24,7 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::ids::Uuid;
 use crate::io::{OpenMode, read_small};
+use crate::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 
 use self::file_pool::FilePool;

@@ -1,12 +1,12 @@
 //! Upkeep: the same bounded step, by hand or on one thread.
 
 use std::sync::Weak;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Signal, Store, StoreInner};
 use crate::error::{Error, Result};
 use crate::partition::Durability;
+use crate::sync::atomic::Ordering;
 
 /// What one [`Store::tick`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,8 @@ impl StoreInner {
     pub(super) fn start_upkeep(self: &std::sync::Arc<Self>) -> Result<()> {
         let weak = std::sync::Arc::downgrade(self);
         let signal = std::sync::Arc::clone(&self.signal);
-        let spawned = std::thread::Builder::new().name("topiclog-upkeep".into()).spawn(move || run(&weak, &signal));
+        let spawned =
+            crate::sync::thread::Builder::new().name("topiclog-upkeep".into()).spawn(move || run(&weak, &signal));
         let thread = spawned.map_err(|error| Error::io("start the upkeep thread of", &self.root, error))?;
         *self.upkeep_thread.lock() = Some(thread);
         Ok(())
