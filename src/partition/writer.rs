@@ -380,7 +380,7 @@ impl Log {
         }
         self.make_ready(&mut writer)?;
         self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
-        self.seal_closed(&mut writer)?;
+        let damage = self.seal_closed(&mut writer)?;
         trim(&mut writer)?;
         let active = Arc::clone(&writer.active);
         active.log().file().sync_data().map_err(|source| self.sync_failed(&source))?;
@@ -389,6 +389,10 @@ impl Log {
         self.write_epochs(&writer.manifest)?;
         self.sync_directory()?;
         let mut manifest = writer.manifest.clone();
+        // Damaged ones, which were synced all the same when they were to be sealed: nothing behind them is ever cut.
+        for entry in manifest.segments.iter_mut().filter(|entry| entry.state == EntryState::Closed) {
+            entry.synced = true;
+        }
         if let Some(entry) = manifest.segments.last_mut() {
             entry.bytes = active.bytes();
             entry.next = active.next_offset();
@@ -399,7 +403,7 @@ impl Log {
         self.commit_manifest(&mut writer, manifest)?;
         let mut floor = self.floor.lock();
         self.write_floor(&mut floor, Kind::Clean, active.base_offset(), active.bytes(), active.next_offset())?;
-        Ok(())
+        damage.map_or(Ok(()), Err)
     }
 
     /// The topic was deleted: nothing is written any more, and every call gets `Closed`.
@@ -466,19 +470,26 @@ impl Log {
         seen == written
     }
 
-    fn seal_closed(&self, writer: &mut Writer) -> Result<()> {
+    /// Seals what is closed; returns what kept the first of them from it if that was damage.
+    fn seal_closed(&self, writer: &mut Writer) -> Result<Option<Error>> {
+        let mut damage = None;
         while let Some(segment) = self.oldest_closed() {
-            let seal = self.compute_seal(&segment)?;
-            self.commit_seal(writer, &segment, seal)?;
+            match self.compute_seal(&segment) {
+                Ok(seal) => self.commit_seal(writer, &segment, seal)?,
+                Err(error) if segment.is_damaged() => drop(damage.get_or_insert(error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(damage)
     }
 
+    /// The oldest segment that waits for its seal. A damaged one is told of once and gets none.
     fn oldest_closed(&self) -> Option<Arc<Segment>> {
-        self.snapshot().segments.iter().find(|segment| segment.state() == State::Closed).cloned()
+        let set = self.snapshot();
+        set.segments.iter().find(|segment| segment.state() == State::Closed && !segment.is_damaged()).cloned()
     }
 
-    /// Syncs a closed segment and adds up its checksums. Reads the whole file, so the writer is not held.
+    /// Syncs a closed segment, checks it and adds up its checksums. Reads the whole file, so the writer is not held.
     fn compute_seal(&self, segment: &Segment) -> Result<Seal> {
         segment.log().file().sync_data().map_err(|source| {
             self.group.note(Err(copy_io_error(&source)));
