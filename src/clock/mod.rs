@@ -4,8 +4,9 @@
 //! roll and upkeep step sees.
 
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+
+use crate::sync::atomic::{AtomicI64, Ordering};
 
 /// Milliseconds since 1970-01-01 UTC, as Kafka stores them. `-1` means "none".
 pub type Timestamp = i64;

@@ -324,14 +324,14 @@ mod process_table {
     use std::os::unix::fs::MetadataExt as _;
     use std::sync::OnceLock;
 
-    use crate::sync::Mutex;
+    use crate::sync::ProcessMutex;
 
     /// Device and inode.
     pub(super) type Key = (u64, u64);
 
-    fn table() -> &'static Mutex<BTreeSet<Key>> {
-        static TABLE: OnceLock<Mutex<BTreeSet<Key>>> = OnceLock::new();
-        TABLE.get_or_init(Mutex::default)
+    fn table() -> &'static ProcessMutex<BTreeSet<Key>> {
+        static TABLE: OnceLock<ProcessMutex<BTreeSet<Key>>> = OnceLock::new();
+        TABLE.get_or_init(ProcessMutex::default)
     }
 
     pub(super) fn key(metadata: &Metadata) -> Key {

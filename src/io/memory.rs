@@ -7,7 +7,6 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::content::Content;
 use super::locks::LockTable;
@@ -15,6 +14,7 @@ use super::tree::{Entry, Tree};
 use super::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap};
 use crate::clock::{Clock, Timestamp};
 use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 /// A file system in memory. A clone is another handle of the same one.
 ///

@@ -19,7 +19,6 @@ pub(crate) mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, copy_io_error};
@@ -32,6 +31,7 @@ use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
 use crate::segment::txn_index::AbortedTxn;
 use crate::segment::{Segment, State};
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 
 pub use self::reader::{Batch, Fetched, Isolation, ReadLevel, ReadOptions, Reader};

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 
 use super::floor::{self, Floor, Kind};
 use super::kafka_state::{self, Producers};
@@ -27,6 +26,7 @@ use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
 use crate::segment::txn_index::{self, AbortedTxn};
 use crate::segment::{Segment, SegmentOptions, State};
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use crate::sync::{Mutex, RwLock};
 
 /// A small file of Kafka's is never larger than this.

@@ -1,7 +1,6 @@
 //! Reads of one partition: by offset, batch by batch or record by record, without a lock that a writer holds.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{Durability, Log, Partition, SegmentSet};
 use crate::error::{Error, Result};
@@ -12,6 +11,7 @@ use crate::record::{
 };
 use crate::segment::Segment;
 use crate::segment::cursor::{BatchAt, Cursor, Verify};
+use crate::sync::atomic::Ordering;
 
 /// How far a reader sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Log;
 use super::manifest::{Pending, SegmentEntry};
@@ -19,6 +18,7 @@ use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::txn_index::AbortedTxn;
 use crate::segment::{Segment, SegmentOptions};
 use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 
 /// Files of a segment that go with it. The producer snapshot of the first one stays with what replaces it.
 const GOING: [Suffix; 5] = [Suffix::Log, Suffix::Index, Suffix::TimeIndex, Suffix::TxnIndex, Suffix::Seal];

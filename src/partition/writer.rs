@@ -6,7 +6,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::floor::Kind;
 use super::kafka_state;
@@ -24,6 +23,7 @@ use crate::segment::name::{Suffix, file_name};
 use crate::segment::seal::Seal;
 use crate::segment::{BatchFacts, Segment, SegmentOptions, State};
 use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 
 /// Where an append went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub(super) struct PanicGuard<'a>(pub(super) &'a Log);
 
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if crate::sync::thread::panicking() {
             self.0.poison("a panic while appending");
         }
     }
@@ -356,7 +356,7 @@ impl Log {
         }
         self.make_ready(&mut writer)?;
         self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
-        self.seal_closed(&mut writer)?;
+        let damage = self.seal_closed(&mut writer)?;
         trim(&mut writer)?;
         let active = Arc::clone(&writer.active);
         active.log().file().sync_data().map_err(|source| self.sync_failed(&source))?;
@@ -365,6 +365,10 @@ impl Log {
         self.write_epochs(&writer.manifest)?;
         self.sync_directory()?;
         let mut manifest = writer.manifest.clone();
+        // Damaged ones, which were synced all the same when they were to be sealed: nothing behind them is ever cut.
+        for entry in manifest.segments.iter_mut().filter(|entry| entry.state == EntryState::Closed) {
+            entry.synced = true;
+        }
         if let Some(entry) = manifest.segments.last_mut() {
             entry.bytes = active.bytes();
             entry.next = active.next_offset();
@@ -376,7 +380,8 @@ impl Log {
         let mut floor = self.floor.lock();
         self.write_floor(&mut floor, Kind::Clean, active.base_offset(), active.bytes(), active.next_offset())?;
         // What is still read stays; the next open sweeps it.
-        self.remove_retired().map(drop)
+        self.remove_retired()?;
+        damage.map_or(Ok(()), Err)
     }
 
     /// The topic was deleted: nothing is written any more, and every call gets `Closed`.
@@ -444,30 +449,39 @@ impl Log {
         seen == written
     }
 
-    fn seal_closed(&self, writer: &mut Writer) -> Result<()> {
+    /// Seals what is closed; returns what kept the first of them from it if that was damage.
+    fn seal_closed(&self, writer: &mut Writer) -> Result<Option<Error>> {
+        let mut damage = None;
         while let Some(segment) = self.oldest_closed() {
-            let seal = self.compute_seal(&segment)?;
-            self.commit_seal(writer, &segment, seal)?;
+            match self.compute_seal(&segment) {
+                Ok(seal) => self.commit_seal(writer, &segment, seal)?,
+                Err(error) if segment.is_damaged() => drop(damage.get_or_insert(error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(damage)
     }
 
+    /// The oldest segment that waits for its seal. A damaged one is told of once and gets none.
     fn oldest_closed(&self) -> Option<Arc<Segment>> {
-        self.snapshot().segments.iter().find(|segment| segment.state() == State::Closed).cloned()
+        let set = self.snapshot();
+        set.segments.iter().find(|segment| segment.state() == State::Closed && !segment.is_damaged()).cloned()
     }
 
-    /// Syncs a closed segment and adds up its checksums. Reads the whole file, so the writer is not held.
+    /// Syncs a closed segment, checks it and adds up its checksums. Reads the whole file, so the writer is not held.
     fn compute_seal(&self, segment: &Arc<Segment>) -> Result<Seal> {
         segment.log().file().sync_data().map_err(|source| {
             self.group.note(Err(copy_io_error(&source)));
             self.poison(format!("sync: {source}"));
             self.sync_failed(&source)
         })?;
-        segment.renew_indexes()?;
+        // Where the batches are damaged, the seal is what says so.
+        let renewed = segment.renew_indexes();
         for suffix in [Suffix::Index, Suffix::TimeIndex] {
             sync_file(self, &segment.file_path(suffix))?;
         }
-        segment.compute_seal(self.env.store_id)
+        let seal = segment.compute_seal(self.env.store_id)?;
+        renewed.map(|()| seal)
     }
 
     /// Writes the seal, then the manifest that says so: from then on the segment never changes.

@@ -3,7 +3,8 @@
 //! Blocks double in size, so that an idle partition pays nothing and no entry ever moves.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const FIRST_BLOCK: usize = 64;
 const BLOCKS: usize = 20; // 64 * (2^20 - 1) entries, far more than an index of 2^31 bytes can hold.

@@ -18,7 +18,6 @@ pub(crate) mod txn_index;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -26,6 +25,8 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::ids::Uuid;
 use crate::io::{OpenMode, read_small};
+use crate::record::{BatchError, BatchView};
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 
 use self::file_pool::FilePool;
@@ -131,6 +132,8 @@ pub(crate) struct Segment {
     indexes_written: AtomicBool,
     crc32: Mutex<Option<u32>>,
     seal: OnceLock<Arc<Seal>>,
+    /// Sealing met damage: the segment stays without a seal, so that reads go on comparing each batch with its CRC.
+    is_damaged: AtomicBool,
     /// How often an index turned out wrong or missing and was made anew.
     rebuilt: AtomicU64,
 }
@@ -172,6 +175,7 @@ impl Segment {
             indexes_written: AtomicBool::new(false),
             crc32: Mutex::new(facts.crc32),
             seal: OnceLock::new(),
+            is_damaged: AtomicBool::new(false),
             rebuilt: AtomicU64::new(0),
         }
     }
@@ -233,6 +237,10 @@ impl Segment {
 
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state as u8, Ordering::Release);
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Acquire)
     }
 
     pub(crate) fn rebuilt(&self) -> u64 {
@@ -377,9 +385,11 @@ impl Segment {
         Ok(seal)
     }
 
-    /// Reads the whole log once and adds up its checksums.
+    /// Reads the whole log once, checks its batches and adds up its checksums. From then on the seal speaks for the
+    /// batches, so that it must not be made of damaged ones.
     pub(crate) fn compute_seal(&self, store_id: Uuid) -> Result<Seal> {
         let mut builder = SealBuilder::default();
+        let mut batches = Some(BatchChecker::default());
         let bytes = self.bytes();
         let mut position = 0;
         let mut buffer = vec![0; usize::try_from(bytes.min(1 << 20)).unwrap_or(1 << 20)];
@@ -389,7 +399,16 @@ impl Segment {
             let read = self.log.file().with(|file| crate::io::read_exact_at(file, part, position));
             read.map_err(|error| Error::io("read", self.log.path(), error))?;
             builder.update(part);
+            match batches.as_mut().map_or(Ok(()), |batches| batches.update(part)) {
+                Ok(()) => {}
+                // A broker's entries of the old formats cannot be walked.
+                Err((_, error)) if self.is_foreign && error.is_unsupported() => batches = None,
+                Err((at, error)) => return Err(self.damaged(at, &error.to_string())),
+            }
             position += length as u64;
+        }
+        if let Some(at) = batches.and_then(|batches| batches.finish()) {
+            return Err(self.damaged(at, "the log ends inside a batch"));
         }
         let facts = SealFacts {
             store_id,
@@ -399,6 +418,12 @@ impl Segment {
             max_timestamp: self.known_max_timestamp().unwrap_or(-1),
         };
         Ok(builder.finish(facts, self.side_files()?))
+    }
+
+    fn damaged(&self, at: u64, what: &str) -> Error {
+        self.is_damaged.store(true, Ordering::Release);
+        let offsets = Some((self.base_offset.into(), self.next_offset().into()));
+        Error::Corrupt { path: self.log.path().to_owned(), position: at, offsets, what: what.to_owned() }
     }
 
     fn side_files(&self) -> Result<Vec<SideFile>> {
@@ -426,5 +451,36 @@ impl Segment {
             self.log.forget_map();
         }
         self.set_state(State::Sealed);
+    }
+}
+
+/// Checks batches while their bytes pass by.
+#[derive(Debug, Default)]
+struct BatchChecker {
+    /// The beginning of a batch whose end has not come yet.
+    begun: Vec<u8>,
+    position: u64,
+}
+
+impl BatchChecker {
+    /// Checks the batches that end in these bytes, or says where one is damaged.
+    fn update(&mut self, bytes: &[u8]) -> std::result::Result<(), (u64, BatchError)> {
+        self.begun.extend_from_slice(bytes);
+        let mut at = 0;
+        loop {
+            match BatchView::parse(self.begun.get(at..).unwrap_or_default()) {
+                Ok(batch) => at += batch.bytes().len(),
+                Err(BatchError::Truncated { .. }) => break,
+                Err(error) => return Err((self.position + at as u64, error)),
+            }
+        }
+        self.begun.drain(..at);
+        self.position += at as u64;
+        Ok(())
+    }
+
+    /// Where a batch begins that does not end.
+    fn finish(&self) -> Option<u64> {
+        (!self.begun.is_empty()).then_some(self.position)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -12,6 +11,7 @@ use super::time_index::TimeIndex;
 use super::{FileCheck, INDEX_FILE_BYTES_MAX, Segment, UNKNOWN, offset_index, time_index};
 use crate::error::{Error, Result};
 use crate::io::{OpenMode, read_small, write_all_at};
+use crate::sync::atomic::Ordering;
 
 /// What a walk over the batch headers of a segment brings.
 #[derive(Debug, Default)]

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::builder::StoreBuilder;
 use super::catalog::{self, Catalog, TopicEntry};
@@ -28,6 +27,7 @@ use crate::partition::{Env, quarantine};
 use crate::segment::name::{Suffix, file_name};
 use crate::segment::recover::{ScanRules, Stop, scan};
 use crate::segment::{Segment, SegmentOptions, State, txn_index};
+use crate::sync::atomic::AtomicBool;
 use crate::topic::TopicConfig;
 
 /// How a directory is taken over.

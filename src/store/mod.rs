@@ -15,13 +15,13 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::{MemoryVfs, VfsLock};
 use crate::partition::repair::{PartitionReport, Repair};
 use crate::partition::{Env, Partition};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, RwLock};
 use crate::topic::{KeepAlive, Topic, TopicConfig, TopicInner};
 
@@ -69,7 +69,7 @@ pub(crate) struct StoreInner {
     wrote: Arc<AtomicBool>,
     id_counter: AtomicU64,
     signal: Arc<Signal>,
-    upkeep_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    upkeep_thread: Mutex<Option<crate::sync::thread::JoinHandle<()>>>,
     upkeep_error: Mutex<Option<Error>>,
     cleaner: Mutex<upkeep::CleanerState>,
     clocks: Mutex<upkeep::ClockWatch>,
@@ -439,7 +439,7 @@ impl StoreInner {
         }
         self.signal.stop();
         if let Some(thread) = self.upkeep_thread.lock().take()
-            && thread.thread().id() != std::thread::current().id()
+            && thread.thread().id() != crate::sync::thread::current().id()
             && thread.join().is_err()
         {
             self.upkeep_error.lock().get_or_insert(Error::Closed { what: "the upkeep thread panicked".into() });

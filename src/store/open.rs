@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::builder::StoreBuilder;
 use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
@@ -20,6 +19,7 @@ use crate::partition::{Env, Partition, manifest, quarantine};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
 use crate::segment::name;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 use crate::topic::{TopicConfig, TopicInner};
 
@@ -198,7 +198,7 @@ fn lock_with_patience(vfs: &dyn Vfs, path: &Path, kind: LockKind) -> io::Result<
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             _ => break,
         }
-        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        crate::sync::thread::park_timeout(std::time::Duration::from_millis(10));
         result = vfs.lock(path, kind);
     }
     result

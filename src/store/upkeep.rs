@@ -1,7 +1,6 @@
 //! Upkeep: the same bounded step, by hand or on one thread.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use crate::cleaner::Cleaning;
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
 use crate::partition::{Durability, Log};
+use crate::sync::atomic::Ordering;
 use crate::topic::upkeep;
 
 /// What one [`Store::tick`] did.
@@ -238,7 +238,8 @@ impl StoreInner {
     pub(super) fn start_upkeep(self: &std::sync::Arc<Self>) -> Result<()> {
         let weak = std::sync::Arc::downgrade(self);
         let signal = std::sync::Arc::clone(&self.signal);
-        let spawned = std::thread::Builder::new().name("topiclog-upkeep".into()).spawn(move || run(&weak, &signal));
+        let spawned =
+            crate::sync::thread::Builder::new().name("topiclog-upkeep".into()).spawn(move || run(&weak, &signal));
         let thread = spawned.map_err(|error| Error::io("start the upkeep thread of", &self.root, error))?;
         *self.upkeep_thread.lock() = Some(thread);
         Ok(())

@@ -1,6 +1,6 @@
 //! Which partition a record goes to: Kafka's default partitioner.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Kafka's murmur2, 32 bits, seed 0x9747b28c.
 ///

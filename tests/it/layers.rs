@@ -88,8 +88,27 @@ fn what_is_rare_stays_in_its_place() {
     check_only_in("SystemTime::now", &["clock/mod.rs"]);
     check_only_in("Instant::now", &["clock/mod.rs"]);
     check_only_in("thread::Builder", &["store/upkeep.rs"]);
-    check_only_in("parking_lot::", &["sync.rs"]);
-    check_only_in("std::sync::Mutex", &[]);
+}
+
+#[test]
+fn what_threads_share_comes_from_one_place() {
+    check_only_in("parking_lot", &["src/sync.rs"]);
+    check_only_in("shuttle::", &["src/sync.rs"]);
+    // The switch of the planted bugs belongs to the whole process, and is set while nothing else runs.
+    check_only_in("std::sync::atomic", &["src/sync.rs", "src/planted.rs"]);
+    // The suite for file systems of others is run by them, on real threads.
+    check_only_in("std::thread::", &["testing/vfs_suite.rs"]);
+    let elsewhere = ["Mutex", "RwLock", "Condvar", "Barrier", "LazyLock", "mpsc", "atomic"];
+    let mut checked = 0;
+    for (path, code) in sources().into_iter().filter(|(path, _)| !path.ends_with("src/sync.rs")) {
+        for line in code.lines().filter(|line| line.starts_with("use std::sync::")) {
+            let mut names = line.split(|c: char| !c.is_ascii_alphanumeric());
+            let hit = names.find(|name| elsewhere.contains(name));
+            assert!(hit.is_none(), "{} takes {} from std: {line}", path.display(), hit.unwrap_or_default());
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} imports were looked at");
 }
 
 #[test]

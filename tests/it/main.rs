@@ -31,6 +31,8 @@ mod own_format;
 mod planted;
 mod processes;
 mod regressions;
+#[cfg(topiclog_shuttle)]
+mod schedules;
 mod simulator;
 mod suites;
 mod support;

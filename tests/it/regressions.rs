@@ -122,6 +122,37 @@ fn a_topic_that_only_a_lost_manifest_listed_is_not_gone() {
     assert_eq!(partition.record(0).unwrap().unwrap().value(), Some(&b"v"[..]));
 }
 
+/// A segment that had rotted between its last append and its seal was sealed as it was: from then on the seal vouched for
+/// the damaged bytes, and reads gave them out. Now sealing checks each batch, says so once, and leaves the segment unsealed.
+#[test]
+fn a_seal_does_not_vouch_for_what_was_damaged_before_it() {
+    for (durability, by_tick) in [(Durability::Sync, true), (Durability::Os, true), (Durability::Os, false)] {
+        let vfs = machine();
+        let store = open(&vfs);
+        let config = TopicConfig::default().segment_bytes(300).durability(durability);
+        let topic = store.create_topic("t", config).unwrap();
+        for _ in 0..6 {
+            topic.append(Record::of_value(vec![b'x'; 100])).unwrap();
+        }
+        vfs.patch("/s/t-0/00000000000000000000.log", 120, b"?").unwrap();
+        if by_tick {
+            assert!(matches!(store.tick(), Err(Error::Corrupt { .. })));
+            assert_eq!(store.tick().unwrap().sealed_segments, 1, "the next one is sealed all the same");
+            store.close().unwrap();
+        } else {
+            assert!(matches!(store.close(), Err(Error::Corrupt { .. })));
+        }
+        drop((store, topic));
+        let store = open(&vfs);
+        assert!(!store.recovery_report().is_unclean());
+        let partition = store.topic("t").unwrap().partition(0).unwrap();
+        assert!(matches!(partition.record(0), Err(Error::Corrupt { .. })));
+        assert_eq!(partition.end().get(), 6);
+        assert_eq!(partition.read_from(2).filter(|record| record.is_ok()).count(), 4, "nothing behind it is lost");
+        assert!(matches!(store.tick(), Err(Error::Corrupt { .. })), "each open tells of it once");
+    }
+}
+
 /// All of them in turn, for those who plant bugs.
 #[cfg(topiclog_planted)]
 pub(crate) fn all() {
@@ -130,4 +161,5 @@ pub(crate) fn all() {
     a_record_appended_before_the_first_question_by_time_is_found();
     segments_behind_a_torn_one_move_only_after_the_manifest_lets_them_go();
     a_topic_that_only_a_lost_manifest_listed_is_not_gone();
+    a_seal_does_not_vouch_for_what_was_damaged_before_it();
 }

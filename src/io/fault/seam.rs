@@ -4,7 +4,6 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -17,6 +16,7 @@ use crate::io::content::{Content, Snapshot, mix};
 use crate::io::tree::Entry;
 use crate::io::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap};
 use crate::sync::MutexGuard;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 impl Machine {
     pub(super) fn has_stopped(&self) -> bool {
