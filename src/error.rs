@@ -97,6 +97,19 @@ pub enum Error {
         /// The bound of this read: one past the last that can be read.
         end: Offset,
     },
+    /// Reload: drop the state that was made from this partition and read it again from the start. Compaction dropped a
+    /// tombstone that this reader had not come to, so that its copy may keep a key that was deleted.
+    #[error(
+        "{partition}: tombstones below {tombstone_floor} are gone, and the reader stands at {position}: read again from the start"
+    )]
+    SnapshotRequired {
+        /// The partition.
+        partition: TopicPartition,
+        /// The next offset that the reader would have looked at.
+        position: Offset,
+        /// One past the highest tombstone that was dropped.
+        tombstone_floor: Offset,
+    },
     /// The only failed append that may yet appear: read back before sending again.
     #[error("{partition}: the outcome of the append at offset {offset} is unknown; reopen and read back: {source}")]
     OutcomeUnknown {
@@ -193,6 +206,7 @@ impl Error {
             Error::ReadOnly { .. } => "read_only",
             Error::Closed { .. } => "closed",
             Error::OffsetOutOfRange { .. } => "offset_out_of_range",
+            Error::SnapshotRequired { .. } => "snapshot_required",
             Error::OutcomeUnknown { .. } => "outcome_unknown",
             Error::SyncFailed { .. } => "sync_failed",
             Error::Poisoned { .. } => "poisoned",
@@ -237,6 +251,11 @@ impl Error {
             Error::OffsetOutOfRange { partition, asked, start, end } => {
                 Error::OffsetOutOfRange { partition: partition.clone(), asked: *asked, start: *start, end: *end }
             }
+            Error::SnapshotRequired { partition, position, tombstone_floor } => Error::SnapshotRequired {
+                partition: partition.clone(),
+                position: *position,
+                tombstone_floor: *tombstone_floor,
+            },
             Error::OutcomeUnknown { partition, offset, source } => {
                 Error::OutcomeUnknown { partition: partition.clone(), offset: *offset, source: copy_io_error(source) }
             }

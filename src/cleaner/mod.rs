@@ -87,7 +87,14 @@ pub(crate) fn find_range(log: &Log, settings: &LogSettings, now_ms: i64) -> Resu
     let set = log.snapshot();
     let pieces = pieces(log, &set, settings)?;
     // What is sealed was synced, so that only open transactions are left to mind.
-    Ok(plan::range(&pieces, &settings.compaction, log.clean_end(), log.last_stable_offset(), now_ms))
+    Ok(plan::range(
+        &pieces,
+        &settings.compaction,
+        log.clean_end(),
+        log.last_stable_offset(),
+        log.next_horizon_ms(),
+        now_ms,
+    ))
 }
 
 fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings) -> Result<Vec<plan::Piece>> {
@@ -232,7 +239,9 @@ impl Cleaning {
                 return Ok(read_bytes);
             }
             if let Some(copy) = group.take() {
-                self.counts.add(copy.finish(&self.log, self.passed.tombstone_floor)?);
+                let counts = copy.finish(&self.log, self.passed.tombstone_floor)?;
+                self.log.count_compacted(counts.records_before - counts.records_after, counts.tombstones_dropped);
+                self.counts.add(counts);
             }
             return Ok(0);
         }
@@ -257,7 +266,7 @@ impl Cleaning {
     }
 
     fn finish_round(&mut self) -> Result<()> {
-        self.log.note_compacted(self.rules.end, self.passed.tombstone_floor)?;
+        self.log.note_compacted(self.rules.end, self.passed.tombstone_floor, self.passed.next_horizon_ms)?;
         self.phase = Phase::Done;
         Ok(())
     }

@@ -28,7 +28,7 @@ pub(crate) struct Range {
     pub(crate) first_uncleanable: i64,
     /// The share of bytes that are worth a look.
     pub(crate) dirty_ratio: f64,
-    /// A record has waited as long as `max.compaction.lag.ms` allows.
+    /// A record has waited as long as `max.compaction.lag.ms` allows, or a tombstone's time is over.
     pub(crate) is_overdue: bool,
 }
 
@@ -39,6 +39,7 @@ pub(crate) fn range(
     settings: &CompactionSettings,
     clean_end: i64,
     stable_end: i64,
+    next_horizon_ms: i64,
     now_ms: i64,
 ) -> Option<Range> {
     let (first, last) = (pieces.first()?, pieces.last()?);
@@ -56,7 +57,9 @@ pub(crate) fn range(
     let dirty = closed.iter().filter(|piece| piece.base < first_uncleanable && piece.next_base > first_dirty);
     let dirty_bytes: u64 = dirty.clone().map(|piece| piece.bytes).sum();
     if first_dirty >= first_uncleanable || dirty_bytes == 0 {
-        return None;
+        // Nothing is superseded, but something may go for its age.
+        let range = Range { first_dirty: first_uncleanable, first_uncleanable, dirty_ratio: 0.0, is_overdue: true };
+        return (next_horizon_ms <= now_ms).then_some(range);
     }
     let clean_bytes = clean_bytes.min(u64::MAX - dirty_bytes);
     let dirty_ratio = dirty_bytes as f64 / (clean_bytes + dirty_bytes) as f64;
@@ -112,7 +115,7 @@ mod tests {
     }
 
     fn check(settings: &CompactionSettings, clean_end: i64, stable_end: i64, expected: Option<(i64, i64)>) {
-        let found = range(&log(4), settings, clean_end, stable_end, 1000);
+        let found = range(&log(4), settings, clean_end, stable_end, i64::MAX, 1000);
         assert_eq!(
             found.map(|range| (range.first_dirty, range.first_uncleanable)),
             expected,
@@ -157,9 +160,19 @@ mod tests {
     }
 
     #[test]
+    fn a_tombstone_whose_time_is_over_is_reason_enough() {
+        let found = |next_horizon_ms| {
+            let range = range(&log(4), &SETTINGS, 30, 40, next_horizon_ms, 1000);
+            range.map(|range| (range.first_dirty, range.first_uncleanable))
+        };
+        assert_eq!(found(1001), None);
+        assert_eq!(found(1000), Some((30, 30)));
+    }
+
+    #[test]
     fn nothing_closed_is_nothing_to_do() {
-        assert_eq!(range(&log(1), &SETTINGS, 0, 40, 1000), None);
-        assert_eq!(range(&[], &SETTINGS, 0, 40, 1000), None);
+        assert_eq!(range(&log(1), &SETTINGS, 0, 40, 0, 1000), None);
+        assert_eq!(range(&[], &SETTINGS, 0, 40, 0, 1000), None);
     }
 
     #[test]

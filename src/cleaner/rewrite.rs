@@ -40,11 +40,26 @@ pub(crate) struct Passed {
     keeps_tombstones: bool,
     /// One past the highest tombstone that was dropped.
     pub(crate) tombstone_floor: i64,
+    /// The earliest moment at which something that stayed may go for its age.
+    pub(crate) next_horizon_ms: Option<i64>,
 }
 
 impl Passed {
+    /// Something stays until then at least; what is over already waits for something else that was noted.
+    fn note_horizon(&mut self, at_ms: i64, now_ms: i64) {
+        if at_ms > now_ms {
+            self.next_horizon_ms = Some(self.next_horizon_ms.map_or(at_ms, |next| next.min(at_ms)));
+        }
+    }
+
     pub(crate) fn new(tombstone_floor: i64) -> Self {
-        Self { aborted: HashSet::new(), committed: HashSet::new(), keeps_tombstones: false, tombstone_floor }
+        Self {
+            aborted: HashSet::new(),
+            committed: HashSet::new(),
+            keeps_tombstones: false,
+            tombstone_floor,
+            next_horizon_ms: None,
+        }
     }
 }
 
@@ -96,8 +111,12 @@ impl Rules {
             return true;
         }
         let is_over = header.delete_horizon_ms().is_some_and(|horizon| self.now_ms >= horizon);
-        if !is_over || passed.keeps_tombstones || self.holds(record) {
+        let is_held = self.holds(record);
+        if !is_over || passed.keeps_tombstones || is_held {
             passed.keeps_tombstones = true;
+            if is_over && is_held {
+                passed.note_horizon(record.timestamp_ms().saturating_add(self.hold.max_ms), self.now_ms);
+            }
             return true;
         }
         passed.tombstone_floor = passed.tombstone_floor.max(record.offset() + 1);
@@ -218,12 +237,19 @@ impl GroupCopy {
             self.is_changed = true;
             return Ok(());
         }
+        let waits = (has_tombstone || (discardable && kept > 0)).then(|| header.delete_horizon_ms()).flatten();
+        if let Some(horizon) = waits {
+            passed.note_horizon(horizon, rules.now_ms);
+        }
         if kept == usize::try_from(header.records_count).unwrap_or(0) && !needs_horizon {
             return self.out.append(bytes, facts(header));
         }
         self.is_changed = true;
         let horizon = if needs_horizon {
-            Some(rules.now_ms.saturating_add(rules.delete_retention_ms))
+            let horizon = rules.now_ms.saturating_add(rules.delete_retention_ms);
+            // With a retention of nothing it goes in the very next round.
+            passed.note_horizon(horizon.max(rules.now_ms.saturating_add(1)), rules.now_ms);
+            Some(horizon)
         } else {
             header.delete_horizon_ms()
         };

@@ -68,6 +68,7 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
         removing: Vec::new(),
         clean_end: 0,
         tombstone_floor: 0,
+        next_horizon_ms: None,
         pending: None,
     };
     let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;

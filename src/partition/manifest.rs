@@ -42,6 +42,9 @@ pub(crate) struct Manifest {
     /// One past the highest tombstone that compaction dropped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) tombstone_floor: i64,
+    /// When compaction has tombstones or markers to drop although nothing was appended, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next_horizon_ms: Option<i64>,
     /// Segments that are no longer listed, and whose files are on their way out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pending: Option<Pending>,
@@ -161,6 +164,7 @@ impl Manifest {
             removing: Vec::new(),
             clean_end: 0,
             tombstone_floor: 0,
+            next_horizon_ms: None,
             pending: None,
         }
     }

@@ -135,6 +135,11 @@ pub(crate) struct Log {
     clean_end: AtomicI64,
     /// One past the highest tombstone that compaction dropped.
     tombstone_floor: AtomicI64,
+    /// When compaction has something to drop although nothing was appended; `i64::MAX` for never.
+    next_horizon_ms: AtomicI64,
+    /// What compaction took away since the open.
+    records_compacted: AtomicU64,
+    tombstones_dropped: AtomicU64,
     /// Segments that are out of the log and may still be read.
     retired: Mutex<Vec<swap::Retired>>,
     retired_count: AtomicU64,
@@ -178,6 +183,24 @@ impl Log {
     /// Below this offset compaction has been.
     pub(crate) fn clean_end(&self) -> i64 {
         self.clean_end.load(Ordering::Acquire)
+    }
+
+    /// When compaction has something to drop although nothing was appended.
+    pub(crate) fn next_horizon_ms(&self) -> i64 {
+        self.next_horizon_ms.load(Ordering::Acquire)
+    }
+
+    /// A reader that kept tombstones has moved: the next round looks again.
+    pub(crate) fn look_at_tombstones_again(&self) {
+        if self.next_horizon_ms() != i64::MAX {
+            self.next_horizon_ms.store(i64::MIN, Ordering::Release);
+        }
+    }
+
+    /// Counts what a compaction took away.
+    pub(crate) fn count_compacted(&self, records: u64, tombstones: u64) {
+        self.records_compacted.fetch_add(records, Ordering::Relaxed);
+        self.tombstones_dropped.fetch_add(tombstones, Ordering::Relaxed);
     }
 
     /// One past the highest tombstone that compaction dropped.
@@ -472,6 +495,8 @@ impl Partition {
             index_memory_bytes: set.segments.iter().map(|segment| segment.memory_bytes()).sum(),
             indexes_rebuilt: set.segments.iter().map(|segment| segment.rebuilt()).sum(),
             trusted_reads: self.log.trusted_reads.load(Ordering::Relaxed),
+            records_compacted: self.log.records_compacted.load(Ordering::Relaxed),
+            tombstones_dropped: self.log.tombstones_dropped.load(Ordering::Relaxed),
         }
     }
 }
@@ -494,4 +519,8 @@ pub struct PartitionStats {
     pub indexes_rebuilt: u64,
     /// Readers that were opened with [`Verify::Trusted`].
     pub trusted_reads: u64,
+    /// Records that compaction took away since the open, tombstones among them.
+    pub records_compacted: u64,
+    /// Tombstones that compaction dropped since the open because their time was over.
+    pub tombstones_dropped: u64,
 }

@@ -746,6 +746,7 @@ impl Opening<'_> {
         let set = SegmentSet { segments, epochs: Some(manifest.epochs.clone().into()), aborted: aborted.into() };
         let log_start = manifest.log_start;
         let (clean_end, tombstone_floor) = (manifest.clean_end, manifest.tombstone_floor);
+        let next_horizon_ms = manifest.next_horizon_ms.unwrap_or(i64::MAX);
         let settings = Arc::new(self.settings);
         Ok(Log {
             id: self.id.clone(),
@@ -783,6 +784,9 @@ impl Opening<'_> {
             trusted_reads: AtomicU64::new(0),
             clean_end: AtomicI64::new(clean_end),
             tombstone_floor: AtomicI64::new(tombstone_floor),
+            next_horizon_ms: AtomicI64::new(next_horizon_ms),
+            records_compacted: AtomicU64::new(0),
+            tombstones_dropped: AtomicU64::new(0),
             retired: Mutex::new(Vec::new()),
             retired_count: AtomicU64::new(0),
         })

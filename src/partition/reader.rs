@@ -50,6 +50,7 @@ pub struct ReadOptions {
     isolation: Isolation,
     verify: Option<Verify>,
     limits: DecodeLimits,
+    state_since: Option<i64>,
 }
 
 impl ReadOptions {
@@ -76,6 +77,18 @@ impl ReadOptions {
     #[must_use]
     pub fn verify(mut self, verify: Verify) -> Self {
         self.verify = Some(verify);
+        self
+    }
+
+    /// The reader keeps state that it made from this partition, and began it when the
+    /// [tombstone floor](Partition::tombstone_floor) was this. If compaction has dropped a tombstone that it had not come to,
+    /// it gets [`Error::SnapshotRequired`] instead of a copy that keeps a deleted key.
+    ///
+    /// A reader that begins without state takes the floor as it is then, keeps it with its state, and gives it here each time
+    /// it resumes.
+    #[must_use]
+    pub fn state_since(mut self, tombstone_floor: Offset) -> Self {
+        self.state_since = Some(tombstone_floor.get());
         self
     }
 
@@ -361,6 +374,7 @@ impl Reader {
     fn peek_batch(&mut self) -> Result<Option<(BatchAt, BatchHeader)>> {
         loop {
             self.log.check_open()?;
+            self.check_tombstones()?;
             let bound = self.log.bound(&self.options);
             if self.next_offset >= bound {
                 return Ok(None);
@@ -381,6 +395,19 @@ impl Reader {
         }
     }
 
+    /// Whether a tombstone was dropped that the state of this reader needs.
+    #[inline]
+    fn check_tombstones(&self) -> Result<()> {
+        match self.options.state_since {
+            Some(began) if self.log.tombstone_floor() > self.next_offset.max(began) => Err(Error::SnapshotRequired {
+                partition: self.log.id.clone(),
+                position: self.next_offset.into(),
+                tombstone_floor: self.log.tombstone_floor().into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn find_place(&mut self) -> Result<()> {
         if self.next_offset < self.log.log_start() {
             return Err(self.log.out_of_range(self.next_offset, &self.options));
@@ -390,11 +417,14 @@ impl Reader {
         let Some(segment) = set.segments.get(index) else { return Ok(()) };
         let cursor = Cursor::seek(segment, set.epochs.clone(), self.verify, self.next_offset)?;
         self.place = Some(Place { set, index, cursor });
-        Ok(())
+        // Again, with the segments in hand: these may be the ones without the tombstone.
+        self.check_tombstones()
     }
 
     /// Goes on at the segment behind the one that ended; false if there is none yet.
     fn enter_next_segment(&mut self) -> Result<bool> {
+        // What the next segment begins with may have been dropped from the end of this one.
+        self.check_tombstones()?;
         let Some(place) = &mut self.place else { return Ok(false) };
         if place.index + 1 >= place.set.segments.len() {
             let set = self.log.snapshot();

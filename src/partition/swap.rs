@@ -101,17 +101,24 @@ impl Log {
         removed.map(Some).inspect_err(|error| self.poison(format!("segments could not be exchanged: {error}")))
     }
 
-    /// Says how far compaction has been, and which tombstones it dropped.
-    pub(crate) fn note_compacted(&self, clean_end: i64, tombstone_floor: i64) -> Result<()> {
+    /// Says how far compaction has been, which tombstones it dropped, and when it has more of them to drop.
+    pub(crate) fn note_compacted(
+        &self,
+        clean_end: i64,
+        tombstone_floor: i64,
+        next_horizon_ms: Option<i64>,
+    ) -> Result<()> {
         let mut writer = self.lock_for_change()?;
         let _guard = PanicGuard(self);
         let mut manifest = writer.manifest.clone();
         manifest.clean_end = manifest.clean_end.max(clean_end);
         manifest.tombstone_floor = manifest.tombstone_floor.max(tombstone_floor);
+        manifest.next_horizon_ms = next_horizon_ms;
         if manifest != writer.manifest {
             self.commit_manifest(&mut writer, manifest)?;
         }
         self.clean_end.store(writer.manifest.clean_end, Ordering::Release);
+        self.next_horizon_ms.store(next_horizon_ms.unwrap_or(i64::MAX), Ordering::Release);
         self.tombstone_floor.store(writer.manifest.tombstone_floor, Ordering::Release);
         Ok(())
     }

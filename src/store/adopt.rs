@@ -295,6 +295,7 @@ impl<'a> Adoption<'a> {
             removing: Vec::new(),
             clean_end: 0,
             tombstone_floor: 0,
+            next_horizon_ms: None,
             pending: None,
         };
         manifest.epochs.retain(|&(_, start)| start < found.end);

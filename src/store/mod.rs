@@ -6,6 +6,7 @@ pub(crate) mod adopt;
 pub(crate) mod builder;
 pub(crate) mod catalog;
 pub(crate) mod checkpoints;
+pub(crate) mod holds;
 pub(crate) mod open;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
@@ -73,6 +74,7 @@ pub(crate) struct StoreInner {
     upkeep_error: Mutex<Option<Error>>,
     cleaner: Mutex<upkeep::CleanerState>,
     clocks: Mutex<upkeep::ClockWatch>,
+    holds: Mutex<holds::Holds>,
 }
 
 /// What wakes the upkeep thread.
@@ -417,6 +419,7 @@ impl StoreInner {
         if let Some(topic) = self.topics.write().remove(name) {
             topic.partitions.values().for_each(|partition| partition.log.abandon());
         }
+        self.forget_holds(name)?;
         self.finish_deletions(admin)
     }
 

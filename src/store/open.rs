@@ -95,6 +95,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     };
     note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
     drop(locks.follow);
+    let holds = super::holds::Holds::read(&*env.vfs, &root)?;
 
     let inner = Arc::new(StoreInner {
         root,
@@ -111,6 +112,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         upkeep_error: Mutex::new(None),
         cleaner: Mutex::default(),
         clocks: Mutex::default(),
+        holds: Mutex::new(holds),
         options,
     });
     if !inner.env.read_only {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Signal, Store, StoreInner};
 use crate::cleaner::Cleaning;
 use crate::error::{Error, Result};
-use crate::ids::TopicPartition;
+use crate::ids::{TopicName, TopicPartition};
 use crate::partition::{Durability, Log};
 use crate::sync::atomic::Ordering;
 use crate::topic::upkeep;
@@ -66,7 +66,16 @@ impl Store {
     /// ```
     pub fn tick(&self) -> Result<TickReport> {
         self.inner.check_open()?;
-        self.inner.tick()
+        self.inner.tick(None)
+    }
+
+    /// [`tick`](Self::tick) for one topic alone.
+    ///
+    /// # Errors
+    /// As [`tick`](Self::tick); [`Error::UnknownTopic`].
+    pub fn tick_topic(&self, name: &str) -> Result<TickReport> {
+        let topic = self.topic(name)?;
+        self.inner.tick(Some(topic.name()))
     }
 
     /// What the upkeep thread met since the last call, if anything. [`Store::close`] returns it as well.
@@ -120,7 +129,7 @@ impl ClockWatch {
 }
 
 impl StoreInner {
-    fn tick(&self) -> Result<TickReport> {
+    fn tick(&self, only: Option<&TopicName>) -> Result<TickReport> {
         let mut report = TickReport::default();
         let mut first_error = None;
         let mut note = |error| {
@@ -128,7 +137,8 @@ impl StoreInner {
         };
         let now_ms = self.env.clock.now_ms();
         let (has_jumped, may_cut) = self.look_at_clocks(now_ms);
-        let topics: Vec<_> = self.topics.read().values().cloned().collect();
+        let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
+        topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
         let logs: Vec<Arc<Log>> =
             topics.iter().flat_map(|topic| topic.partitions.values()).map(|found| Arc::clone(&found.log)).collect();
         for log in &logs {
@@ -189,7 +199,7 @@ impl StoreInner {
         if state.current.is_none() {
             let Some(log) = dirtiest(logs, &state.failed, now_ms)? else { return Ok(()) };
             let memory_bytes = self.options.compaction_memory_bytes;
-            let hold = self.hold_of(&log.id);
+            let hold = self.holds.lock().lowest(&log.id);
             let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes)?;
             state.current = begun.map(|cleaning| (log, cleaning));
         }
@@ -198,6 +208,9 @@ impl StoreInner {
             state.current = None;
         }
         let Some((log, cleaning)) = &mut state.current else { return Ok(()) };
+        if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
+            return Ok(());
+        }
         match cleaning.step(self.options.compaction_step_bytes) {
             Ok(step) => {
                 report.compacted_bytes += step.read_bytes;
@@ -218,11 +231,6 @@ impl StoreInner {
                 if is_over { Ok(()) } else { Err(error) }
             }
         }
-    }
-
-    /// The lowest position that a reader of this partition still has to read tombstones from.
-    fn hold_of(&self, _partition: &TopicPartition) -> i64 {
-        i64::MAX
     }
 
     /// How long the thread may sleep: half of the shortest window.
@@ -253,7 +261,7 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
         if inner.closed.load(Ordering::Acquire) {
             return;
         }
-        let ticked = inner.tick();
+        let ticked = inner.tick(None);
         let compacted_bytes = ticked.as_ref().map_or(0, |report| report.compacted_bytes);
         // More of what is bounded in one step may be waiting.
         let goes_on = ticked

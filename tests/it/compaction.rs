@@ -6,7 +6,8 @@ use std::sync::Arc;
 use topiclog::clock::ManualClock;
 use topiclog::io::MemoryVfs;
 use topiclog::{
-    CleanupPolicy, Durability, Error, Partition, Record, Store, StoreBuilder, TickReport, TopicConfig, Upkeep,
+    CleanupPolicy, Durability, Error, Offset, Partition, ReadLevel, ReadOptions, Record, Store, StoreBuilder,
+    TickReport, TopicConfig, Upkeep,
 };
 
 const T0: i64 = 1_700_000_000_000;
@@ -292,4 +293,86 @@ fn a_jump_of_the_clock_does_not_delete_everything() {
     bench.clock.jump_to_ms(T0 + 10 * 365 * 86_400_000);
     bench.settle();
     assert_eq!(bench.partition("t").start().get(), 1, "one segment at a time");
+}
+
+/// A topic with a tombstone whose time is over, all of it closed.
+fn with_a_tombstone(bench: &Bench, hold_max_ms: i64) -> Partition {
+    let config =
+        compacted().delete_retention_ms(1000).tombstone_hold_max_ms(hold_max_ms).min_cleanable_dirty_ratio(0.0);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    topic.append(Record::keyed("a", "1")).unwrap();
+    topic.append(Record::tombstone("a")).unwrap();
+    for n in 0..20 {
+        topic.append(Record::keyed("filler", format!("{n}"))).unwrap();
+    }
+    bench.settle();
+    bench.partition("t")
+}
+
+#[test]
+fn a_tombstone_goes_although_nothing_is_appended_any_more() {
+    let bench = Bench::new();
+    let partition = with_a_tombstone(&bench, 0);
+    bench.clock.advance_ms(1000);
+    assert_eq!(bench.settle().tombstones_dropped, 1);
+    assert_eq!(partition.tombstone_floor().get(), 2);
+    assert!(rows(&partition).iter().all(|row| row.1 != "a"));
+}
+
+#[test]
+fn a_tombstone_waits_for_a_reader_that_has_not_come_to_it() {
+    let mut bench = Bench::new();
+    let id = with_a_tombstone(&bench, 1_000_000).id().clone();
+    bench.store.hold_tombstones("slow", &[(id.clone(), Offset::new(1))]).unwrap();
+    bench.store.hold_tombstones("fast", &[(id.clone(), Offset::new(20))]).unwrap();
+    bench.clock.advance_ms(5000);
+    bench.settle();
+    bench.reopen();
+    assert_eq!(bench.store.holds().len(), 2, "holds are kept");
+    bench.settle();
+    assert_eq!(bench.partition("t").tombstone_floor().get(), 0);
+    bench.store.hold_tombstones("slow", &[(id, Offset::new(2))]).unwrap();
+    assert_eq!(bench.settle().tombstones_dropped, 1, "it moved past the tombstone");
+}
+
+#[test]
+fn no_reader_holds_a_tombstone_for_ever() {
+    let bench = Bench::new();
+    let id = with_a_tombstone(&bench, 60_000).id().clone();
+    bench.store.hold_tombstones("dead", &[(id, Offset::new(0))]).unwrap();
+    bench.clock.advance_ms(59_999);
+    assert_eq!(bench.settle().tombstones_dropped, 0);
+    bench.clock.advance_ms(1);
+    assert_eq!(bench.settle().tombstones_dropped, 1);
+}
+
+#[test]
+fn a_reader_that_may_have_missed_a_delete_is_told_so() {
+    let bench = Bench::new();
+    let partition = with_a_tombstone(&bench, 0);
+    let began = partition.tombstone_floor();
+    let options = ReadOptions::new().level(ReadLevel::Latest).state_since(began);
+    let mut early = partition.reader(0, &options).unwrap();
+    assert!(early.next().unwrap().is_ok(), "nothing is missing yet");
+    bench.clock.advance_ms(1000);
+    bench.settle();
+    let resumed = partition.reader(1, &options).unwrap().next().unwrap();
+    assert!(matches!(resumed, Err(Error::SnapshotRequired { tombstone_floor, .. }) if tombstone_floor.get() == 2));
+    assert!(partition.reader(2, &options).unwrap().next().unwrap().is_ok(), "it had read the tombstone");
+    let anew = ReadOptions::new().level(ReadLevel::Latest).state_since(partition.tombstone_floor());
+    assert!(partition.reader(0, &anew).unwrap().all(|record| record.is_ok()), "without state there is nothing to miss");
+    let stateless = ReadOptions::new().level(ReadLevel::Latest);
+    assert!(partition.reader(0, &stateless).unwrap().all(|record| record.is_ok()));
+}
+
+#[test]
+fn a_deleted_topic_takes_what_was_held_of_it_along() {
+    let bench = Bench::new();
+    let id = with_a_tombstone(&bench, 0).id().clone();
+    bench.store.hold_tombstones("reader", &[(id.clone(), Offset::new(0))]).unwrap();
+    assert!(matches!(bench.store.hold_tombstones("", &[]), Err(Error::Invalid { .. })));
+    bench.store.delete_topic("t").unwrap();
+    assert!(bench.store.holds().is_empty());
+    let refused = bench.store.hold_tombstones("reader", &[(id, Offset::new(0))]);
+    assert!(matches!(refused, Err(Error::UnknownTopic { .. })));
 }
