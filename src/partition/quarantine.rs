@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::io::replace::replace_file;
 use crate::io::{OpenMode, Vfs, read_full_at, write_all_at};
+use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
 
 pub(crate) const DIRECTORY: &str = "quarantine";
@@ -30,7 +31,7 @@ pub(crate) fn ensure(vfs: &dyn Vfs, partition: &Path) -> Result<()> {
     let directory = partition.join(DIRECTORY);
     match vfs.create_dir(&directory) {
         Ok(()) => vfs.sync_dir(partition).map_err(|error| Error::io("sync", partition, error)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is(Bug::RecoveryNotIdempotent) => Ok(()),
         Err(error) => Err(Error::io("create", &directory, error)),
     }
 }
@@ -82,7 +83,12 @@ pub(crate) fn move_segment(vfs: &dyn Vfs, partition: &Path, segment_base: i64) -
     let directory = partition.join(DIRECTORY);
     for suffix in Suffix::ALL {
         let name = file_name(segment_base, suffix);
-        match vfs.rename(&partition.join(&name), &directory.join(&name)) {
+        let moved = if is(Bug::LaterSegmentsDeleted) {
+            vfs.remove_file(&partition.join(&name))
+        } else {
+            vfs.rename(&partition.join(&name), &directory.join(&name))
+        };
+        match moved {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("rename", &partition.join(&name), error)),

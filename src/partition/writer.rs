@@ -230,6 +230,9 @@ impl Log {
     fn append_failed(&self, writer: &mut Writer, error: io::Error, cut: CutBack, base: i64) -> Error {
         // Cutting the file gave preallocated space back as well.
         writer.allocated_to = writer.allocated_to.min(writer.active.bytes());
+        if cut == CutBack::Failed && is(Bug::OffsetReused) {
+            return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };
+        }
         if cut == CutBack::Failed {
             self.poison(format!("a failed append could not be cut back: {error}"));
             return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };

@@ -141,6 +141,11 @@ impl Cursor {
     pub(crate) fn next(&mut self) -> Result<Option<BatchAt>> {
         let Some(found) = self.peek()? else { return Ok(None) };
         if self.must_check() {
+            if is(Bug::MarkedBeforeCheck)
+                && let Some(mapped) = &self.chunk.mapped
+            {
+                mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
+            }
             BatchView::parse(self.slice(&found)).map_err(|error| self.error(&error))?;
             if let Some(mapped) = &self.chunk.mapped {
                 mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::error::copy_io_error;
 use crate::io::{OpenMode, Vfs, VfsFile};
+use crate::planted::{Bug, is};
 use crate::sync::{Mutex, RwLock};
 
 /// The open files of one store.
@@ -162,7 +163,11 @@ impl PooledFile {
             return Err(copy_io_error(error));
         }
         let writes = self.writes.load(Ordering::Acquire);
-        match self.with(|file| file.sync_data()) {
+        let synced = match self.with(|file| file.sync_data()) {
+            Err(_) if is(Bug::SyncRetried) => self.with(|file| file.sync_data()),
+            synced => synced,
+        };
+        match synced {
             Ok(()) => {
                 self.synced_writes.fetch_max(writes, Ordering::AcqRel);
                 Ok(())

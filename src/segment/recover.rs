@@ -178,7 +178,7 @@ fn misplaced(header: &BatchHeader, rules: &ScanRules<'_>, next_offset: i64) -> O
 fn unsupported(window: &mut Window<'_>, position: u64, left: u64, error: &BatchError) -> io::Result<Stop> {
     let head = window.at(position, HEADER_BYTES)?;
     let size = record::peek(head).map_or(0, |peek| peek.size_bytes as u64);
-    let holds = size > 0 && size <= left.min(HELD_BATCH_BYTES_MAX) && {
+    let holds = !is(Bug::UnsupportedIsTorn) && size > 0 && size <= left.min(HELD_BATCH_BYTES_MAX) && {
         let bytes = window.at(position, size as usize)?;
         bytes.get(..size as usize).is_some_and(record::crc_holds)
     };

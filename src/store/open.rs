@@ -17,6 +17,7 @@ use crate::partition::foreign::Hints;
 use crate::partition::open::Opening;
 use crate::partition::repair::Repair;
 use crate::partition::{Env, Partition, manifest, quarantine};
+use crate::planted::{Bug, is};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
 use crate::segment::name;
@@ -91,7 +92,8 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     let topics = if is_foreign {
         open_foreign(&env, &root, &catalog, &mut report)?
     } else {
-        open_topics(&env, &root, &catalog, locks.follow.is_some(), &mut report)?
+        let may_rewrite_in_place = locks.follow.is_some() || is(Bug::RepairInPlaceUnderMaps);
+        open_topics(&env, &root, &catalog, may_rewrite_in_place, &mut report)?
     };
     note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
     drop(locks.follow);
@@ -165,7 +167,7 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
         return Ok(Locks { held, follow: None, maps_are_safe });
     }
     for (name, kind) in [(LOCK, LockKind::Exclusive), (BROKER_LOCK, LockKind::Broker)] {
-        if crate::planted::is(crate::planted::Bug::LockNotTaken) {
+        if is(Bug::LockNotTaken) {
             continue;
         }
         let path = root.join(name);

@@ -28,6 +28,7 @@ mod own_format;
 #[cfg(topiclog_planted)]
 mod planted;
 mod processes;
+mod recoveries;
 mod regressions;
 mod simulator;
 mod suites;

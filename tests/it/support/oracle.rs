@@ -151,7 +151,7 @@ static CRC_TABLE: LazyLock<[u32; 256]> = LazyLock::new(|| {
     table
 });
 
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| crc >> 8 ^ CRC_TABLE[(crc as u8 ^ byte) as usize])
 }
 
