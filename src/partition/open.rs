@@ -215,8 +215,13 @@ impl Opening<'_> {
         report: &mut PartitionReport,
     ) -> Result<()> {
         for base in std::mem::take(&mut manifest.removing) {
-            if listing.logs.remove(&base).is_some() && !self.env.read_only {
-                quarantine::move_segment(&*self.env.vfs, &self.directory, base)?;
+            let was_there = listing.logs.remove(&base).is_some();
+            if self.env.read_only {
+                continue;
+            }
+            // Even without its log: an interrupted move may have left its indexes, and is not durable before this is done.
+            quarantine::move_segment(&*self.env.vfs, &self.directory, base)?;
+            if was_there {
                 let path = self.directory.join(file_name(base, Suffix::Log));
                 report.repairs.push(Repair::SegmentQuarantined { path });
             }
