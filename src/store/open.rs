@@ -473,12 +473,17 @@ fn note_unlisted(
     for id in directories {
         let listed =
             catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
-        let deleting =
-            catalog.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == id.partition.get());
-        if listed || deleting {
+        let path = root.join(id.directory_name());
+        // A creation may have failed under the name of a topic whose deletion is not finished: that directory is not the
+        // deleted one.
+        let is_deleted = |entry: &Deleting| {
+            entry.topic == id.topic
+                && entry.partition == id.partition.get()
+                && is_partition_of(&*env.vfs, &path, entry.topic_id).unwrap_or(true)
+        };
+        if listed || catalog.deleting.iter().any(is_deleted) {
             continue;
         }
-        let path = root.join(id.directory_name());
         if !env.read_only && remove_uncommitted(&*env.vfs, &path, env.store_id).is_ok() {
             report.store.push(Repair::Swept { path });
             swept = true;
