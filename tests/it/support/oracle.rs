@@ -68,6 +68,11 @@ impl LogModel {
         }
     }
 
+    /// Nothing of it is certain any more.
+    pub(crate) fn doubt(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.claim = Claim::Maybe);
+    }
+
     /// All records, by offset.
     pub(crate) fn records(&self) -> impl Iterator<Item = (i64, &Rec)> {
         self.entries.iter().flat_map(|entry| (entry.base..).zip(&entry.records))
