@@ -13,13 +13,19 @@ fn seed() -> u64 {
     std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 
-/// All scripts of one and two steps, and some longer ones.
-fn scripts(random: &mut Random) -> Vec<Vec<Op>> {
-    let mut scripts: Vec<Vec<Op>> = ALPHABET.iter().map(|op| vec![*op]).collect();
-    scripts.extend(ALPHABET.iter().flat_map(|first| ALPHABET.iter().map(|second| vec![*first, *second])));
-    scripts.extend((0..170).map(|_| (0..3).map(|_| ALPHABET[random.below(12)]).collect()));
-    scripts.extend((0..30).map(|_| (0..8).map(|_| ALPHABET[random.below(12)]).collect()));
-    scripts
+/// Scripts of three steps, a quarter of all that there are.
+const OF_THREE: usize = 432;
+
+/// All scripts of one and two steps, a part of those of three, and longer ones without end.
+fn scripts(random: &mut Random) -> impl Iterator<Item = Vec<Op>> {
+    let one = ALPHABET.iter().map(|op| vec![*op]);
+    let two = ALPHABET.iter().flat_map(|first| ALPHABET.iter().map(|second| vec![*first, *second]));
+    let mut three: Vec<usize> = (0..12 * 12 * 12).collect();
+    (0..OF_THREE).for_each(|at| three.swap(at, at + random.below(1728 - at)));
+    three.truncate(OF_THREE);
+    let three = three.into_iter().map(|n| [n / 144, n / 12 % 12, n % 12].map(|op| ALPHABET[op]).to_vec());
+    let longer = std::iter::repeat_with(|| (0..8).map(|_| ALPHABET[random.below(12)]).collect());
+    one.chain(two).chain(three).chain(longer)
 }
 
 pub(crate) fn model_sweep(runs: u64) -> Sweep {
@@ -50,11 +56,18 @@ pub(crate) fn model_sweep(runs: u64) -> Sweep {
 pub(crate) fn crash_sweep(states: u64) -> Sweep {
     let mut sweep = Sweep::new("crash states", states);
     let bases = Base::all();
+    let mut counts = [0_u64; 4];
     for ops in scripts(&mut Random(seed())) {
+        if sweep.is_over() {
+            break;
+        }
         for base in &bases {
             crash_script(&mut sweep, base, &ops);
         }
+        counts[ops.len().min(4) - 1] += 1;
     }
+    tell!("scripts of one, two, three and more steps: {counts:?}");
+    assert!(states < 250_000 || counts[..3] == [12, 144, OF_THREE as u64], "all of them are run: {counts:?}");
     sweep
 }
 
@@ -246,7 +259,7 @@ fn a_store_does_what_the_oracle_says() {
 #[test]
 fn every_crash_leaves_what_was_promised() {
     tell!("TOPICLOG_SEED={}", seed());
-    crash_sweep(250_000).finish(100_000);
+    crash_sweep(250_000).finish(250_000);
 }
 
 #[test]
