@@ -254,4 +254,28 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_payload_over_the_limit_changes_nothing() {
+        let vfs = MemoryVfs::new();
+        let slots = slots(Path::new("/"));
+        slots.write(&vfs, 1, b"kept", true).unwrap();
+        assert!(slots.write(&vfs, 3, &[0; 1001], true).is_err());
+        let read = slots.read(&vfs).unwrap();
+        assert_eq!(read.newest.unwrap().payload, b"kept");
+        assert_eq!((read.damaged.len(), read.missing.len()), (0, 1));
+    }
+
+    #[test]
+    fn generations_take_turns_and_two_lost_slots_are_told_of() {
+        let slots = slots(Path::new("/"));
+        assert_eq!((slots.slot_name(0), slots.slot_name(1)), ("m.0".to_owned(), "m.1".to_owned()));
+        assert_eq!(slots.slot_name(u64::MAX), "m.1");
+        let vfs = MemoryVfs::new();
+        put(&vfs, Path::new("/m.0"), b"");
+        put(&vfs, Path::new("/m.1"), &[0; 36]);
+        let read = slots.read(&vfs).unwrap();
+        assert!(read.newest.is_none());
+        assert_eq!((read.damaged.len(), read.missing.len()), (2, 0));
+    }
 }

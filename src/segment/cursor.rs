@@ -283,3 +283,22 @@ impl Segment {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_has_the_epoch_that_began_at_or_before_it() {
+        let epochs = [(0, 0), (2, 100), (5, 101)];
+        let check = |offset, epoch| assert_eq!(epoch_of(&epochs, offset), epoch, "{offset}");
+        check(-1, None);
+        check(0, Some(0));
+        check(99, Some(0));
+        check(100, Some(2));
+        check(101, Some(5));
+        check(i64::MAX, Some(5));
+        assert_eq!(epoch_of(&[], 7), None);
+        assert_eq!(epoch_of(&[(3, 10)], 9), None, "before the first that is known");
+    }
+}
