@@ -239,3 +239,74 @@ impl From<Uuid> for String {
         id.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_kafkas_and_leave_no_directory() {
+        let good = ["a", "A.b_c-9", "...", "-", "_", &"x".repeat(249), "orders-0", "a..b"];
+        for name in good {
+            assert_eq!(TopicName::new(name).unwrap().as_str(), name);
+        }
+        let bad = ["", ".", "..", "a/b", "a\\b", "a b", "a\0", "ä", "a\n", "a:b", "a*", &"x".repeat(250)];
+        for name in bad {
+            assert!(matches!(TopicName::new(name), Err(Error::Invalid { .. })), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn directories_are_read_back_and_only_what_we_would_make() {
+        for (topic, partition) in [("orders", 0), ("a-b-7", 12), ("-", 3), ("x", i32::MAX as u32)] {
+            let id = TopicPartition::new(TopicName::new(topic).unwrap(), partition);
+            assert_eq!(TopicPartition::from_directory_name(&id.directory_name()), Some(id));
+        }
+        for name in [
+            "orders",
+            "orders-",
+            "-0",
+            "orders-00",
+            "orders-01",
+            "orders-+1",
+            "orders-1 ",
+            "orders--1",
+            "orders-x",
+            "orders-2147483648",
+            "orders-4294967296",
+            "or/ders-0",
+            "orders-0.abc-delete",
+            "..-0",
+        ] {
+            let expected = (name == "orders--1").then(|| TopicPartition::new(TopicName::new("orders-").unwrap(), 1));
+            assert_eq!(TopicPartition::from_directory_name(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn identities_are_written_as_kafka_writes_them() {
+        let id = Uuid::from_bytes([0xfb, 0xf0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+        assert_eq!(id.to_string(), "-_ABAgMEBQYHCAkKCwwNDg");
+        assert_eq!(Uuid::parse("-_ABAgMEBQYHCAkKCwwNDg").unwrap(), id);
+        assert_eq!(Uuid::parse("-_ABAgMEBQYHCAkKCwwNDg==").unwrap(), id);
+        for bad in ["", "AAAA", "-_ABAgMEBQYHCAkKCwwND", "-_ABAgMEBQYHCAkKCwwNDg0", "+/ABAgMEBQYHCAkKCwwNDg"] {
+            assert!(Uuid::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_random_identity_is_of_version_4_and_begins_with_no_dash() {
+        for first in 0..=255 {
+            let id = Uuid::from_random([first; 16]);
+            assert_eq!((id.as_bytes()[6] >> 4, id.as_bytes()[8] >> 6), (4, 2));
+            assert!(!id.to_string().starts_with('-'), "{id}");
+        }
+    }
+
+    #[test]
+    fn names_in_a_manifest_are_checked_when_they_are_read() {
+        assert!(serde_json::from_str::<TopicName>("\"orders\"").is_ok());
+        assert!(serde_json::from_str::<TopicName>("\"../orders\"").is_err());
+        assert!(serde_json::from_str::<Uuid>("\"short\"").is_err());
+    }
+}

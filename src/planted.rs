@@ -27,12 +27,31 @@ pub enum Bug {
     ReadSkipsCrc,
     LockNotTaken,
     RollPutOffWhenCommitted,
+    RenameBeforeSync,
+    ReplacedInPlace,
+    FloorBeforeData,
+    SyncRetried,
+    CleanBeforeRepairs,
+    TailNotRewritten,
+    OffsetReused,
+    CutBelowFloor,
+    LaterSegmentsDeleted,
+    RecoveryNotIdempotent,
+    QuarantineSkipped,
+    CrcRangeWrong,
+    UnsupportedIsTorn,
+    IndexOffByOne,
+    StaleIndexKept,
+    RepairInPlaceUnderMaps,
+    MarkedBeforeCheck,
+    CountPreallocates,
+    DecompressUnlimited,
 }
 
 impl Bug {
     /// All of them.
     #[cfg(topiclog_planted)]
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 39] = [
         Bug::NoSyncBeforeAck,
         Bug::NoSyncAtRoll,
         Bug::NoDirectorySync,
@@ -53,6 +72,25 @@ impl Bug {
         Bug::ReadSkipsCrc,
         Bug::LockNotTaken,
         Bug::RollPutOffWhenCommitted,
+        Bug::RenameBeforeSync,
+        Bug::ReplacedInPlace,
+        Bug::FloorBeforeData,
+        Bug::SyncRetried,
+        Bug::CleanBeforeRepairs,
+        Bug::TailNotRewritten,
+        Bug::OffsetReused,
+        Bug::CutBelowFloor,
+        Bug::LaterSegmentsDeleted,
+        Bug::RecoveryNotIdempotent,
+        Bug::QuarantineSkipped,
+        Bug::CrcRangeWrong,
+        Bug::UnsupportedIsTorn,
+        Bug::IndexOffByOne,
+        Bug::StaleIndexKept,
+        Bug::RepairInPlaceUnderMaps,
+        Bug::MarkedBeforeCheck,
+        Bug::CountPreallocates,
+        Bug::DecompressUnlimited,
     ];
 }
 

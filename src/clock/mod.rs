@@ -78,3 +78,25 @@ impl Clock for ManualClock {
         Duration::from_millis(self.monotonic_ms.load(Ordering::SeqCst).try_into().unwrap_or(0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_of_the_wall_clock_does_not_move_the_other() {
+        let clock = ManualClock::new(1000);
+        clock.advance_ms(50);
+        clock.jump_to_ms(-7);
+        assert_eq!((clock.now_ms(), clock.monotonic()), (-7, Duration::from_millis(50)));
+        clock.advance_ms(3);
+        assert_eq!((clock.now_ms(), clock.monotonic()), (-4, Duration::from_millis(53)));
+    }
+
+    #[test]
+    fn the_systems_clocks_go_forward() {
+        let (wall, monotonic) = (SystemClock.now_ms(), SystemClock.monotonic());
+        assert!(wall > 1_700_000_000_000, "after 2023, in milliseconds");
+        assert!(SystemClock.monotonic() >= monotonic);
+    }
+}

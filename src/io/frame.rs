@@ -198,4 +198,31 @@ mod tests {
             prop_assert!(decode(&garbage, 1, 1, 1 << 20).is_err());
         }
     }
+
+    /// The example with one byte of its header changed, and the checksums made right again.
+    fn with_header_byte(at: usize, byte: u8) -> Vec<u8> {
+        let mut frame = EXAMPLE.to_vec();
+        frame[at] = byte;
+        let header_crc = crc32fast::hash(&frame[..28]).to_be_bytes();
+        frame[28..32].copy_from_slice(&header_crc);
+        let crc = crc32fast::hash(&frame[..34]).to_be_bytes();
+        frame[34..].copy_from_slice(&crc);
+        frame
+    }
+
+    #[test]
+    fn what_the_checksums_vouch_for_is_judged_all_the_same() {
+        let refused = |frame: &[u8]| match decode(frame, 2, 1, 100) {
+            Err(FrameError::Damaged { what }) => what,
+            other => panic!("{other:?}"),
+        };
+        assert!(refused(&with_header_byte(0, b'T')).contains("begin"));
+        assert!(refused(&with_header_byte(9, 3)).contains("kind 3"));
+        assert!(refused(&with_header_byte(27, 1)).contains("reserved"));
+        assert!(refused(&with_header_byte(23, 1)).contains("follow"));
+        assert!(refused(&with_header_byte(23, 3)).contains("follow"));
+        assert!(refused(&with_header_byte(23, 9)).contains("ends within"));
+        assert!(refused(&with_header_byte(20, 0x7f)).contains("at most 100"));
+        assert!(decode(&with_header_byte(12, 0xff), 2, 1, 100).is_ok(), "any generation is one");
+    }
 }

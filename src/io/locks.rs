@@ -62,3 +62,40 @@ impl Drop for MemoryLock {
         self.table.holders.lock().held.remove(&self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_whom_out() {
+        use LockKind::{Broker, Exclusive, Shared};
+        for (held, wanted, is_free) in [
+            (Exclusive, Exclusive, false),
+            (Exclusive, Shared, false),
+            (Shared, Exclusive, false),
+            (Shared, Shared, true),
+            (Broker, Broker, false),
+            (Broker, Exclusive, true),
+            (Exclusive, Broker, true),
+        ] {
+            let table = LockTable::default();
+            let lock = table.lock(1, held).unwrap();
+            assert_eq!(table.lock(1, wanted).is_ok(), is_free, "{held:?}, then {wanted:?}");
+            assert!(table.lock(2, wanted).is_ok(), "another file");
+            drop(lock);
+            assert!(table.lock(1, wanted).is_ok(), "{held:?} is gone");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_process_lets_go_of_everything() {
+        let table = LockTable::default();
+        let old = table.lock(1, LockKind::Exclusive).unwrap();
+        table.release_all();
+        let new = table.lock(1, LockKind::Exclusive).unwrap();
+        drop(old);
+        assert!(table.lock(1, LockKind::Shared).is_err(), "the old handle does not take the new lock along");
+        drop(new);
+    }
+}

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::frame::{self, FrameError, OVERHEAD_BYTES};
 use super::{OpenMode, Vfs, read_small, write_all_at};
 use crate::error::{Error, Result};
+use crate::planted::{Bug, is};
 
 /// Puts a file in place of another, or of none: a temporary in the same directory is written, synced, renamed, and the
 /// directory synced. With `sync` false both syncs are left out, for files that only serve others and are rebuilt.
@@ -16,13 +17,17 @@ use crate::error::{Error, Result};
 /// On an error the old file is untouched, except if only the last sync failed: then either may be there after a crash.
 pub(crate) fn replace_file(vfs: &dyn Vfs, directory: &Path, name: &str, bytes: &[u8], sync: bool) -> Result<()> {
     let target = directory.join(name);
-    let temporary = directory.join(format!("{name}.tmp"));
-    if let Err(error) = write_temporary(vfs, &temporary, bytes, sync) {
+    let temporary = if is(Bug::ReplacedInPlace) { target.clone() } else { directory.join(format!("{name}.tmp")) };
+    if let Err(error) = write_temporary(vfs, &temporary, bytes, sync && !is(Bug::RenameBeforeSync)) {
         // On a full disk the half-written file would keep the space. If this fails too, the next replacement sweeps it.
         vfs.remove_file(&temporary).ok();
         return Err(error);
     }
     vfs.rename(&temporary, &target).map_err(|error| Error::io("rename", &temporary, error))?;
+    if sync && is(Bug::RenameBeforeSync) {
+        let renamed = vfs.open(&target, OpenMode::Write).and_then(|file| file.sync_all());
+        renamed.map_err(|error| Error::io("sync", &target, error))?;
+    }
     if sync {
         vfs.sync_dir(directory).map_err(|error| Error::io("sync directory", directory, error))?;
     }
@@ -248,5 +253,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_payload_over_the_limit_changes_nothing() {
+        let vfs = MemoryVfs::new();
+        let slots = slots(Path::new("/"));
+        slots.write(&vfs, 1, b"kept", true).unwrap();
+        assert!(slots.write(&vfs, 3, &[0; 1001], true).is_err());
+        let read = slots.read(&vfs).unwrap();
+        assert_eq!(read.newest.unwrap().payload, b"kept");
+        assert_eq!((read.damaged.len(), read.missing.len()), (0, 1));
+    }
+
+    #[test]
+    fn generations_take_turns_and_two_lost_slots_are_told_of() {
+        let slots = slots(Path::new("/"));
+        assert_eq!((slots.slot_name(0), slots.slot_name(1)), ("m.0".to_owned(), "m.1".to_owned()));
+        assert_eq!(slots.slot_name(u64::MAX), "m.1");
+        let vfs = MemoryVfs::new();
+        put(&vfs, Path::new("/m.0"), b"");
+        put(&vfs, Path::new("/m.1"), &[0; 36]);
+        let read = slots.read(&vfs).unwrap();
+        assert!(read.newest.is_none());
+        assert_eq!((read.damaged.len(), read.missing.len()), (2, 0));
     }
 }

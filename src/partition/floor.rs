@@ -171,4 +171,44 @@ mod tests {
         file.write_at(&[9], 20).unwrap();
         assert_eq!(read(&vfs, root).unwrap(), Some(floor(1)));
     }
+
+    #[test]
+    fn the_highest_sequence_counts_wherever_it_lies() {
+        for order in [[3, 4], [4, 3], [8, 7], [7, 8]] {
+            let vfs = MemoryVfs::new();
+            let root = Path::new("");
+            order.iter().for_each(|&sequence| write(&vfs, root, &floor(sequence)).unwrap());
+            let newest = order.into_iter().max().unwrap();
+            assert_eq!(read(&vfs, root).unwrap(), Some(floor(newest)), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn entries_lie_on_pages_of_their_own_in_turn() {
+        let vfs = MemoryVfs::new();
+        let root = Path::new("");
+        write(&vfs, root, &floor(2)).unwrap();
+        let file = vfs.open(&root.join(NAME), OpenMode::Read).unwrap();
+        assert_eq!(file.len().unwrap(), ENTRY_BYTES as u64);
+        write(&vfs, root, &floor(3)).unwrap();
+        assert_eq!(file.len().unwrap(), PAGE_BYTES + ENTRY_BYTES as u64);
+        let mut first = [0; ENTRY_BYTES];
+        read_full_at(&*file, &mut first, 0).unwrap();
+        assert_eq!(Floor::decode(&first), Some(floor(2)), "the other page is left alone");
+    }
+
+    #[test]
+    fn a_kind_or_version_that_is_not_known_is_no_entry() {
+        let with = |at: usize, byte: u8| {
+            let mut bytes = floor(1).encode();
+            bytes[at] = byte;
+            let crc = crc32fast::hash(&bytes[..60]).to_be_bytes();
+            bytes[60..].copy_from_slice(&crc);
+            Floor::decode(&bytes)
+        };
+        assert_eq!(with(7, 1), Some(Floor { kind: Kind::Running, ..floor(1) }));
+        for (at, byte) in [(7, 0), (7, 3), (5, 2), (4, 1), (0, b'x')] {
+            assert_eq!(with(at, byte), None, "byte {at} is {byte}");
+        }
+    }
 }

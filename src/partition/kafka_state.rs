@@ -268,4 +268,56 @@ mod tests {
             assert!(decode_epochs(bad).is_err(), "{bad:?}");
         }
     }
+
+    fn header(producer_id: i64, base_offset: i64, bits: u16) -> BatchHeader {
+        BatchHeader {
+            base_offset,
+            batch_length: 100,
+            leader_epoch: 0,
+            magic: 2,
+            crc: 0,
+            attributes: bits,
+            last_offset_delta: 1,
+            base_timestamp: 5,
+            max_timestamp: 6,
+            producer_id,
+            producer_epoch: 0,
+            base_sequence: 0,
+            records_count: 2,
+        }
+    }
+
+    const TRANSACTIONAL: u16 = 0x10;
+    const CONTROL: u16 = 0x30;
+
+    #[test]
+    fn the_oldest_open_transaction_holds_readers_back() {
+        let mut producers = Producers::default();
+        assert_eq!(producers.replay(&header(-1, 0, 0), None), None);
+        assert_eq!((producers.first_unstable(), producers.by_id.len()), (None, 0), "no producer, nothing to know");
+        producers.replay(&header(1, 10, TRANSACTIONAL), None);
+        producers.replay(&header(2, 12, TRANSACTIONAL), None);
+        producers.replay(&header(1, 14, TRANSACTIONAL), None);
+        producers.replay(&header(3, 16, 0), None);
+        assert_eq!(producers.first_unstable(), Some(10));
+        let commit = Some(ControlRecord::Commit { coordinator_epoch: 4 });
+        assert_eq!(producers.replay(&header(1, 18, CONTROL), commit), None, "a commit aborts nothing");
+        assert_eq!(producers.first_unstable(), Some(12));
+        let abort = Some(ControlRecord::Abort { coordinator_epoch: 4 });
+        let aborted = producers.replay(&header(2, 20, CONTROL), abort).unwrap();
+        assert_eq!((aborted.producer_id, aborted.first_offset, aborted.last_offset), (2, 12, 21));
+        assert_eq!((aborted.last_stable_offset, producers.first_unstable()), (22, None));
+        assert_eq!(producers.replay(&header(2, 22, CONTROL), abort), None, "nothing was open");
+    }
+
+    #[test]
+    fn a_new_epoch_of_a_producer_forgets_its_sequence_and_not_its_transaction() {
+        let mut producers = Producers::default();
+        producers.replay(&header(1, 10, TRANSACTIONAL), None);
+        let fenced = BatchHeader { producer_epoch: 3, base_sequence: 7, ..header(1, 12, TRANSACTIONAL) };
+        producers.replay(&fenced, None);
+        let producer = producers.by_id[&1];
+        assert_eq!((producer.epoch, producer.last_sequence, producer.txn_first_offset), (3, 8, 10));
+        assert_eq!((producer.last_offset, producer.offset_delta, producer.timestamp), (13, 1, 6));
+    }
 }

@@ -288,4 +288,46 @@ mod tests {
         manifest.begin_epoch(0);
         assert_eq!(manifest.epochs, [(3, 0)]);
     }
+
+    #[test]
+    fn a_segment_is_not_both_listed_and_on_its_way_out() {
+        let mut manifest = sample();
+        manifest.removing = vec![20, 30];
+        assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+        check_refused(|manifest| manifest.removing = vec![10]);
+    }
+
+    #[test]
+    fn numbers_that_no_log_has_are_refused() {
+        check_refused(|manifest| manifest.segments[0].bytes = 1 << 31);
+        check_refused(|manifest| manifest.segments[0].base = -1);
+        check_refused(|manifest| manifest.segments[0].next = -1);
+        check_refused(|manifest| manifest.epochs = vec![(-1, 0)]);
+        check_refused(|manifest| manifest.epochs = vec![(0, 0), (1, 0)]);
+        check_refused(|manifest| manifest.epochs = vec![(0, -4)]);
+    }
+
+    #[test]
+    fn epochs_go_up_for_ever_and_never_wrap() {
+        let mut manifest = sample();
+        for (at, epoch) in [(3, 1), (9, 2), (12, 3)] {
+            manifest.begin_epoch(at);
+            assert_eq!(manifest.epoch(), epoch);
+        }
+        assert_eq!(manifest.epochs, [(0, 0), (1, 3), (2, 9), (3, 12)]);
+        manifest.epochs = vec![(i32::MAX, 0)];
+        manifest.begin_epoch(5);
+        assert_eq!(manifest.epoch(), i32::MAX);
+    }
+
+    #[test]
+    fn a_new_partition_has_one_empty_active_segment() {
+        let manifest = Manifest::empty(Uuid::from_bytes([1; 16]), Uuid::from_bytes([2; 16]), 0, Some(8));
+        assert_eq!(manifest.check(), Ok(()));
+        let active = manifest.active().unwrap();
+        assert_eq!((active.base, active.bytes, active.next, active.state), (0, 0, 0, EntryState::Active));
+        let facts = active.facts();
+        assert_eq!((facts.state, facts.max_timestamp, facts.crc32), (State::Active, Some(-1), None));
+        assert_eq!((manifest.epoch(), active.max_unsynced_bytes), (0, Some(8)));
+    }
 }

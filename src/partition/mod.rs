@@ -279,6 +279,9 @@ impl Log {
         let first_unsynced = set.segments.iter().rposition(|segment| !segment.log().file().is_unsynced());
         for segment in set.segments.iter().skip(first_unsynced.map_or(0, |index| index + 1)) {
             let position = segment.bytes();
+            if is(Bug::FloorBeforeData) {
+                self.move_floor(segment.base_offset(), position, self.monotonic_ms());
+            }
             let synced = if is(Bug::NoSyncBeforeAck) { Ok(()) } else { segment.log().file().sync_data() };
             if !is(Bug::SyncErrorIgnored) {
                 synced?;

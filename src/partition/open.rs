@@ -154,6 +154,12 @@ impl Opening<'_> {
             found.apply_to(&mut manifest);
             return Ok((self.assemble(manifest, generation, floor, &listing, false)?, report));
         }
+        if is(Bug::CleanBeforeRepairs) {
+            let mut early = manifest.clone();
+            found.apply_to(&mut early);
+            early.removing = found.behind.clone();
+            self.commit(&mut early, generation, floor, &found)?;
+        }
         self.repair(&mut manifest, &found, &mut report)?;
         let (mut generation, mut floor) = self.commit(&mut manifest, generation, floor, &found)?;
         if !manifest.removing.is_empty() {
@@ -248,8 +254,13 @@ impl Opening<'_> {
         report: &mut PartitionReport,
     ) -> Result<()> {
         for base in std::mem::take(&mut manifest.removing) {
-            if listing.logs.remove(&base).is_some() && !self.env.read_only {
-                quarantine::move_segment(&*self.env.vfs, &self.directory, base)?;
+            let was_there = listing.logs.remove(&base).is_some();
+            if self.env.read_only {
+                continue;
+            }
+            // Even without its log: an interrupted move may have left its indexes, and is not durable before this is done.
+            quarantine::move_segment(&*self.env.vfs, &self.directory, base)?;
+            if was_there {
                 let path = self.directory.join(file_name(base, Suffix::Log));
                 report.repairs.push(Repair::SegmentQuarantined { path });
             }
@@ -327,6 +338,7 @@ impl Opening<'_> {
         };
         if let Some(floor) = floor.filter(|floor| !is_sealed(floor.base))
             && let Some(&bytes) = listing.logs.get(&floor.base).filter(|&&bytes| bytes < floor.position)
+            && !is(Bug::CutBelowFloor)
         {
             return Err(Error::Corrupt {
                 path: self.directory.join(file_name(floor.base, Suffix::Log)),
@@ -340,7 +352,7 @@ impl Opening<'_> {
         let path = self.directory.join(file_name(active.base, Suffix::Log));
         let synced =
             floor.filter(|floor| floor.base == active.base).map_or(0, |floor| floor.position).max(active.bytes);
-        if bytes < synced {
+        if bytes < synced && !is(Bug::CutBelowFloor) {
             return Err(Error::Corrupt {
                 path,
                 position: bytes,
@@ -468,7 +480,8 @@ impl Opening<'_> {
         } else {
             stated
         };
-        let stated = if is(Bug::FloorIgnored) {
+        let is_short = || file.len().is_ok_and(|bytes| bytes < stated.position);
+        let stated = if is(Bug::FloorIgnored) || (is(Bug::CutBelowFloor) && is_short()) {
             Stated { position: 0, next_offset: entry.base, max_timestamp: -1, batches: 0 }
         } else {
             stated
@@ -552,7 +565,7 @@ impl Opening<'_> {
             if let Stop::Bad(reason) = &scanned.scan.stop {
                 let bytes = scanned.scan.file_bytes - scanned.scan.position;
                 move_damaged = bytes > quarantine::COPY_BYTES_MAX;
-                if !move_damaged {
+                if !move_damaged && !is(Bug::QuarantineSkipped) {
                     quarantine::copy_tail(
                         &*self.env.vfs,
                         &self.directory,
@@ -580,7 +593,9 @@ impl Opening<'_> {
         let (from, to) = (scanned.floor_position, scanned.scan.position);
         if self.may_rewrite_in_place && !move_damaged {
             let file = self.env.vfs.open(&path, OpenMode::Write).map_err(|error| Error::io("open", &path, error))?;
-            copy_range(&*file, &*file, from, to, &path)?;
+            if !is(Bug::TailNotRewritten) {
+                copy_range(&*file, &*file, from, to, &path)?;
+            }
             file.set_len(to).map_err(|error| Error::io("cut", &path, error))?;
             if is(Bug::TailNotSynced) {
                 return Ok(());
@@ -591,6 +606,9 @@ impl Opening<'_> {
         }
         if to > from {
             report.repairs.push(Repair::TailRewritten { path, position: from, bytes: to - from });
+        }
+        if is(Bug::StaleIndexKept) {
+            return Ok(());
         }
         // The indexes of the file's last state do not cover what was written since.
         for suffix in [Suffix::Index, Suffix::TimeIndex, Suffix::Seal] {

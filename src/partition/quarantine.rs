@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::io::replace::replace_file;
 use crate::io::{OpenMode, Vfs, read_full_at, write_all_at};
+use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
 
 pub(crate) const DIRECTORY: &str = "quarantine";
@@ -30,7 +31,7 @@ pub(crate) fn ensure(vfs: &dyn Vfs, partition: &Path) -> Result<()> {
     let directory = partition.join(DIRECTORY);
     match vfs.create_dir(&directory) {
         Ok(()) => vfs.sync_dir(partition).map_err(|error| Error::io("sync", partition, error)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is(Bug::RecoveryNotIdempotent) => Ok(()),
         Err(error) => Err(Error::io("create", &directory, error)),
     }
 }
@@ -82,7 +83,12 @@ pub(crate) fn move_segment(vfs: &dyn Vfs, partition: &Path, segment_base: i64) -
     let directory = partition.join(DIRECTORY);
     for suffix in Suffix::ALL {
         let name = file_name(segment_base, suffix);
-        match vfs.rename(&partition.join(&name), &directory.join(&name)) {
+        let moved = if is(Bug::LaterSegmentsDeleted) {
+            vfs.remove_file(&partition.join(&name))
+        } else {
+            vfs.rename(&partition.join(&name), &directory.join(&name))
+        };
+        match moved {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("rename", &partition.join(&name), error)),
@@ -90,4 +96,57 @@ pub(crate) fn move_segment(vfs: &dyn Vfs, partition: &Path, segment_base: i64) -
     }
     vfs.sync_dir(&directory).map_err(|error| Error::io("sync", &directory, error))?;
     vfs.sync_dir(partition).map_err(|error| Error::io("sync", partition, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::io::FaultVfs;
+
+    fn disk() -> FaultVfs {
+        let vfs = FaultVfs::new();
+        let log = vfs.open(Path::new("/00000000000000000007.log"), OpenMode::Create).unwrap();
+        write_all_at(&*log, b"good part, and what was cut", 0).unwrap();
+        vfs
+    }
+
+    #[test]
+    fn a_tail_is_kept_once_under_the_name_of_what_is_in_it() {
+        let vfs = disk();
+        for _ in 0..3 {
+            copy_tail(&vfs, Path::new("/"), 7, 11, 27, 9, "torn").unwrap();
+        }
+        let image = vfs.durable_image();
+        let kept: Vec<_> = image.files().map(|(path, _)| path.to_owned()).filter(|path| path.contains('/')).collect();
+        assert_eq!(kept.len(), 2, "{kept:?}");
+        let crc = crc32fast::hash(b"and what was cut");
+        let name = format!("quarantine/00000000000000000007-11-{crc:08x}");
+        assert_eq!(image.read(format!("{name}.bin")).unwrap(), b"and what was cut");
+        let why: serde_json::Value = serde_json::from_slice(&image.read(format!("{name}.json")).unwrap()).unwrap();
+        assert_eq!((why["bytes"].as_u64(), why["first_offset"].as_i64()), (Some(16), Some(9)));
+        assert_eq!(why["reason"].as_str(), Some("torn"));
+    }
+
+    #[test]
+    fn a_segment_moves_with_all_its_files_and_may_be_moved_again() {
+        let vfs = disk();
+        for suffix in [Suffix::Index, Suffix::Seal] {
+            vfs.open(&Path::new("/").join(file_name(7, suffix)), OpenMode::Create).unwrap();
+        }
+        vfs.open(Path::new("/00000000000000000008.log"), OpenMode::Create).unwrap();
+        for _ in 0..2 {
+            move_segment(&vfs, Path::new("/"), 7).unwrap();
+        }
+        vfs.sync_dir(Path::new("/")).unwrap();
+        let image = vfs.durable_image();
+        let files: Vec<_> = image.files().map(|(path, _)| path.to_owned()).collect();
+        let expected = [
+            "00000000000000000008.log",
+            "quarantine/00000000000000000007.index",
+            "quarantine/00000000000000000007.log",
+            "quarantine/00000000000000000007.seal",
+        ];
+        assert_eq!(files, expected);
+    }
 }

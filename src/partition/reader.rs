@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Durability, Log, Partition, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::Offset;
+use crate::planted::{Bug, is};
 use crate::record::{
     self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordPlace, RecordsIter, RecordsState, SharedBytes,
     StoredRecord,
@@ -221,6 +222,9 @@ impl Partition {
                 continue;
             };
             let mut whole = true;
+            if is(Bug::CountPreallocates) {
+                fetched.records.reserve(usize::try_from(header.records_count).unwrap_or_default());
+            }
             for stored in batch.stored_records() {
                 let stored = stored.map_err(|error| reader.batch_error(&header, &error))?;
                 if fetched.records.len() == records_max {

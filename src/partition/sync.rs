@@ -150,4 +150,45 @@ mod tests {
         let error = group.wait_for(1, || panic!("a second sync")).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(5));
     }
+
+    #[test]
+    fn a_panic_in_a_sync_leaves_nobody_waiting() {
+        let group = GroupCommit::new(0);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            group.wait_for(1, || panic!("on purpose")).ok();
+        }));
+        assert!(panicked.is_err());
+        assert!(group.wait_for(1, || panic!("a second sync")).is_err());
+        assert!(group.wait_for(0, || panic!("already durable")).is_ok());
+    }
+
+    #[test]
+    fn what_a_roll_synced_counts_for_those_who_wait() {
+        let group = GroupCommit::new(3);
+        group.note(Ok(7));
+        group.note(Ok(5));
+        assert!(group.wait_for(7, || panic!("already durable")).is_ok());
+        group.note(Err(io::Error::from_raw_os_error(28)));
+        group.note(Err(io::Error::from_raw_os_error(5)));
+        assert_eq!(group.wait_for(8, || panic!("it failed")).unwrap_err().raw_os_error(), Some(28), "the first error");
+        assert!(group.wait_for(7, || panic!("already durable")).is_ok(), "what was durable stays so");
+    }
+
+    #[test]
+    fn many_waiters_share_one_sync() {
+        let group = GroupCommit::new(0);
+        let syncs = std::sync::atomic::AtomicUsize::new(0);
+        let sync = || {
+            syncs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+            Ok(100)
+        };
+        std::thread::scope(|scope| {
+            for end in 1..=8 {
+                let (group, sync) = (&group, &sync);
+                scope.spawn(move || group.wait_for(end, sync).unwrap());
+            }
+        });
+        assert_eq!(syncs.into_inner(), 1);
+    }
 }

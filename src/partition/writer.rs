@@ -232,6 +232,9 @@ impl Log {
     fn append_failed(&self, writer: &mut Writer, error: io::Error, cut: CutBack, base: i64) -> Error {
         // Cutting the file gave preallocated space back as well.
         writer.allocated_to = writer.allocated_to.min(writer.active.bytes());
+        if cut == CutBack::Failed && is(Bug::OffsetReused) {
+            return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };
+        }
         if cut == CutBack::Failed {
             self.poison(format!("a failed append could not be cut back: {error}"));
             return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };
@@ -773,5 +776,58 @@ impl AppendOptions {
 
     pub(crate) fn spec(&self) -> AppendSpec {
         AppendSpec { durability: self.durability, compression: self.compression, expected_offset: self.expected_offset }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::record::{Record, RecordRef};
+
+    fn settings() -> LogSettings {
+        crate::topic::TopicConfig::default().log_settings()
+    }
+
+    fn check(record: &Record, settings: &LogSettings) -> bool {
+        let record: RecordRef<'_> = record.as_record();
+        check_record(&record, settings, 1_000_000).is_ok()
+    }
+
+    #[test]
+    fn keys_and_headers_have_limits() {
+        let key = |bytes: usize| Record::keyed(vec![b'k'; bytes], "v");
+        assert!(check(&key(KEY_BYTES_MAX), &settings()) && !check(&key(KEY_BYTES_MAX + 1), &settings()));
+        let headers = |count: usize| (0..count).fold(Record::of_value("v"), |record, _| record.header("h", "x"));
+        assert!(check(&headers(HEADERS_MAX), &settings()) && !check(&headers(HEADERS_MAX + 1), &settings()));
+        let compacted = LogSettings { needs_key: true, ..settings() };
+        assert!(check(&key(0), &compacted) && !check(&Record::of_value("v"), &compacted));
+    }
+
+    #[test]
+    fn times_are_held_against_the_clock_unless_it_stamps_them() {
+        let at = |timestamp: i64| Record::of_value("v").timestamp_ms(timestamp);
+        let narrow = LogSettings { timestamp_before_max_ms: 100, timestamp_after_max_ms: 10, ..settings() };
+        for (timestamp, is_good) in
+            [(1_000_000, true), (999_900, true), (999_899, false), (1_000_010, true), (1_000_011, false), (-1, true)]
+        {
+            assert_eq!(check(&at(timestamp), &narrow), is_good, "{timestamp}");
+        }
+        assert!(!check(&at(-2), &settings()) && !check(&at(i64::MIN), &settings()));
+        assert!(check(&at(0), &settings()) && check(&at(i64::MAX), &settings()));
+        let stamped = LogSettings { timestamp_type: TimestampType::LogAppendTime, ..narrow };
+        assert!(check(&at(5), &stamped), "the time of the record is not used");
+    }
+
+    #[test]
+    fn how_much_may_wait_for_a_sync() {
+        let topic = |durability| LogSettings { durability, ..settings() };
+        let window = |append, of_topic| sync_window(append, &topic(of_topic));
+        let interval = Durability::Interval { bytes: 4096, ms: 9 };
+        assert_eq!(window(Durability::Sync, Durability::Os), Some(0));
+        assert_eq!(window(interval, Durability::Sync), Some(4096));
+        assert_eq!(window(Durability::Os, Durability::Os), None, "nobody syncs behind");
+        assert_eq!(window(Durability::Os, Durability::Sync), Some(1 << 20));
+        assert_eq!(window(Durability::Os, interval), Some(1 << 20));
     }
 }

@@ -24,6 +24,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
+use crate::planted::{Bug, is};
 
 use super::append::{AsRecord, Header, RecordRef};
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, TimestampType};
@@ -46,6 +47,9 @@ impl Default for DecodeLimits {
 
 impl DecodeLimits {
     fn bytes_max(self) -> usize {
+        if is(Bug::DecompressUnlimited) {
+            return i32::MAX as usize;
+        }
         self.decompressed_bytes_max.min(i32::MAX as usize)
     }
 }

@@ -179,4 +179,50 @@ mod tests {
             assert!(matches!(parsed, Err(BatchError::Malformed { .. })), "{parsed:?}");
         }
     }
+
+    fn marker() -> EndMarker {
+        EndMarker {
+            base_offset: 3,
+            leader_epoch: 0,
+            timestamp_ms: 5,
+            producer_id: 7,
+            producer_epoch: 1,
+            commit: false,
+            coordinator_epoch: 9,
+        }
+    }
+
+    #[test]
+    fn an_abort_and_a_commit_are_told_apart() {
+        for commit in [false, true] {
+            let mut log = Vec::new();
+            encode_end_marker(&mut log, &EndMarker { commit, ..marker() }).unwrap();
+            let view = super::super::BatchView::parse(&log).unwrap();
+            let header = view.header();
+            assert!(header.is_control() && header.is_transactional());
+            assert_eq!((header.base_offset, header.producer_id, header.records_count), (3, 7, 1));
+            let mut decompressor = super::super::Decompressor::default();
+            let record = view.records(&mut decompressor).unwrap().next().unwrap().unwrap();
+            let expected = match commit {
+                true => ControlRecord::Commit { coordinator_epoch: 9 },
+                false => ControlRecord::Abort { coordinator_epoch: 9 },
+            };
+            assert_eq!(ControlRecord::parse(&record), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_marker_needs_an_offset_a_time_and_a_producer() {
+        for bad in [
+            EndMarker { base_offset: -1, ..marker() },
+            EndMarker { base_offset: i64::MAX, ..marker() },
+            EndMarker { timestamp_ms: -1, ..marker() },
+            EndMarker { producer_id: -1, ..marker() },
+            EndMarker { producer_epoch: -1, ..marker() },
+        ] {
+            let mut log = vec![1, 2, 3];
+            assert!(matches!(encode_end_marker(&mut log, &bad), Err(BatchError::Unencodable { .. })), "{bad:?}");
+            assert_eq!(log, [1, 2, 3], "nothing was appended");
+        }
+    }
 }

@@ -69,3 +69,56 @@ impl LegacyEntry {
         Ok(Self { offset: base_offset, size_bytes, magic })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry of a format with this much behind the magic, its checksum made right.
+    fn entry(magic: i8, offset: i64, behind: usize) -> Vec<u8> {
+        let mut bytes = offset.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&(5 + behind as i32).to_be_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.push(magic.cast_unsigned());
+        bytes.extend((0..behind).map(|at| at as u8));
+        let crc = crc32fast::hash(&bytes[CRC_FROM..]);
+        bytes[CRC_AT..CRC_FROM].copy_from_slice(&crc.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn both_formats_are_known_by_size_and_checksum() {
+        for (magic, least) in [(0, 9), (1, 17)] {
+            for behind in [least, least + 1, 300] {
+                let bytes = entry(magic, 7, behind);
+                let parsed = LegacyEntry::parse(&[bytes.clone(), vec![9; 40]].concat());
+                assert_eq!(parsed, Ok(LegacyEntry { offset: 7, size_bytes: bytes.len(), magic }));
+            }
+            let short = LegacyEntry::parse(&entry(magic, 7, least - 1));
+            assert!(matches!(short, Err(BatchError::Malformed { at: 8, .. })), "{magic}: {short:?}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_behind_the_offset_is_noticed() {
+        let good = entry(1, 7, 30);
+        for bit in 64..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(LegacyEntry::parse(&bad).is_err(), "bit {bit}");
+        }
+        for bytes in 0..good.len() {
+            let cut = LegacyEntry::parse(&good[..bytes]);
+            assert!(matches!(cut, Err(BatchError::Truncated { .. })), "{bytes}: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn other_formats_and_negative_offsets_are_refused() {
+        for magic in [2, 3, -1] {
+            assert_eq!(LegacyEntry::parse(&entry(magic, 7, 80)), Err(BatchError::Magic(magic)));
+        }
+        let negative = LegacyEntry::parse(&entry(0, -1, 20));
+        assert!(matches!(negative, Err(BatchError::Malformed { at: 0, .. })), "{negative:?}");
+    }
+}

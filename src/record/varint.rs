@@ -249,4 +249,50 @@ mod tests {
         assert_eq!(read_i64(&tenth, &mut 0), None);
         assert_eq!(read_i64(&[0x80; 11], &mut 0), None);
     }
+
+    #[test]
+    fn numbers_that_follow_each_other_are_read_one_by_one() {
+        let numbers = [0, -1, 63, 64, -65, 8191, 8192, i64::from(i32::MAX), i64::from(i32::MIN), i64::MAX, i64::MIN];
+        let mut bytes = Vec::new();
+        numbers.iter().for_each(|&number| write(&mut bytes, number));
+        let mut at = 0;
+        for number in numbers {
+            assert_eq!(read_i64(&bytes, &mut at), Some(number));
+        }
+        assert_eq!((at, read_i64(&bytes, &mut at)), (bytes.len(), None));
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_read_is_not_passed() {
+        for bad in [&[][..], &[0x80], &[0x80, 0x80], &[0xff; 5], &[0xff; 11]] {
+            let mut at = 0;
+            assert_eq!((read_i32(bad, &mut at), at), (None, 0), "{bad:?}");
+        }
+        let mut at = 7;
+        assert_eq!((read_i64(&[1, 2], &mut at), at), (None, 7), "beyond the end");
+    }
+
+    #[test]
+    fn a_varint_takes_no_number_of_more_than_32_bits() {
+        for number in [i64::from(i32::MAX) + 1, i64::from(i32::MIN) - 1, i64::MAX] {
+            let bytes = written(number);
+            assert_eq!(read_i32(&bytes, &mut 0), None, "{number}");
+            assert_eq!(read_i64(&bytes, &mut 0), Some(number));
+        }
+    }
+
+    #[test]
+    fn a_word_holds_short_numbers_and_refuses_long_ones() {
+        let (mut front, mut back) = (Word::default(), Word::default());
+        assert_eq!(front.push(300), Some(()));
+        assert_eq!(front.push(8192), None, "three bytes");
+        for number in [-1, -8192, 63] {
+            assert_eq!(back.push(number), Some(()));
+        }
+        assert_eq!((front.len(), back.len()), (2, 4));
+        front.append(&back);
+        let mut bytes = vec![9];
+        front.write_to(&mut bytes);
+        assert_eq!(bytes, [9, 0xd8, 0x04, 0x01, 0xff, 0x7f, 0x7e]);
+    }
 }

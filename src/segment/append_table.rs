@@ -77,4 +77,40 @@ mod tests {
         }
         assert_eq!(table.get(1 << 40), 0);
     }
+
+    #[test]
+    fn blocks_follow_each_other_without_a_gap() {
+        let check = |index: usize, place: (usize, usize)| assert_eq!(locate(index), place, "{index}");
+        check(0, (0, 0));
+        check(63, (0, 63));
+        check(64, (1, 0));
+        check(191, (1, 127));
+        check(192, (2, 0));
+        check(447, (2, 255));
+        check(448, (3, 0));
+    }
+
+    #[test]
+    fn an_idle_table_takes_no_memory_and_a_full_block_no_more_than_it_needs() {
+        let table = AppendTable::new();
+        assert_eq!((table.memory_bytes(), table.get(0)), (0, 0));
+        (0..64).for_each(|entry| assert!(table.push(entry)));
+        assert_eq!(table.memory_bytes(), 64 * 8);
+        assert!(table.push(64));
+        assert_eq!(table.memory_bytes(), (64 + 128) * 8);
+    }
+
+    #[test]
+    fn a_reader_beside_sees_only_what_was_put() {
+        let table = AppendTable::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (1..=5000).for_each(|entry| assert!(table.push(entry))));
+            while table.len() < 5000 {
+                let len = table.len();
+                for index in len.saturating_sub(70)..len {
+                    assert_eq!(table.get(index), index as u64 + 1);
+                }
+            }
+        });
+    }
 }

@@ -139,6 +139,11 @@ impl Cursor {
     pub(crate) fn next(&mut self) -> Result<Option<BatchAt>> {
         let Some(found) = self.peek()? else { return Ok(None) };
         if self.must_check() {
+            if is(Bug::MarkedBeforeCheck)
+                && let Some(mapped) = &self.chunk.mapped
+            {
+                mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
+            }
             BatchView::parse(self.slice(&found)).map_err(|error| self.error(&error))?;
             if let Some(mapped) = &self.chunk.mapped {
                 mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
@@ -274,5 +279,24 @@ impl Segment {
             Err(error) if error.is_unsupported() => Err(Error::unsupported(error.to_string())),
             Err(error) => Err(Error::corrupt(self.log().path(), 0, error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_has_the_epoch_that_began_at_or_before_it() {
+        let epochs = [(0, 0), (2, 100), (5, 101)];
+        let check = |offset, epoch| assert_eq!(epoch_of(&epochs, offset), epoch, "{offset}");
+        check(-1, None);
+        check(0, Some(0));
+        check(99, Some(0));
+        check(100, Some(2));
+        check(101, Some(5));
+        check(i64::MAX, Some(5));
+        assert_eq!(epoch_of(&[], 7), None);
+        assert_eq!(epoch_of(&[(3, 10)], 9), None, "before the first that is known");
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::error::copy_io_error;
 use crate::io::{OpenMode, Vfs, VfsFile};
+use crate::planted::{Bug, is};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
 
@@ -179,7 +180,11 @@ impl PooledFile {
             return Err(copy_io_error(error));
         }
         let writes = self.writes.load(Ordering::Acquire);
-        match self.with(|file| file.sync_data()) {
+        let synced = match self.with(|file| file.sync_data()) {
+            Err(_) if is(Bug::SyncRetried) => self.with(|file| file.sync_data()),
+            synced => synced,
+        };
+        match synced {
             Ok(()) => {
                 self.synced_writes.fetch_max(writes, Ordering::AcqRel);
                 Ok(())
@@ -213,5 +218,89 @@ impl Drop for PooledFile {
         if self.handle.write().take().is_some() {
             self.pool.open.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, SyncFailure, errno};
+
+    fn pool(open_files_max: usize) -> (FaultVfs, Arc<FilePool>) {
+        let vfs = FaultVfs::new();
+        (vfs.clone(), FilePool::new(Arc::new(vfs), open_files_max))
+    }
+
+    fn created(pool: &Arc<FilePool>, name: &str) -> Arc<PooledFile> {
+        let file = pool.file(name.into(), OpenMode::CreateNew);
+        file.create().unwrap();
+        file
+    }
+
+    #[test]
+    fn no_more_files_are_open_than_allowed() {
+        let (vfs, pool) = pool(4);
+        let files: Vec<_> = (0..20).map(|nth| created(&pool, &format!("/{nth}"))).collect();
+        assert!(pool.open_files() <= 4, "{} are open", pool.open_files());
+        for (nth, file) in files.iter().enumerate() {
+            file.write_with(|file| file.write_at(&[nth as u8], 0)).unwrap().unwrap();
+        }
+        for (nth, file) in files.iter().enumerate() {
+            let mut byte = [0];
+            assert_eq!(file.with(|file| file.read_at(&mut byte, 0)).unwrap(), 1);
+            assert_eq!(byte, [nth as u8], "it is opened again where it was closed");
+        }
+        assert!(pool.open_files() <= 4 && vfs.descriptors() <= 4);
+        drop(files);
+        assert_eq!((pool.open_files(), vfs.descriptors()), (0, 0));
+    }
+
+    /// A descriptor that is opened later may never hear of a write-back that failed.
+    #[test]
+    fn a_file_is_not_closed_before_it_is_synced() {
+        let (vfs, pool) = pool(4);
+        let first = created(&pool, "/first");
+        first.write_with(|file| file.write_at(b"x", 0)).unwrap().unwrap();
+        assert!(first.is_unsynced());
+        vfs.sync_dir("/".as_ref()).unwrap();
+        let others: Vec<_> = (0..8).map(|nth| created(&pool, &format!("/{nth}"))).collect();
+        assert!(!first.is_unsynced());
+        assert_eq!(vfs.durable_image().read("/first"), Some(b"x".to_vec()));
+        drop(others);
+    }
+
+    #[test]
+    fn a_failed_sync_is_never_tried_again() {
+        let (vfs, pool) = pool(4);
+        let file = created(&pool, "/f");
+        file.write_with(|file| file.write_at(b"x", 0)).unwrap().unwrap();
+        vfs.inject(FaultPlan::new(Fault::Sync(errno::EIO, SyncFailure::LostAtDrop)).on(OpKind::SyncData));
+        for _ in 0..3 {
+            assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(errno::EIO));
+        }
+        assert_eq!(vfs.faults_hit(), 1, "the disk was asked once");
+        assert!(file.is_unsynced());
+    }
+
+    #[test]
+    fn what_was_written_after_a_sync_began_is_not_covered_by_it() {
+        let (_, pool) = pool(4);
+        let file = created(&pool, "/f");
+        assert!(!file.is_unsynced(), "nothing was written yet");
+        file.write_with(|file| file.write_at(b"x", 0)).unwrap().unwrap();
+        file.sync_data().unwrap();
+        assert!(!file.is_unsynced());
+        file.write_with(|file| file.write_at(b"y", 1)).unwrap().unwrap();
+        assert!(file.is_unsynced());
+    }
+
+    #[test]
+    fn a_file_is_created_once() {
+        let (_, pool) = pool(4);
+        drop(created(&pool, "/f"));
+        let again = pool.file("/f".into(), OpenMode::CreateNew);
+        assert_eq!(again.create().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(again.with(|file| file.len()).is_ok(), "to use it is no creation");
     }
 }

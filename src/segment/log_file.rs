@@ -14,6 +14,7 @@ use super::file_pool::PooledFile;
 use super::seal::Seal;
 use crate::error::{Error, Result};
 use crate::io::{VfsMap, read_exact_at, write_all_at};
+use crate::planted::{Bug, is};
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -141,7 +142,7 @@ impl LogFile {
         let written = self.file.write_with(|file| {
             write_all_at(file, bytes, position).map_err(|(done, error)| {
                 // Even a failed write may have left bytes: the file is cut in any case.
-                let stays = crate::planted::is(crate::planted::Bug::FailedAppendStays);
+                let stays = is(Bug::FailedAppendStays);
                 let cut = if stays || file.set_len(position).is_ok() { CutBack::Done } else { CutBack::Failed };
                 let cut = if done == 0 && cut == CutBack::Failed { CutBack::NothingWritten } else { cut };
                 (error, cut)
@@ -280,6 +281,9 @@ impl LogFile {
                     mapped.populated_to.store(ahead, Ordering::Release);
                 }
                 let bytes = mapped.bytes().get(start as usize..block_end as usize).unwrap_or_default();
+                if is(Bug::MarkedBeforeCheck) {
+                    mapped.mark_block(block);
+                }
                 seal.check(self.path(), start, bytes)?;
                 mapped.mark_block(block);
             }

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::ids::Uuid;
 use crate::io::{OpenMode, read_small};
+use crate::planted::{Bug, is};
 use crate::record::{BatchError, BatchView};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -292,6 +293,7 @@ impl Segment {
         }
         let since_entry = self.since_entry.load(Ordering::Relaxed);
         if since_entry > self.index_interval_bytes {
+            let relative_offset = relative_offset + u32::from(is(Bug::IndexOffByOne));
             self.offsets.push(offset_index::Entry { relative_offset, position: position as u32 });
             self.add_time_entry();
             self.since_entry.store(bytes, Ordering::Relaxed);

@@ -64,4 +64,35 @@ mod tests {
             assert_eq!(parse(name), None, "{name}");
         }
     }
+
+    #[test]
+    fn every_offset_has_a_name_of_its_own() {
+        for base in [0, 1, 42, i64::from(i32::MAX), i64::MAX] {
+            let name = file_name(base, Suffix::Index);
+            assert_eq!((name.len(), parse(&name)), (26, Some((base, Suffix::Index))));
+        }
+        assert!(file_name(9, Suffix::Log) < file_name(10, Suffix::Log), "names sort as offsets do");
+    }
+
+    #[test]
+    fn names_that_only_look_like_ours_are_strangers() {
+        for name in [
+            "",
+            ".log",
+            "00000000000000000007",
+            "00000000000000000007.",
+            "00000000000000000007.LOG",
+            "00000000000000000007.log ",
+            "00000000000000000007.log.cleaned",
+            "00000000000000000007.swap",
+            "-0000000000000000007.log",
+            "+0000000000000000007.log",
+            " 0000000000000000007.log",
+            "000000000000000000007.log",
+            "09223372036854775808.log",
+            "٠٠٠٠٠٠٠٠٠٠.log",
+        ] {
+            assert_eq!(parse(name), None, "{name:?}");
+        }
+    }
 }

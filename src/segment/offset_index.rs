@@ -232,4 +232,58 @@ mod tests {
         bytes.extend([0; 80]);
         assert_eq!(rising_entries(&bytes).count(), 1);
     }
+
+    #[test]
+    fn the_last_entry_at_or_below_is_found_at_the_edges() {
+        check(&[], 5);
+        check(&[7], 6);
+        check(&[7], 7);
+        check(&[0, u32::MAX - 1], u32::MAX - 2);
+        check(&[0, u32::MAX - 1], u32::MAX);
+        check(&[0, 1, 2, 3, u32::MAX - 1], 3);
+        check(&[0, 1_000_000, 1_000_001, 1_000_002], 999_999);
+    }
+
+    /// A damaged file may hold anything; a search in it ends, and finds nothing that is not in it.
+    #[test]
+    fn a_search_in_any_bytes_ends() {
+        let mut seed = 7_u64;
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = (0..8 * (seed % 23) as usize + seed as usize % 3)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (seed >> 60) as u8
+                })
+                .collect();
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(3);
+            let all: Vec<Entry> = entries(&bytes).collect();
+            for target in [0, 1, 0x0101_0101, u32::MAX] {
+                let found = lookup_stored(&Bytes::from(bytes.clone()), target);
+                assert!(found.is_none_or(|found| all.contains(&found) && found.relative_offset <= target));
+            }
+        }
+    }
+
+    #[test]
+    fn entries_are_taken_up_to_the_first_that_does_not_rise() {
+        let entry = |relative_offset, position| Entry { relative_offset, position };
+        let count = |entries: &[Entry]| rising_entries(&encode(entries.iter().copied())).count();
+        assert_eq!(count(&[entry(1, 10), entry(2, 20), entry(3, 30)]), 3);
+        assert_eq!(count(&[entry(1, 10), entry(1, 20), entry(3, 30)]), 1, "the same offset");
+        assert_eq!(count(&[entry(1, 10), entry(2, 10), entry(3, 30)]), 1, "the same position");
+        assert_eq!(count(&[entry(5, 10), entry(2, 20)]), 1, "an offset that falls");
+        assert_eq!(count(&[entry(1, 0), entry(2, 20)]), 0, "no entry leads to the first batch");
+        assert_eq!(entries(&[0; 15]).count(), 1, "a part of an entry is none");
+    }
+
+    #[test]
+    fn what_was_added_last_is_kept_in_order() {
+        let index = OffsetIndex::new();
+        assert_eq!((index.lookup_recent(u32::MAX), index.recent_len(), index.memory_bytes()), (None, 0, 0));
+        let added: Vec<Entry> =
+            (0..200).map(|n| Entry { relative_offset: n * 3, position: u32::MAX - 200 + n }).collect();
+        added.iter().for_each(|entry| assert!(index.push(*entry)));
+        assert_eq!(index.recent().collect::<Vec<_>>(), added);
+        assert!(index.memory_bytes() >= 200 * 8);
+    }
 }

@@ -178,7 +178,7 @@ fn misplaced(header: &BatchHeader, rules: &ScanRules<'_>, next_offset: i64) -> O
 fn unsupported(window: &mut Window<'_>, position: u64, left: u64, error: &BatchError) -> io::Result<Stop> {
     let head = window.at(position, HEADER_BYTES)?;
     let size = record::peek(head).map_or(0, |peek| peek.size_bytes as u64);
-    let holds = size > 0 && size <= left.min(HELD_BATCH_BYTES_MAX) && {
+    let holds = !is(Bug::UnsupportedIsTorn) && size > 0 && size <= left.min(HELD_BATCH_BYTES_MAX) && {
         let bytes = window.at(position, size as usize)?;
         bytes.get(..size as usize).is_some_and(record::crc_holds)
     };
@@ -278,4 +278,145 @@ fn may_prove(head: &[u8], position: u64, scan: &Scan, beyond: u64) -> bool {
         && header.base_offset - scan.next_offset < i64::from(i32::MAX)
         && end > beyond
         && end <= scan.file_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::io::{MemoryVfs, OpenMode, Vfs, write_all_at};
+    use crate::record::{BatchBuilder, BatchSpec, Record};
+    use std::sync::Arc;
+
+    /// A batch of `count` records in an epoch.
+    fn batch(base_offset: i64, count: usize, epoch: i32) -> Vec<u8> {
+        let mut spec = BatchSpec::new(base_offset);
+        spec.leader_epoch = epoch;
+        let mut builder = BatchBuilder::new(spec);
+        for nth in 0..count as i64 {
+            builder.push(Record::of_value("some value").timestamp_ms(100 + base_offset + nth)).unwrap();
+        }
+        builder.finish().unwrap().to_vec()
+    }
+
+    fn file_of(bytes: &[u8]) -> Arc<dyn VfsFile> {
+        let file = MemoryVfs::new().open("/log".as_ref(), OpenMode::Create).unwrap();
+        write_all_at(&*file, bytes, 0).unwrap();
+        file
+    }
+
+    fn rules<'a>() -> ScanRules<'a> {
+        let epochs = Some(&[(0, 0), (2, 7)][..]);
+        ScanRules { position: 0, next_offset: 0, base_offset: 0, is_foreign: false, epochs }
+    }
+
+    /// Two good batches, of epoch 0 up to offset 7.
+    fn good() -> Vec<u8> {
+        [batch(0, 3, 0), batch(3, 4, 0)].concat()
+    }
+
+    /// Where a scan of the good batches and more ends, and why.
+    fn check(more: &[u8], end: (u64, i64), is_expected: impl Fn(&Stop) -> bool) {
+        let file = file_of(&[good(), more.to_vec()].concat());
+        let mut seen = Vec::new();
+        let scan = scan(&*file, &rules(), |position, header, bytes| {
+            seen.push((position, header.base_offset, bytes.map(<[u8]>::len)));
+        });
+        let scan = scan.unwrap();
+        assert_eq!((scan.position, scan.next_offset), end, "{:?}", scan.stop);
+        assert!(is_expected(&scan.stop), "{:?}", scan.stop);
+        assert_eq!(seen.len() as u64, scan.batches);
+        let first = batch(0, 3, 0).len();
+        assert_eq!(seen[..2], [(0, 0, Some(first)), (first as u64, 3, Some(good().len() - first))]);
+    }
+
+    fn bad(why: &str) -> impl Fn(&Stop) -> bool {
+        move |stop| matches!(stop, Stop::Bad(reason) if reason.contains(why))
+    }
+
+    #[test]
+    fn a_scan_ends_where_the_file_does_or_where_only_zeros_follow() {
+        let end = good().len() as u64;
+        check(&[], (end, 7), |stop| *stop == Stop::End);
+        check(&[0; 5], (end, 7), |stop| *stop == Stop::Zeros);
+        check(&[0; 70_000], (end, 7), |stop| *stop == Stop::Zeros);
+        let next = batch(7, 2, 2);
+        check(&next, (end + next.len() as u64, 9), |stop| *stop == Stop::End);
+        check(&[next.clone(), vec![0; 100]].concat(), (end + next.len() as u64, 9), |stop| *stop == Stop::Zeros);
+    }
+
+    #[test]
+    fn a_scan_stops_at_what_does_not_belong_there() {
+        let end = good().len() as u64;
+        let next = batch(7, 2, 2);
+        // The offset begins with zeros: a part of those alone is space that was taken ahead.
+        for cut in 8..next.len() {
+            check(&next[..cut], (end, 7), bad(""));
+        }
+        check(&batch(8, 1, 2), (end, 7), bad("offset 8 where 7"));
+        check(&batch(3, 4, 0), (end, 7), bad("offset 3 where 7"));
+        check(&batch(7, 1, 0), (end, 7), bad("leader epoch 0"));
+        check(&batch(7, 1, 3), (end, 7), bad("leader epoch 3"));
+        let mut rotten = next;
+        let last = rotten.len() - 1;
+        rotten[last] ^= 1;
+        check(&rotten, (end, 7), bad("checksum"));
+    }
+
+    #[test]
+    fn a_batch_of_a_later_format_is_told_apart_from_rot() {
+        let end = good().len() as u64;
+        let mut later = batch(7, 1, 2);
+        later[21] = 0x40;
+        check(&later, (end, 7), bad(""));
+        let crc = crate::record::crc32c(&later[21..]).to_be_bytes();
+        later[17..21].copy_from_slice(&crc);
+        check(&later, (end, 7), |stop| matches!(stop, Stop::Unsupported(_)));
+    }
+
+    #[test]
+    fn a_foreign_segment_may_have_gaps_and_no_step_back() {
+        let file = file_of(&[batch(5, 1, 9), batch(20, 2, 3)].concat());
+        let rules = ScanRules { is_foreign: true, epochs: None, ..rules() };
+        let found = scan(&*file, &rules, |_, _, _| {}).unwrap();
+        assert_eq!((found.stop, found.next_offset, found.batches, found.max_timestamp), (Stop::End, 22, 2, 121));
+        let file = file_of(&[batch(5, 1, 9), batch(4, 1, 9)].concat());
+        let found = scan(&*file, &rules, |_, _, _| {}).unwrap();
+        assert_eq!((found.next_offset, matches!(found.stop, Stop::Bad(_))), (6, true));
+    }
+
+    #[test]
+    fn a_scan_from_the_floor_does_not_look_below_it() {
+        let mut bytes = good();
+        bytes[30] ^= 0xff;
+        let first = batch(0, 3, 0).len() as u64;
+        let rules = ScanRules { position: first, next_offset: 3, ..rules() };
+        let found = scan(&*file_of(&bytes), &rules, |_, _, _| {}).unwrap();
+        assert_eq!((found.stop, found.position, found.next_offset), (Stop::End, bytes.len() as u64, 7));
+        assert_eq!(found.batches, 1, "the ones below are not counted");
+    }
+
+    /// A later batch proves that the damage had been synced only if it ends further behind it than anything unsynced can
+    /// lie; a batch that a client stored in a value is judged by the same distance.
+    #[test]
+    fn damage_is_rot_if_the_writer_could_not_have_got_so_far() {
+        let prove = |behind: &[u8], cap: u64| {
+            let bytes = [good(), vec![0xee; 50], behind.to_vec()].concat();
+            let file = file_of(&bytes);
+            let found = scan(&*file, &rules(), |_, _, _| {}).unwrap();
+            assert!(matches!(found.stop, Stop::Bad(_)));
+            proof_of_rot(&*file, &found, cap).unwrap()
+        };
+        let later = batch(9, 2, 2);
+        let (at, end) = (good().len() as u64 + 50, 50 + later.len() as u64);
+        assert_eq!(prove(&later, end - 1), Some(at));
+        assert_eq!(prove(&later, end), None, "it may be a torn write as well");
+        assert_eq!(prove(&batch(3, 2, 0), 10), None, "an older batch proves nothing");
+        assert_eq!(prove(&batch(7, 2, 2), 10), None, "nor does the one that belongs there");
+        let mut damaged = later.clone();
+        damaged[70] ^= 1;
+        assert_eq!(prove(&damaged, 10), None, "nor one that does not hold");
+        assert_eq!(prove(&[damaged, later].concat(), 10), Some(at + end - 50), "the next one does");
+        assert_eq!(prove(&[], 10), None);
+    }
 }

@@ -300,4 +300,62 @@ mod tests {
             assert!(Seal::decode(&good[..at]).is_err(), "cut at {at}");
         }
     }
+
+    #[test]
+    fn ranges_are_widened_to_whole_blocks_within_the_file() {
+        let check = |range: (u64, u64), length, expected| {
+            assert_eq!(Seal::whole_blocks(range.0, range.1, length), expected, "{range:?} of {length}");
+        };
+        check((0, 1), 200_000, (0, 65_536));
+        check((65_535, 1), 200_000, (0, 65_536));
+        check((65_535, 2), 200_000, (0, 131_072));
+        check((65_536, 65_536), 200_000, (65_536, 65_536));
+        check((199_999, 1), 200_000, (196_608, 3_392));
+        check((0, 200_000), 200_000, (0, 200_000));
+    }
+
+    #[test]
+    fn blocks_are_checked_from_the_middle_and_none_is_made_up() {
+        let (log, seal) = sample(150_000);
+        let check = |start: u64, bytes: &[u8]| seal.check(Path::new("log"), start, bytes);
+        assert!(check(65_536, &log[65_536..]).is_ok());
+        assert!(check(131_072, &log[131_072..]).is_ok());
+        assert!(check(65_536, &log[..65_536]).is_err(), "another block");
+        assert!(check(131_072, &log[131_072..149_999]).is_err(), "a byte short");
+        let beyond = check(196_608, b"more");
+        assert!(matches!(beyond, Err(Error::Corrupt { position: 196_608, .. })), "{beyond:?}");
+    }
+
+    #[test]
+    fn a_seal_with_right_checksums_and_wrong_counts_is_refused() {
+        let good = sample(70_000).1.encode();
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            let head_crc = crc32fast::hash(&bytes[..84]).to_be_bytes();
+            bytes[84..88].copy_from_slice(&head_crc);
+            let end = bytes.len() - 4;
+            let crc = crc32fast::hash(&bytes[..end]).to_be_bytes();
+            bytes[end..].copy_from_slice(&crc);
+            Seal::decode(&bytes).map(|seal| seal.batches)
+        };
+        assert_eq!(with(55, 3), Ok(3), "the number of batches, as it is");
+        assert!(with(9, 2).is_err(), "another version");
+        assert!(with(11, 17).is_err(), "another block size");
+        assert!(with(79, 1).is_err(), "fewer blocks than the bytes need");
+        assert!(with(83, 17).is_err(), "too many side files");
+        assert!(with(83, 2).is_err(), "a side file that is not there");
+        assert!(with(83, 0).is_err(), "a side file that is not counted");
+    }
+
+    #[test]
+    fn the_checksum_so_far_is_that_of_what_passed_by() {
+        let mut builder = SealBuilder::default();
+        let log: Vec<u8> = (0..100_000_u32).map(|at| (at % 251) as u8).collect();
+        assert_eq!(builder.crc32(), crc32fast::hash(b""));
+        for (nth, part) in log.chunks(33_333).enumerate() {
+            builder.update(part);
+            assert_eq!(builder.crc32(), crc32fast::hash(&log[..(33_333 * (nth + 1)).min(100_000)]));
+        }
+    }
 }

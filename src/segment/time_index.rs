@@ -132,4 +132,70 @@ mod tests {
             assert_eq!(index.lookup(timestamp), expected, "{timestamp}");
         }
     }
+
+    #[test]
+    fn an_index_without_entries_says_look_everywhere() {
+        let index = TimeIndex::default();
+        assert_eq!((index.lookup(i64::MIN), index.lookup(0), index.lookup(i64::MAX)), (0, 0, 0));
+        assert_eq!(index.maximum(), None);
+    }
+
+    #[test]
+    fn batches_without_a_time_make_no_entry() {
+        let mut index = TimeIndex::default();
+        index.observe(-1, 4);
+        index.add_entry();
+        assert!(index.entries().is_empty());
+        index.observe(0, 5);
+        index.add_entry();
+        assert_eq!(index.entries(), [Entry { timestamp: 0, relative_offset: 5 }]);
+    }
+
+    #[test]
+    fn the_last_entry_of_a_file_is_its_maximum() {
+        let mut index = TimeIndex::from_entries(vec![Entry { timestamp: 7, relative_offset: 3 }]);
+        index.observe(6, 9);
+        index.add_entry();
+        assert_eq!(index.entries().len(), 1, "an earlier time changes nothing");
+        index.observe(8, 11);
+        index.add_entry();
+        assert_eq!(index.maximum(), Some(Entry { timestamp: 8, relative_offset: 11 }));
+        assert_eq!(index.entries().len(), 2);
+    }
+
+    /// The batches of a log and an index over them, at any interval: no look-up starts behind the first record that has
+    /// the time.
+    #[test]
+    fn no_lookup_starts_too_late() {
+        let mut seed = 1_u64;
+        let mut below = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % end
+        };
+        for _ in 0..300 {
+            let (mut index, mut batches, mut offset) = (TimeIndex::default(), Vec::new(), 0);
+            for _ in 0..below(40) {
+                let (first, last) = (offset, offset + below(4) as u32);
+                let most = below(30) as i64 - 1;
+                offset = last + 1;
+                index.observe(most, last);
+                if below(3) == 0 {
+                    index.add_entry();
+                }
+                batches.push((first, last, most));
+            }
+            for time in 0..30 {
+                let found = index.lookup(time);
+                let first = batches.iter().find(|(.., most)| *most >= time);
+                assert!(first.is_none_or(|(_, last, _)| found <= *last), "{time}: from {found} in {batches:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_an_entry_is_none() {
+        let bytes = encode(&[Entry { timestamp: 1, relative_offset: 2 }, Entry { timestamp: 3, relative_offset: 4 }]);
+        assert_eq!(super::entries(&bytes[..23]).count(), 1);
+        assert_eq!(super::entries(&bytes[..11]).count(), 0);
+    }
 }

@@ -174,3 +174,57 @@ impl StoreBuilder {
         super::open::open(self, root.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::error::Error;
+    use crate::io::MemoryVfs;
+    use crate::record::Record;
+    use crate::topic::TopicConfig;
+
+    fn builder(vfs: &Arc<MemoryVfs>) -> StoreBuilder {
+        StoreBuilder::default().vfs(Arc::clone(vfs) as Arc<dyn Vfs>).upkeep(Upkeep::Manual)
+    }
+
+    #[test]
+    fn the_number_of_topics_has_a_limit_and_a_deleted_one_makes_room() {
+        let store = builder(&Arc::new(MemoryVfs::new())).topics_max(2).open("/s").unwrap();
+        store.create_topic("a", TopicConfig::default()).unwrap();
+        store.create_topic("b", TopicConfig::default()).unwrap();
+        assert!(matches!(store.create_topic("c", TopicConfig::default()), Err(Error::Invalid { .. })));
+        store.delete_topic("a").unwrap();
+        assert!(store.create_topic("c", TopicConfig::default()).is_ok());
+        assert!(matches!(store.create_topic("c", TopicConfig::default()), Err(Error::TopicExists { .. })));
+    }
+
+    #[test]
+    fn ids_follow_from_a_seed() {
+        let id = |seed: Option<u64>| {
+            let builder = builder(&Arc::new(MemoryVfs::new()));
+            let builder = seed.map_or(builder.clone(), |seed| builder.id_seed(seed));
+            builder.open("/s").unwrap().id()
+        };
+        assert_eq!(id(Some(1)), id(Some(1)));
+        assert_ne!(id(Some(1)), id(Some(2)));
+        assert_ne!(id(None), id(None), "without a seed they are random");
+    }
+
+    #[test]
+    fn a_store_that_is_opened_for_reading_refuses_to_change() {
+        let vfs = Arc::new(MemoryVfs::new());
+        let store = builder(&vfs).open("/s").unwrap();
+        store.create_topic("t", TopicConfig::default()).unwrap().append(Record::of_value("v")).unwrap();
+        store.close().unwrap();
+        let store = builder(&vfs).read_only(true).open("/s").unwrap();
+        let topic = store.topic("t").unwrap();
+        let is_refused = |error: Error| matches!(error, Error::ReadOnly { .. });
+        assert!(is_refused(topic.append(Record::of_value("w")).unwrap_err()));
+        assert!(is_refused(store.create_topic("u", TopicConfig::default()).unwrap_err()));
+        assert!(is_refused(store.alter_topic("t", TopicConfig::default()).unwrap_err()));
+        assert!(is_refused(store.delete_topic("t").unwrap_err()));
+        assert_eq!(topic.partition(0).unwrap().end().get(), 1);
+        assert!(builder(&vfs).read_only(true).open("/none").is_err(), "and makes no directory");
+    }
+}

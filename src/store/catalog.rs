@@ -94,3 +94,77 @@ pub(crate) fn write(vfs: &dyn Vfs, root: &Path, generation: u64, catalog: &Catal
 pub(crate) fn may_hold(vfs: &dyn Vfs, root: &Path, generation: u64) -> bool {
     slots(root).read(vfs).map_or(true, |read| read.newest.is_some_and(|slot| slot.generation >= generation))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::io::{MemoryVfs, OpenMode, frame, write_all_at};
+
+    const ROOT: &str = "/";
+
+    fn sample(topics: &[&str]) -> Catalog {
+        let entry = |name: &&str| TopicEntry {
+            name: TopicName::new(name).unwrap(),
+            topic_id: Uuid::from_bytes([1; 16]),
+            partitions: vec![0, 2],
+            config: TopicConfig::default().partitions(3),
+        };
+        let gone =
+            Deleting { topic: TopicName::new("old").unwrap(), topic_id: Uuid::from_bytes([2; 16]), partition: 4 };
+        Catalog {
+            store_id: Uuid::from_bytes([3; 16]),
+            topics: topics.iter().map(entry).collect(),
+            deleting: vec![gone],
+        }
+    }
+
+    fn put(vfs: &MemoryVfs, name: &str, bytes: &[u8]) {
+        let file = vfs.open(&Path::new(ROOT).join(name), OpenMode::Create).unwrap();
+        file.set_len(0).unwrap();
+        write_all_at(&*file, bytes, 0).unwrap();
+    }
+
+    #[test]
+    fn the_newest_list_of_topics_is_read_back() {
+        let vfs = MemoryVfs::new();
+        let root = Path::new(ROOT);
+        assert!(read(&vfs, root).unwrap().newest.is_none());
+        write(&vfs, root, 1, &sample(&[])).unwrap();
+        assert!(read(&vfs, root).unwrap().damaged.is_empty(), "the first stands alone");
+        write(&vfs, root, 2, &sample(&["a", "b"])).unwrap();
+        let found = read(&vfs, root).unwrap();
+        assert_eq!((found.newest, found.damaged), (Some((2, sample(&["a", "b"]))), vec![]));
+        assert!(may_hold(&vfs, root, 2) && may_hold(&vfs, root, 1) && !may_hold(&vfs, root, 3));
+    }
+
+    #[test]
+    fn a_lost_copy_is_told_of() {
+        let vfs = MemoryVfs::new();
+        let root = Path::new(ROOT);
+        (1..=3).for_each(|generation| write(&vfs, root, generation, &sample(&["a"])).unwrap());
+        put(&vfs, "topiclog.manifest.0", b"x");
+        let found = read(&vfs, root).unwrap();
+        assert_eq!((found.newest.unwrap().0, found.damaged.len()), (3, 1));
+        vfs.remove_file(&root.join("topiclog.manifest.0")).unwrap();
+        assert_eq!(read(&vfs, root).unwrap().damaged[0].1, "missing");
+    }
+
+    #[test]
+    fn a_newer_version_an_unknown_field_and_an_impossible_setting_are_refused() {
+        let vfs = MemoryVfs::new();
+        let root = Path::new(ROOT);
+        let refused = |payload: &[u8], version: u16| {
+            put(&vfs, "topiclog.manifest.1", &frame::encode(KIND, version, 1, payload));
+            read(&vfs, root).unwrap_err()
+        };
+        let text = serde_json::to_string(&sample(&["a"])).unwrap();
+        assert!(matches!(refused(text.as_bytes(), 2), Error::Unsupported { .. }));
+        let unknown = text.replacen('{', "{\"quota\":1,", 1);
+        assert!(matches!(refused(unknown.as_bytes(), 1), Error::Corrupt { .. }));
+        let illegal = text.replacen("\"name\":\"a\"", "\"name\":\"../a\"", 1);
+        assert!(matches!(refused(illegal.as_bytes(), 1), Error::Corrupt { .. }));
+        let impossible = text.replacen("\"segment_bytes\":1073741824", "\"segment_bytes\":1", 1);
+        assert!(matches!(refused(impossible.as_bytes(), 1), Error::Config { .. }));
+    }
+}

@@ -117,4 +117,50 @@ mod tests {
             assert!(decode(bad).is_err(), "{bad:?}");
         }
     }
+
+    fn put(vfs: &dyn Vfs, name: &str, bytes: &[u8]) {
+        replace_file(vfs, Path::new("/"), name, bytes, true).unwrap();
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_not_there_is_empty_and_one_that_is_not_text_is_told_of() {
+        let vfs = crate::io::MemoryVfs::new();
+        let read = |vfs: &dyn Vfs| read(vfs, Path::new("/"), LOG_START).unwrap();
+        assert_eq!(read(&vfs), Ok(Offsets::new()));
+        put(&vfs, LOG_START, &[0xff, 0xfe]);
+        assert_eq!(read(&vfs), Err("not text".to_owned()));
+        put(&vfs, LOG_START, b"0\n1\nt 0 7\n");
+        assert_eq!(read(&vfs).unwrap().into_values().collect::<Vec<_>>(), [7]);
+    }
+
+    #[test]
+    fn the_marker_is_written_last_and_taken_away_once() {
+        let vfs = crate::io::MemoryVfs::new();
+        let root = Path::new("/");
+        let id = TopicPartition::new(TopicName::new("t").unwrap(), 3);
+        write_clean_shutdown(&vfs, root, &Offsets::from([(id.clone(), 9)]), &Offsets::new()).unwrap();
+        assert_eq!(read(&vfs, root, RECOVERY_POINT).unwrap(), Ok(Offsets::from([(id, 9)])));
+        assert_eq!(read(&vfs, root, LOG_START).unwrap(), Ok(Offsets::new()));
+        let marker = read_small(&vfs, &root.join(CLEAN_SHUTDOWN), 100).unwrap();
+        assert_eq!(marker, br#"{"version":0,"brokerEpoch":-1}"#);
+        remove_clean_shutdown(&vfs, root).unwrap();
+        assert!(read_small(&vfs, &root.join(CLEAN_SHUTDOWN), 100).is_err());
+        assert!(remove_clean_shutdown(&vfs, root).is_ok(), "a second time there is nothing to do");
+    }
+
+    #[test]
+    fn a_topic_id_is_read_or_refused() {
+        let vfs = crate::io::MemoryVfs::new();
+        let read = |text: &str| {
+            put(&vfs, "partition.metadata", text.as_bytes());
+            read_topic_id(&vfs, Path::new("/"))
+        };
+        assert!(matches!(read_topic_id(&vfs, Path::new("/")), Ok(None)));
+        let id = Uuid::from_bytes([7; 16]);
+        assert_eq!(read(&format!("version: 0\ntopic_id: {id}")).unwrap(), Some(id));
+        assert_eq!(read(&format!("version: 0\ntopic_id: {id}\n")).unwrap(), Some(id));
+        for bad in ["", "version: 0\n", "topic_id: x", "topic_id: AAAAAAAAAAAAAAAAAAAAAA"] {
+            assert!(matches!(read(bad), Err(Error::Corrupt { .. })), "{bad:?}");
+        }
+    }
 }

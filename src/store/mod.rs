@@ -332,11 +332,22 @@ impl StoreInner {
             let directory = self.make_directory(id)?;
             crate::partition::open::create(&self.env, id, &directory, topic_id, &settings)
         });
-        let created = created.and_then(|()| self.sync_root());
-        if let Err(error) = created {
-            self.remove_directories(&ids);
-            return Err(error);
-        }
+        // Opened before the manifest lists it: behind that nothing may fail any more.
+        let opened = created.and_then(|()| self.sync_root()).and_then(|()| {
+            let open = |id: &TopicPartition| {
+                let directory = self.root.join(id.directory_name());
+                let (log, _) = open::opening(&self.env, id, directory, topic_id, &config).open()?;
+                Ok((id.partition.get(), Partition::new(Arc::new(log))))
+            };
+            ids.iter().map(open).collect::<Result<BTreeMap<_, _>>>()
+        });
+        let logs = match opened {
+            Ok(logs) => logs,
+            Err(error) => {
+                self.remove_directories(&ids);
+                return Err(error);
+            }
+        };
         let mut catalog = admin.catalog.clone();
         let partitions = (0..config.partition_count()).collect();
         catalog.topics.push(TopicEntry { name: name.clone(), topic_id, partitions, config: config.clone() });
@@ -346,13 +357,7 @@ impl StoreInner {
             }
             return Err(error);
         }
-        let mut partitions = BTreeMap::new();
-        for id in &ids {
-            let directory = self.root.join(id.directory_name());
-            let (log, _) = open::opening(&self.env, id, directory, topic_id, &config).open()?;
-            partitions.insert(id.partition.get(), Partition::new(Arc::new(log)));
-        }
-        let topic = Arc::new(TopicInner::new(name.clone(), topic_id, config, partitions));
+        let topic = Arc::new(TopicInner::new(name.clone(), topic_id, config, logs));
         self.topics.write().insert(name, Arc::clone(&topic));
         self.signal.wake();
         Ok(topic)

@@ -16,6 +16,7 @@ use crate::partition::foreign::Hints;
 use crate::partition::open::Opening;
 use crate::partition::repair::Repair;
 use crate::partition::{Env, Partition, manifest, quarantine};
+use crate::planted::{Bug, is};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
 use crate::segment::name;
@@ -91,7 +92,8 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     let topics = if is_foreign {
         open_foreign(&env, &root, &catalog, &mut report)?
     } else {
-        open_topics(&env, &root, &catalog, locks.follow.is_some(), &mut report)?
+        let may_rewrite_in_place = locks.follow.is_some() || is(Bug::RepairInPlaceUnderMaps);
+        open_topics(&env, &root, &catalog, may_rewrite_in_place, &mut report)?
     };
     note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
     drop(locks.follow);
@@ -169,7 +171,7 @@ pub(crate) fn take_locks(options: &StoreBuilder, vfs: &dyn Vfs, root: &Path) -> 
         return Ok(Locks { held, follow: None, maps_are_safe });
     }
     for (name, kind) in [(LOCK, LockKind::Exclusive), (BROKER_LOCK, LockKind::Broker)] {
-        if crate::planted::is(crate::planted::Bug::LockNotTaken) {
+        if is(Bug::LockNotTaken) {
             continue;
         }
         let path = root.join(name);
@@ -475,12 +477,17 @@ fn note_unlisted(
     for id in directories {
         let listed =
             catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
-        let deleting =
-            catalog.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == id.partition.get());
-        if listed || deleting {
+        let path = root.join(id.directory_name());
+        // A creation may have failed under the name of a topic whose deletion is not finished: that directory is not the
+        // deleted one.
+        let is_deleted = |entry: &Deleting| {
+            entry.topic == id.topic
+                && entry.partition == id.partition.get()
+                && is_partition_of(&*env.vfs, &path, entry.topic_id).unwrap_or(true)
+        };
+        if listed || catalog.deleting.iter().any(is_deleted) {
             continue;
         }
-        let path = root.join(id.directory_name());
         if !env.read_only && remove_uncommitted(&*env.vfs, &path, env.store_id).is_ok() {
             report.store.push(Repair::Swept { path });
             swept = true;

@@ -474,4 +474,141 @@ mod tests {
         assert!(TopicConfig::default().partitions(0).check().is_err());
         assert!(TopicConfig::default().partitions(1025).check().is_err());
     }
+
+    /// The setting is taken, shown as it was given, and the whole still holds together.
+    fn check_good(key: &str, values: &[&str]) {
+        for value in values {
+            let mut config = TopicConfig::default();
+            config
+                .set(key, value)
+                .and_then(|()| config.check())
+                .unwrap_or_else(|error| panic!("{key}={value}: {error}"));
+            assert_eq!(config.get(key).as_deref(), Some(*value), "{key}");
+        }
+    }
+
+    fn check_bad(key: &str, values: &[&str]) {
+        values.iter().for_each(|value| check_refused(key, value));
+    }
+
+    #[test]
+    fn sizes_have_limits() {
+        check_good("segment.bytes", &["256", "1073741824", "2147483647"]);
+        check_bad("segment.bytes", &["255", "-1", "2147483648", "4294967296", "", "1g", "1.5"]);
+        check_good("segment.index.bytes", &["24", "10485760"]);
+        check_bad("segment.index.bytes", &["23", "-24", "4294967296"]);
+        check_good("index.interval.bytes", &["0", "1", "4096"]);
+        check_bad("index.interval.bytes", &["-1", "4294967296", "often"]);
+        check_good("max.message.bytes", &["61", "1048588", "8388608"]);
+        check_bad("max.message.bytes", &["0", "60", "-61", "4294967296"]);
+        check_good("topiclog.preallocate.bytes", &["0", "4194304"]);
+        check_bad("topiclog.preallocate.bytes", &["-1", "4294967296"]);
+    }
+
+    #[test]
+    fn times_have_limits() {
+        check_good("segment.ms", &["1", "604800000", "9223372036854775807"]);
+        check_bad("segment.ms", &["0", "-1", "9223372036854775808", "a week"]);
+        for key in ["message.timestamp.before.max.ms", "message.timestamp.after.max.ms"] {
+            check_good(key, &["0", "3600000", "9223372036854775807"]);
+            check_bad(key, &["-1", "9223372036854775808", "soon"]);
+        }
+        check_good("message.timestamp.type", &["CreateTime", "LogAppendTime"]);
+        check_bad("message.timestamp.type", &["createtime", "", "0"]);
+    }
+
+    #[test]
+    fn a_batch_must_fit_what_may_be_unsynced() {
+        check_bad("topiclog.max.unsynced.bytes", &["0", "1048587", "-1"]);
+        check_good("topiclog.max.unsynced.bytes", &["1048588", "18446744073709551615"]);
+        let both = TopicConfig::default().batch_bytes_max(16 << 20).max_unsynced_bytes(16 << 20);
+        assert!(both.check().is_ok());
+        assert!(both.max_unsynced_bytes((16 << 20) - 1).check().is_err());
+    }
+
+    #[test]
+    fn durability_is_written_as_it_is_read() {
+        check_good("topiclog.durability", &["os", "sync", "interval:4096:1", "interval:1048576:50"]);
+        let bad = ["", "Sync", "interval:4095:50", "interval:4096:0", "interval:4096", "interval:a:b", "sync:1"];
+        check_bad("topiclog.durability", &bad);
+        let mut config = TopicConfig::default();
+        config.set("topiclog.durability", "interval").unwrap();
+        assert_eq!(config.durability_level(), Durability::INTERVAL);
+    }
+
+    #[test]
+    fn what_may_be_removed_is_said_in_any_order() {
+        check_good("cleanup.policy", &["delete", "compact", "compact,delete"]);
+        check_bad("cleanup.policy", &["", "compact,", "delete,delete", "compact delete", "DELETE"]);
+        for (value, needs_key) in [("delete", false), ("compact", true), ("delete, compact", true)] {
+            let mut config = TopicConfig::default();
+            config.set("cleanup.policy", value).unwrap();
+            assert_eq!(config.log_settings().needs_key, needs_key, "{value}");
+        }
+    }
+
+    #[test]
+    fn codecs_are_kafkas_and_their_levels_go_with_them() {
+        for codec in Compression::ALL.into_iter().filter(|codec| *codec != Compression::None) {
+            let mut config = TopicConfig::default();
+            config.set("compression.type", codec.name()).unwrap();
+            assert_eq!(config.check().is_ok(), codec.is_built_in(), "{codec}");
+            assert_eq!(config.get("compression.type").as_deref(), Some(codec.name()));
+        }
+        for none in ["none", "uncompressed", "producer"] {
+            let mut config = TopicConfig::default();
+            config.set("compression.type", none).unwrap();
+            assert_eq!(config.get("compression.type").as_deref(), Some("producer"));
+        }
+        check_bad("compression.type", &["", "brotli", "GZIP"]);
+        check_bad("compression.zstd.level", &["high", "", "2147483648"]);
+        let mut config = TopicConfig::default().compression(Compression::Zstd);
+        config.set("compression.zstd.level", "7").unwrap();
+        let level = |config: &TopicConfig, codec: &str| config.get(&format!("compression.{codec}.level")).unwrap();
+        assert_eq!((level(&config, "zstd"), level(&config, "gzip")), ("7".to_owned(), "-1".to_owned()));
+    }
+
+    #[test]
+    fn what_this_version_does_not_do_is_refused_and_not_ignored() {
+        check_good("preallocate", &["false"]);
+        check_bad("preallocate", &["true", ""]);
+        for key in ["retention.ms", "retention.bytes"] {
+            check_good(key, &["-1"]);
+            check_bad(key, &["0", "1", "604800000", "-2"]);
+        }
+        check_bad("min.insync.replicas", &["1"]);
+        check_bad("Segment.bytes", &["1024"]);
+        check_bad("", &[""]);
+        assert_eq!(TopicConfig::default().get("flush.ms"), None);
+    }
+
+    #[test]
+    fn a_refused_value_changes_nothing() {
+        let mut config = TopicConfig::default().segment_bytes(5000);
+        for (key, value) in [("segment.bytes", "x"), ("cleanup.policy", "x"), ("topiclog.durability", "x")] {
+            assert!(config.set(key, value).is_err());
+        }
+        assert_eq!(config, TopicConfig::default().segment_bytes(5000));
+    }
+
+    #[test]
+    fn a_partition_takes_batches_that_fit_its_segments() {
+        let settings = TopicConfig::default().segment_bytes(1000).log_settings();
+        assert_eq!((settings.segment_bytes, settings.batch_bytes_max), (1000, 1000));
+        assert_eq!(TopicConfig::default().log_settings().batch_bytes_max, 1_048_588);
+        let cap = |durability| TopicConfig::default().durability(durability).log_settings().unsynced_cap();
+        assert_eq!((cap(Durability::Os), cap(Durability::Sync)), (None, Some(8 << 20)));
+        assert_eq!(cap(Durability::INTERVAL), Some(8 << 20));
+    }
+
+    #[test]
+    fn a_configuration_is_kept_whole_and_a_newer_one_is_refused() {
+        let config = TopicConfig::default().partitions(7).durability(Durability::Interval { bytes: 4096, ms: 3 });
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<TopicConfig>(&text).unwrap(), config);
+        let newer = text.replacen('{', "{\"tiering\":true,", 1);
+        assert!(serde_json::from_str::<TopicConfig>(&newer).is_err());
+        let older = text.replacen("\"partitions\":7,", "", 1);
+        assert!(serde_json::from_str::<TopicConfig>(&older).is_err(), "nothing is made up");
+    }
 }

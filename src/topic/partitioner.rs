@@ -88,4 +88,40 @@ mod tests {
         assert!(changes <= 62, "{changes} changes");
         assert!((0..4).all(|partition| chosen.contains(&partition)));
     }
+
+    /// What Kafka's own test of its hash expects.
+    #[test]
+    fn the_hash_is_that_of_kafkas_test() {
+        let check = |key: &str, hash: i32| assert_eq!(murmur2(key.as_bytes()), hash.cast_unsigned(), "{key}");
+        check("21", -973_932_308);
+        check("foobar", -790_332_482);
+        check("a-little-bit-long-string", -985_981_536);
+        check("a-little-bit-longer-string", -1_486_304_829);
+        check("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971);
+        check("abc", 479_470_107);
+    }
+
+    #[test]
+    fn keys_reach_every_partition_and_always_the_same() {
+        for partitions in [1, 2, 3, 50, 1024] {
+            let mut reached = vec![0; partitions as usize];
+            for number in 0..20_000 {
+                let key = format!("key-{number}");
+                let partition = partition_for_key(key.as_bytes(), partitions);
+                assert_eq!(partition, partition_for_key(key.as_bytes(), partitions));
+                reached[partition as usize] += 1;
+            }
+            let mean = 20_000 / partitions;
+            assert!(reached.iter().all(|&count| count > mean / 4), "{partitions}: {reached:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_a_whole_batch_moves_on_and_one_partition_is_enough() {
+        let sticky = Sticky::new();
+        let chosen: Vec<u32> = (0..6).map(|_| sticky.next(STICKY_BYTES as usize, 3)).collect();
+        assert_eq!(chosen, [0, 1, 2, 0, 1, 2]);
+        let sticky = Sticky::new();
+        assert!((0..100).all(|_| sticky.next(1 << 20, 1) == 0));
+    }
 }

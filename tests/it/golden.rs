@@ -62,7 +62,7 @@ fn bytes(text: &str) -> Option<&[u8]> {
 }
 
 #[test]
-fn a_plain_batch() {
+pub(crate) fn a_plain_batch() {
     let batch = example("A plain");
     let (header, records) = read(&batch);
     let expected = BatchHeader {

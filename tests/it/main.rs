@@ -30,6 +30,7 @@ mod own_format;
 #[cfg(topiclog_planted)]
 mod planted;
 mod processes;
+mod recoveries;
 mod regressions;
 #[cfg(topiclog_shuttle)]
 mod schedules;

@@ -63,6 +63,8 @@ fn a_child_does_what_it_is_told() {
         "descriptors" => crate::kernel::use_many_partitions(root),
         "shorten mapped" => crate::kernel::shorten_and_read(root, ReadPath::Mapped),
         "shorten positional" => crate::kernel::shorten_and_read(root, ReadPath::Positional),
+        "watch mapped" => crate::kernel::read_twice(root, ReadPath::Mapped),
+        "watch positional" => crate::kernel::read_twice(root, ReadPath::Positional),
         other => panic!("no such role: {other}"),
     }
 }
@@ -134,7 +136,7 @@ fn is_locked(opened: &topiclog::Result<Store>) -> bool {
 }
 
 /// Starts a child, and waits until it says that it is ready.
-fn ready(mut command: Command) -> Child {
+pub(crate) fn ready(mut command: Command) -> Child {
     let mut process = command.spawn().unwrap();
     let mut text = Vec::new();
     let mut byte = [0];

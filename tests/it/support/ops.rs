@@ -31,6 +31,9 @@ pub(crate) enum Op {
     Tick,
     /// Reads everything, here and in a read-only store beside.
     Read,
+    /// A kill, and a reader that is there when the store is opened again: nothing may be repaired in place under it. Not
+    /// one of the alphabet.
+    KillWatched,
 }
 
 pub(crate) const ALPHABET: [Op; 12] = [
@@ -113,6 +116,13 @@ pub(crate) fn read_all(partition: &Partition, level: ReadLevel) -> topiclog::Res
     Ok(fetched.records.iter().map(|stored| (stored.offset().get(), record(stored))).collect())
 }
 
+/// What a store shows of the topics that can be read.
+fn everything(store: &Store) -> Vec<(String, Vec<(i64, Rec)>)> {
+    let read = |name: &str| read_all(&store.topic(name)?.partition(0)?, ReadLevel::Latest);
+    let names = store.topics().into_iter().map(|name| name.to_string());
+    names.filter_map(|name| read(&name).ok().map(|records| (name, records))).collect()
+}
+
 impl Runner {
     /// On a disk that holds nothing but what the image has.
     pub(crate) fn new(image: &Image, model: &Model, flavour: Flavour, counter: u64) -> Self {
@@ -147,6 +157,7 @@ impl Runner {
                 self.reopen();
                 drop(held);
             }
+            Op::KillWatched => self.kill_watched(),
             Op::Create => self.create("u"),
             Op::Delete => self.delete("u"),
             Op::Alter => self.alter(),
@@ -158,6 +169,21 @@ impl Runner {
             Op::Read => self.read(),
         }
         self.note_durable();
+    }
+
+    fn kill_watched(&mut self) {
+        self.disk.kill();
+        self.store = None;
+        let watcher = open(&self.disk, &self.clock, true).ok();
+        let shown = watcher.as_ref().map(everything).unwrap_or_default();
+        self.reopen();
+        for (name, before) in shown {
+            let Some(watcher) = &watcher else { return };
+            let Ok(partition) = watcher.topic(&name).and_then(|topic| topic.partition(0)) else { continue };
+            if read_all(&partition, ReadLevel::Latest).is_ok_and(|now| now != before) {
+                self.problems.push(format!("{name}: what a reader sees was changed under it"));
+            }
+        }
     }
 
     fn partition(&self, name: &str) -> Option<Partition> {
@@ -249,7 +275,10 @@ impl Runner {
     fn close_and_reopen(&mut self) {
         if let Some(store) = self.store.take() {
             match store.close() {
-                Ok(()) => self.model.topics.values_mut().for_each(|topic| topic.log.synced_to(i64::MAX)),
+                Ok(()) => {
+                    let known = self.model.topics.values_mut().filter(|topic| topic.presence == Presence::Sure);
+                    known.for_each(|topic| topic.log.synced_to(i64::MAX));
+                }
                 Err(_) => self.is_lossy = true,
             }
         }
@@ -287,7 +316,13 @@ impl Runner {
         match result {
             Ok(_) => drop(self.model.topics.insert(name.into(), empty(Presence::Sure))),
             Err(Error::TopicExists { .. }) if self.model.topics.contains_key(name) => {}
-            Err(_) => drop(self.model.topics.entry(name.into()).or_insert_with(|| empty(Presence::Maybe))),
+            Err(_) => {
+                let topic = self.model.topics.entry(name.into()).or_insert_with(|| empty(Presence::Maybe));
+                if topic.presence == Presence::Maybe {
+                    // Perhaps it was deleted before, and perhaps it was made anew now.
+                    topic.log.doubt();
+                }
+            }
         }
     }
 
@@ -326,10 +361,16 @@ impl Runner {
             }
         }
         let before = self.disk.operations();
-        let beside = open(&self.disk, &self.clock, true);
-        if let Ok(beside) = beside
-            && let Err(problem) = settle(&beside, &self.model, if self.is_lossy { Claim::Synced } else { Claim::Acked })
-        {
+        let survives = if self.is_lossy { Claim::Synced } else { Claim::Acked };
+        let look =
+            || open(&self.disk, &self.clock, true).map(|beside| settle(&beside, &self.model, survives).map(drop));
+        let mut beside = look();
+        if !matches!(beside, Ok(Ok(()))) && self.disk.faults_hit() > 0 {
+            // A fault may hit this very look; what is there has to be right once it is over.
+            self.disk.clear_faults();
+            beside = look();
+        }
+        if let Ok(Err(problem)) = beside {
             self.problems.push(format!("a reader beside: {problem}"));
         }
         if self.disk.operations() != before {

@@ -68,6 +68,11 @@ impl LogModel {
         }
     }
 
+    /// Nothing of it is certain any more.
+    pub(crate) fn doubt(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.claim = Claim::Maybe);
+    }
+
     /// All records, by offset.
     pub(crate) fn records(&self) -> impl Iterator<Item = (i64, &Rec)> {
         self.entries.iter().flat_map(|entry| (entry.base..).zip(&entry.records))
@@ -151,7 +156,7 @@ static CRC_TABLE: LazyLock<[u32; 256]> = LazyLock::new(|| {
     table
 });
 
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| crc >> 8 ^ CRC_TABLE[(crc as u8 ^ byte) as usize])
 }
 

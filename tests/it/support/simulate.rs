@@ -99,6 +99,22 @@ impl Base {
         Flavour::ALL.into_iter().flat_map(|flavour| scripts.map(|script| Self::after(flavour, script))).collect()
     }
 
+    /// An `Os` topic that was killed with its first segment torn, for the second time: what lies behind goes into
+    /// quarantine, and the recovery before had begun a copy.
+    pub(crate) fn torn() -> Self {
+        use Op::*;
+        let mut base = Self::after(Flavour::Os, &[Large, Small, Batch, Large, Batch, Large, Small, Large]);
+        let (first, bytes) = log_files(&base.image, "t").swap_remove(0);
+        assert_eq!(first, 0);
+        base.image.patch("s/t-0/00000000000000000000.log", bytes.len() as u64 - 100, &[0xa5; 40]).unwrap();
+        base.image.write("s/t-0/00000000000000000000.log.cleaned", &bytes[..100]).unwrap();
+        let left = good_part(&log_files(&base.image, "t")).len() as i64;
+        let topic = base.model.topics.get_mut("t").unwrap();
+        assert!(left > 0 && left < topic.log.end());
+        topic.log.settle(left);
+        base
+    }
+
     pub(crate) fn runner(&self) -> Runner {
         Runner::new(&self.image, &self.model, self.flavour, self.counter)
     }
