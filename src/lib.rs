@@ -3,6 +3,7 @@
 mod cleaner;
 mod error;
 mod ids;
+mod key_index;
 mod partition;
 mod retention;
 mod segment;
@@ -29,6 +30,7 @@ pub mod fuzzing;
 
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
+pub use key_index::{KeyIndexStats, Latest};
 pub use partition::repair::{PartitionReport, Repair};
 pub use partition::writer::{AppendOptions, RecordMetadata};
 pub use partition::{

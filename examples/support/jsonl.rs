@@ -106,9 +106,14 @@ fn unhex(value: &serde_json::Value) -> Result<Option<Vec<u8>>, String> {
     if text.starts_with("crc32c:") {
         return Err("only a checksum of the bytes is given; print them with --full".into());
     }
+    unhex_text(text).map(Some)
+}
+
+/// Bytes of hex digits.
+pub(crate) fn unhex_text(text: &str) -> Result<Vec<u8>, String> {
     let digits: Vec<u32> = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<_>>().ok_or("not hex")?;
     if !digits.len().is_multiple_of(2) {
         return Err("an odd number of hex digits".into());
     }
-    Ok(Some(digits.chunks_exact(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()))
+    Ok(digits.chunks_exact(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect())
 }

@@ -6,6 +6,7 @@
 pub(crate) mod floor;
 pub(crate) mod foreign;
 pub(crate) mod kafka_state;
+pub(crate) mod key_queue;
 pub(crate) mod manifest;
 pub(crate) mod open;
 pub(crate) mod quarantine;
@@ -131,6 +132,8 @@ pub(crate) struct Log {
     generation: AtomicU64,
     pub(crate) producers: Mutex<Producers>,
     trusted_reads: AtomicU64,
+    /// Keys that were appended, if an index wants them.
+    pub(crate) key_queue: key_queue::KeyQueue,
     /// Below this offset compaction has been.
     clean_end: AtomicI64,
     /// One past the highest tombstone that compaction dropped.

@@ -800,6 +800,7 @@ impl Opening<'_> {
             generation: AtomicU64::new(generation),
             producers: Mutex::new(producers),
             trusted_reads: AtomicU64::new(0),
+            key_queue: super::key_queue::KeyQueue::default(),
             clean_end: AtomicI64::new(clean_end),
             tombstone_floor: AtomicI64::new(tombstone_floor),
             next_horizon_ms: AtomicI64::new(next_horizon_ms),

@@ -258,22 +258,7 @@ impl Partition {
         if offset >= log.bound(&options) {
             return Ok(None);
         }
-        let set = log.snapshot();
-        let Some(segment) = set.segments.get(set.index_of(offset)) else { return Ok(None) };
-        let mut cursor = Cursor::seek(segment, set.epochs.clone(), log.env.verify, offset)?;
-        let Some(found) = cursor.next()? else { return Ok(None) };
-        let header = found.header;
-        if header.base_offset > offset || header.is_control() {
-            return Ok(None);
-        }
-        let failed = |error: BatchError| batch_error(Some(segment), found.position, &header, &error);
-        let body = record::decode_shared(&header, &cursor.bytes(&found), &options.limits).map_err(failed)?;
-        let mut at = RecordsState::new(&header);
-        at.skip_to(offset, &body).map_err(failed)?;
-        match at.next_view(&body).transpose().map_err(failed)? {
-            Some(view) if view.offset() == offset => Ok(Some(StoredRecord::new(&body, &header, view.place()))),
-            _ => Ok(None),
-        }
+        log.record_in(&log.snapshot(), offset)
     }
 
     /// Iterates from an offset to the bound.
@@ -310,6 +295,29 @@ impl Partition {
 }
 
 impl Log {
+    /// The record at an offset as a set of segments has it; `None` if none is stored there, or below the log start.
+    pub(crate) fn record_in(&self, set: &SegmentSet, offset: i64) -> Result<Option<StoredRecord>> {
+        if offset < self.log_start() {
+            return Ok(None);
+        }
+        let limits = DecodeLimits::default();
+        let Some(segment) = set.segments.get(set.index_of(offset)) else { return Ok(None) };
+        let mut cursor = Cursor::seek(segment, set.epochs.clone(), self.env.verify, offset)?;
+        let Some(found) = cursor.next()? else { return Ok(None) };
+        let header = found.header;
+        if header.base_offset > offset || header.is_control() {
+            return Ok(None);
+        }
+        let failed = |error: BatchError| batch_error(Some(segment), found.position, &header, &error);
+        let body = record::decode_shared(&header, &cursor.bytes(&found), &limits).map_err(failed)?;
+        let mut at = RecordsState::new(&header);
+        at.skip_to(offset, &body).map_err(failed)?;
+        match at.next_view(&body).transpose().map_err(failed)? {
+            Some(view) if view.offset() == offset => Ok(Some(StoredRecord::new(&body, &header, view.place()))),
+            _ => Ok(None),
+        }
+    }
+
     /// One past the last offset that a reader may see.
     #[inline]
     fn bound(&self, options: &ReadOptions) -> i64 {
@@ -336,6 +344,11 @@ impl Log {
 }
 
 impl Reader {
+    /// A reader from an offset that is known to be in the log.
+    pub(crate) fn begin(log: &Arc<Log>, offset: i64, options: ReadOptions) -> Self {
+        Self::new(Arc::clone(log), offset, options)
+    }
+
     fn new(log: Arc<Log>, next_offset: i64, options: ReadOptions) -> Self {
         let verify = options.verify.unwrap_or(log.env.verify);
         Self { log, options, verify, next_offset, place: None, current: None, failed: None }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::floor::Kind;
 use super::kafka_state;
+use super::key_queue::{self, HashKey};
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
 use super::{Durability, Log, TRIM_AFTER_MS};
@@ -93,8 +94,30 @@ impl Log {
                 record::encode_batch(buffer, &spec, records)
             };
             let summary = summary.map_err(|error| encode_error(&error))?;
-            self.append_encoded(buffer, &summary, options, now_ms)
+            match self.key_queue.wanted() {
+                None => self.append_encoded(buffer, &summary, options, now_ms, &[]),
+                // Hashed before the writer is taken.
+                Some(secret) => with_hashes(&secret, records, |hashes| {
+                    self.append_encoded(buffer, &summary, options, now_ms, hashes)
+                }),
+            }
         })
+    }
+
+    /// Begins to gather the keys that are appended. Returns the log end at which this holds.
+    pub(crate) fn start_key_queue(&self, secret: HashKey) -> i64 {
+        let _writer = self.writer.lock();
+        if !self.env.read_only {
+            self.key_queue.start(secret);
+        }
+        self.end_offset()
+    }
+
+    /// What was gathered up to the log end, and that end; `None` for it if the gathering has ended.
+    pub(crate) fn take_key_queue(&self) -> (Option<Vec<key_queue::Appended>>, i64) {
+        let _writer = self.writer.lock();
+        let taken = if self.env.read_only { Some(Vec::new()) } else { self.key_queue.take() };
+        (taken, self.end_offset())
     }
 
     fn append_encoded(
@@ -103,6 +126,7 @@ impl Log {
         summary: &BatchSummary,
         options: &AppendSpec,
         now_ms: Timestamp,
+        hashes: &[Option<u64>],
     ) -> Result<RecordMetadata> {
         let (metadata, window_bytes) = {
             let mut writer = self.lock_writer()?;
@@ -138,6 +162,9 @@ impl Log {
             let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
             self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
+            if !hashes.is_empty() {
+                self.key_queue.push(base, hashes);
+            }
             let timestamp_ms = match writer.settings.timestamp_type {
                 TimestampType::LogAppendTime => now_ms,
                 TimestampType::CreateTime => summary.base_timestamp,
@@ -696,6 +723,19 @@ fn with_buffer<R>(call: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     if buffer.capacity() <= KEPT_BYTES {
         BUFFER.set(buffer);
     }
+    result
+}
+
+/// Runs a call with the hashes of the records' keys.
+fn with_hashes<A: AsRecord, R>(secret: &HashKey, records: &[A], call: impl FnOnce(&[Option<u64>]) -> R) -> R {
+    thread_local! {
+        static HASHES: std::cell::Cell<Vec<Option<u64>>> = const { std::cell::Cell::new(Vec::new()) };
+    }
+    let mut hashes = HASHES.take();
+    hashes.clear();
+    hashes.extend(records.iter().map(|record| record.as_record().key.map(|key| key_queue::hash(secret, key))));
+    let result = call(&hashes);
+    HASHES.set(hashes);
     result
 }
 

@@ -44,6 +44,7 @@ pub struct StoreBuilder {
     pub(crate) topics_max: usize,
     pub(crate) without_locks: bool,
     pub(crate) id_seed: Option<u64>,
+    pub(crate) key_index_memory_bytes: usize,
     pub(crate) compaction_memory_bytes: usize,
     pub(crate) compaction_step_bytes: u64,
     pub(crate) compaction_bytes_per_second: u64,
@@ -62,6 +63,7 @@ impl Default for StoreBuilder {
             topics_max: 10_000,
             without_locks: false,
             id_seed: None,
+            key_index_memory_bytes: 256 << 20,
             compaction_memory_bytes: 32 << 20,
             compaction_step_bytes: 8 << 20,
             compaction_bytes_per_second: u64::MAX,
@@ -138,6 +140,15 @@ impl StoreBuilder {
     #[must_use]
     pub fn id_seed(mut self, seed: u64) -> Self {
         self.id_seed = Some(seed);
+        self
+    }
+
+    /// Memory for the key indexes of all topics together, in bytes; 256 MiB by default, which is enough for about 12 million
+    /// keys. An index that would take more is given up: [`Topic::get`](crate::Topic::get) then answers
+    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made at its first use.
+    #[must_use]
+    pub fn key_index_memory_bytes(mut self, bytes: usize) -> Self {
+        self.key_index_memory_bytes = bytes;
         self
     }
 

@@ -159,12 +159,12 @@ mod tests {
             read(&vfs, root).unwrap_err()
         };
         let text = serde_json::to_string(&sample(&["a"])).unwrap();
-        assert!(matches!(refused(text.as_bytes(), 2), Error::Unsupported { .. }));
+        assert!(matches!(refused(text.as_bytes(), VERSION + 1), Error::Unsupported { .. }));
         let unknown = text.replacen('{', "{\"quota\":1,", 1);
-        assert!(matches!(refused(unknown.as_bytes(), 1), Error::Corrupt { .. }));
+        assert!(matches!(refused(unknown.as_bytes(), VERSION), Error::Corrupt { .. }));
         let illegal = text.replacen("\"name\":\"a\"", "\"name\":\"../a\"", 1);
-        assert!(matches!(refused(illegal.as_bytes(), 1), Error::Corrupt { .. }));
+        assert!(matches!(refused(illegal.as_bytes(), VERSION), Error::Corrupt { .. }));
         let impossible = text.replacen("\"segment_bytes\":1073741824", "\"segment_bytes\":1", 1);
-        assert!(matches!(refused(impossible.as_bytes(), 1), Error::Config { .. }));
+        assert!(matches!(refused(impossible.as_bytes(), VERSION), Error::Config { .. }));
     }
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::{MemoryVfs, VfsLock};
+use crate::key_index::Budget;
 use crate::partition::repair::{PartitionReport, Repair};
 use crate::partition::{Env, Partition};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -75,6 +76,7 @@ pub(crate) struct StoreInner {
     cleaner: Mutex<upkeep::CleanerState>,
     clocks: Mutex<upkeep::ClockWatch>,
     holds: Mutex<holds::Holds>,
+    key_budget: Arc<Budget>,
 }
 
 /// What wakes the upkeep thread.
@@ -357,7 +359,7 @@ impl StoreInner {
             }
             return Err(error);
         }
-        let topic = Arc::new(TopicInner::new(name.clone(), topic_id, config, logs));
+        let topic = Arc::new(TopicInner::new(name.clone(), topic_id, config, logs, &self.key_budget));
         self.topics.write().insert(name, Arc::clone(&topic));
         self.signal.wake();
         Ok(topic)
@@ -458,6 +460,12 @@ impl StoreInner {
         let topics: Vec<Arc<TopicInner>> = self.topics.read().values().cloned().collect();
         let mut first_error = self.upkeep_error.lock().take();
         let (mut ends, mut starts) = (Offsets::new(), Offsets::new());
+        // Derived: without the file the next use reads the log.
+        for index in topics.iter().flat_map(|topic| topic.indexes()) {
+            if let Err(error) = index.write_snapshot() {
+                first_error.get_or_insert(error);
+            }
+        }
         for partition in topics.iter().flat_map(|topic| topic.partitions.values()) {
             if let Err(error) = partition.log.close() {
                 first_error.get_or_insert(error);

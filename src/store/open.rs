@@ -12,6 +12,7 @@ use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::{EntryKind, LockKind, Vfs, VfsLock};
+use crate::key_index::Budget;
 use crate::partition::foreign::Hints;
 use crate::partition::open::Opening;
 use crate::partition::repair::Repair;
@@ -89,11 +90,12 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     let signal = Arc::new(Signal::default());
     let wrote = Arc::new(AtomicBool::new(!listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)));
     let env = make_env(&options, &root, catalog.store_id, &signal, &wrote, locks.maps_are_safe);
+    let key_budget = Arc::new(Budget::new(options.key_index_memory_bytes));
     let topics = if is_foreign {
-        open_foreign(&env, &root, &catalog, &mut report)?
+        open_foreign(&env, &root, &catalog, &key_budget, &mut report)?
     } else {
         let may_rewrite_in_place = locks.follow.is_some() || is(Bug::RepairInPlaceUnderMaps);
-        open_topics(&env, &root, &catalog, may_rewrite_in_place, &mut report)?
+        open_topics(&env, &root, &catalog, &key_budget, may_rewrite_in_place, &mut report)?
     };
     note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
     drop(locks.follow);
@@ -115,6 +117,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         cleaner: Mutex::default(),
         clocks: Mutex::default(),
         holds: Mutex::new(holds),
+        key_budget,
         options,
     });
     if !inner.env.read_only {
@@ -374,6 +377,7 @@ fn open_topics(
     env: &Env,
     root: &Path,
     catalog: &Catalog,
+    budget: &Arc<Budget>,
     may_rewrite_in_place: bool,
     report: &mut RecoveryReport,
 ) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
@@ -402,7 +406,7 @@ fn open_topics(
             report.partitions.push(partition_report);
             partitions.insert(partition, Partition::new(Arc::new(log)));
         }
-        let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions);
+        let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions, budget);
         topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable)));
     }
     Ok(topics)
@@ -422,6 +426,7 @@ fn open_foreign(
     env: &Env,
     root: &Path,
     catalog: &Catalog,
+    budget: &Arc<Budget>,
     report: &mut RecoveryReport,
 ) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
     let (starts, was_clean) = read_hints(&*env.vfs, root, report)?;
@@ -445,7 +450,7 @@ fn open_foreign(
             report.partitions.push(partition_report);
             partitions.insert(partition, Partition::new(Arc::new(log)));
         }
-        let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions);
+        let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions, budget);
         topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable)));
     }
     Ok(topics)

@@ -34,6 +34,8 @@ pub struct TickReport {
     pub compactions: usize,
     /// Tombstones that those dropped.
     pub tombstones_dropped: u64,
+    /// Keys that key indexes compared with those of older records.
+    pub compared_keys: usize,
 }
 
 impl TickReport {
@@ -144,6 +146,12 @@ impl StoreInner {
         for log in &logs {
             if let Err(error) = self.tick_log(log, now_ms, has_jumped, may_cut, &mut report) {
                 note(error);
+            }
+        }
+        for index in topics.iter().flat_map(|topic| topic.indexes()) {
+            match index.upkeep() {
+                Ok(compared) => report.compared_keys += compared,
+                Err(error) => note(error),
             }
         }
         if let Err(error) = self.clean(&logs, now_ms, &mut report) {

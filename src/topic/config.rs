@@ -573,8 +573,8 @@ mod tests {
         check_good("preallocate", &["false"]);
         check_bad("preallocate", &["true", ""]);
         for key in ["retention.ms", "retention.bytes"] {
-            check_good(key, &["-1"]);
-            check_bad(key, &["0", "1", "604800000", "-2"]);
+            check_good(key, &["-1", "0", "604800000"]);
+            check_bad(key, &["-2", "x"]);
         }
         check_bad("min.insync.replicas", &["1"]);
         check_bad("Segment.bytes", &["1024"]);

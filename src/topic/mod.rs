@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::ids::{PartitionId, TopicName, Uuid};
+use crate::key_index::{Budget, KeyIndex, KeyIndexStats, Latest};
 use crate::partition::Partition;
 use crate::partition::writer::{AppendOptions, RecordMetadata};
-use crate::record::{AsRecord, RecordRef};
+use crate::record::{AsRecord, RecordRef, StoredRecord};
 use crate::sync::RwLock;
 
 pub use config::{CleanupPolicy, TopicConfig};
@@ -53,12 +54,29 @@ pub(crate) struct TopicInner {
     /// Partitions that a read-only open could not open, and why.
     unreadable: BTreeMap<u32, Error>,
     sticky: Sticky,
+    /// By partition, like the logs; each is made at its first use.
+    indexes: BTreeMap<u32, KeyIndex>,
 }
 
 impl TopicInner {
-    pub(crate) fn new(name: TopicName, id: Uuid, config: TopicConfig, partitions: BTreeMap<u32, Partition>) -> Self {
+    pub(crate) fn new(
+        name: TopicName,
+        id: Uuid,
+        config: TopicConfig,
+        partitions: BTreeMap<u32, Partition>,
+        budget: &Arc<Budget>,
+    ) -> Self {
         let config = RwLock::new(Arc::new(config));
-        Self { name, id, config, partitions, unreadable: BTreeMap::new(), sticky: Sticky::new() }
+        let index = |(number, partition): (&u32, &Partition)| {
+            (*number, KeyIndex::new(Arc::clone(&partition.log), Arc::clone(budget)))
+        };
+        let indexes = partitions.iter().map(index).collect();
+        Self { name, id, config, partitions, unreadable: BTreeMap::new(), sticky: Sticky::new(), indexes }
+    }
+
+    /// The key indexes of the partitions that are here.
+    pub(crate) fn indexes(&self) -> impl Iterator<Item = &KeyIndex> {
+        self.indexes.values()
     }
 
     /// Notes partitions that could not be opened: asking for one gives its error.
@@ -163,7 +181,102 @@ impl Topic {
     /// As [`append`](Self::append).
     pub fn append_with(&self, record: impl AsRecord, options: &AppendOptions) -> Result<RecordMetadata> {
         let record = record.as_record();
-        self.at(self.route(&record))?.log.append_records(&[record], &options.spec())
+        let partition = self.route(&record);
+        let appended = self.at(partition)?.log.append_records(&[record], &options.spec())?;
+        self.relieve(partition);
+        Ok(appended)
+    }
+
+    /// Where nobody does upkeep, an appender takes its part of it. The record is in the log by then, so that what goes wrong
+    /// is left to whoever looks a key up.
+    #[inline]
+    fn relieve(&self, partition: u32) {
+        if let Some(index) = self.inner.indexes.get(&partition) {
+            index.relieve().ok();
+        }
+    }
+
+    /// The newest record of a key, `None` if there is none or it is a tombstone. Answered by the partition that Kafka's
+    /// partitioner gives the key; a record that was sent elsewhere is found by [`get_in`](Self::get_in).
+    ///
+    /// The first call makes the key index: it is loaded from its file, or the partition is read once. From then on it is
+    /// kept up to date: a get sees every append that returned before it. Records of aborted and open transactions are no
+    /// answer.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the index would take more than
+    /// [`key_index_memory_bytes`](crate::StoreBuilder::key_index_memory_bytes), or for a codec that is not built in;
+    /// [`Error::Corrupt`], [`Error::Closed`].
+    ///
+    /// ```
+    /// use topiclog::{CleanupPolicy, Record, Store, TopicConfig};
+    /// let store = Store::in_memory()?;
+    /// let users = store.create_topic("users", TopicConfig::default().cleanup_policy(CleanupPolicy::Compact))?;
+    /// users.append(Record::keyed("42", "Ada"))?;
+    /// users.append(Record::keyed("42", "Grace"))?;
+    /// assert_eq!(users.get("42")?.unwrap().value(), Some(&b"Grace"[..]));
+    /// users.append(Record::tombstone("42"))?;
+    /// assert!(users.get("42")?.is_none());
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<StoredRecord>> {
+        let key = key.as_ref();
+        self.get_in(self.route(&RecordRef::new(Some(key), None)), key)
+    }
+
+    /// [`get`](Self::get) from one partition.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); [`Error::UnknownTopic`] if there is no such partition here.
+    pub fn get_in(&self, partition: impl Into<PartitionId>, key: impl AsRef<[u8]>) -> Result<Option<StoredRecord>> {
+        self.index(partition.into().get())?.get(key.as_ref())
+    }
+
+    /// Whether a key has a newest record that is no tombstone.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.get(key).map(|found| found.is_some())
+    }
+
+    /// The newest record of each key of a partition, at one position, in the order of their offsets. Tombstones are left
+    /// out. Takes 8 bytes of memory a key while it lasts.
+    ///
+    /// # Errors
+    /// As [`get_in`](Self::get_in).
+    ///
+    /// ```
+    /// use topiclog::{CleanupPolicy, Record, Store, TopicConfig};
+    /// let store = Store::in_memory()?;
+    /// let users = store.create_topic("users", TopicConfig::default().cleanup_policy(CleanupPolicy::Compact))?;
+    /// for (key, value) in [("1", "Ada"), ("2", "Grace"), ("1", "Ada L.")] {
+    ///     users.append(Record::keyed(key, value))?;
+    /// }
+    /// let latest = users.latest(0)?;
+    /// assert_eq!(latest.position().get(), 3);
+    /// let offsets: Vec<i64> = latest.map(|record| Ok(record?.offset().get())).collect::<topiclog::Result<_>>()?;
+    /// assert_eq!(offsets, [1, 2]);
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    pub fn latest(&self, partition: impl Into<PartitionId>) -> Result<Latest> {
+        self.index(partition.into().get())?.latest()
+    }
+
+    /// What the key index of a partition holds; `None` if nobody has used it yet.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`] if there is no such partition here.
+    pub fn key_index_stats(&self, partition: impl Into<PartitionId>) -> Result<Option<KeyIndexStats>> {
+        Ok(self.index(partition.into().get())?.stats())
+    }
+
+    fn index(&self, partition: u32) -> Result<&KeyIndex> {
+        self.at(partition)?;
+        let found = self.inner.indexes.get(&partition);
+        found.ok_or_else(|| Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) })
     }
 
     /// Appends many records: those of one partition as one batch each, in the order given. Returns where each batch
@@ -183,7 +296,9 @@ impl Topic {
             self.at(partition)?;
         }
         let append = |(partition, records): (u32, Vec<RecordRef<'_>>)| {
-            self.at(partition)?.log.append_records(&records, &options.spec())
+            let appended = self.at(partition)?.log.append_records(&records, &options.spec())?;
+            self.relieve(partition);
+            Ok(appended)
         };
         by_partition.into_iter().map(append).collect()
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules with their layers; within layer 0 the order is as listed.
-const LAYERS: [(&str, u32); 12] = [
+const LAYERS: [(&str, u32); 13] = [
     ("ids", 0),
     ("error", 0),
     ("sync", 0),
@@ -15,6 +15,7 @@ const LAYERS: [(&str, u32); 12] = [
     ("partition", 3),
     ("cleaner", 4),
     ("retention", 4),
+    ("key_index", 4),
     ("topic", 5),
     ("store", 6),
 ];

@@ -24,6 +24,7 @@ mod interop;
 mod kafka_dirs;
 mod kafka_variants;
 mod kernel;
+mod key_index;
 mod layers;
 mod names;
 mod own_format;

@@ -1,0 +1,73 @@
+//! Prints a topic as a table: `table DIR TOPIC`, the newest record of each live key.
+//!
+//! DIR is a store, or a plain Kafka log directory; it is opened read-only and not changed. The records are found through the
+//! key index, those of a partition at one position, and printed as JSON lines as `dump` prints them with `"partition"`
+//! added, in the order of partitions and offsets. Records of open and aborted transactions are no part of the table.
+//! Options: `--key HEX` prints the newest record of this key alone, `--full` shows byte strings of any length.
+//!
+//! Compressed batches need the features of their codecs: `cargo run --release --all-features --example table -- ..`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this tool is for")]
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use topiclog::{Store, StoredRecord, Upkeep};
+
+#[path = "support/args.rs"]
+#[allow(dead_code, reason = "other tools use the rest")]
+mod args;
+#[path = "support/jsonl.rs"]
+#[allow(dead_code, reason = "other tools use the rest")]
+mod jsonl;
+
+const USAGE: &str = "usage: table DIR TOPIC [--key HEX] [--full]";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("table: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let args = args::Args::read(&["full"])?;
+    args.check(&["full", "key"])?;
+    let [directory, topic] = args.words() else { return Err(USAGE.into()) };
+    let full = args.flag("full");
+    let builder = Store::builder().read_only(true).upkeep(Upkeep::Manual).key_index_memory_bytes(usize::MAX);
+    let store = builder.open(directory)?;
+    let topic = store.topic(topic)?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    match args.all("key").last() {
+        Some(hex) => {
+            let key = jsonl::unhex_text(hex).map_err(|why| format!("--key {hex:?}: {why}"))?;
+            // A producer may have sent it to another partition than Kafka's partitioner would.
+            for partition in topic.partitions() {
+                let number = partition.id().partition.get();
+                if let Some(record) = topic.get_in(number, &key)? {
+                    print(&mut out, number, &record, full)?;
+                }
+            }
+        }
+        None => {
+            for partition in topic.partitions() {
+                let number = partition.id().partition.get();
+                for record in topic.latest(number)? {
+                    print(&mut out, number, &record?, full)?;
+                }
+            }
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn print(out: &mut impl Write, partition: u32, record: &StoredRecord, full: bool) -> std::io::Result<()> {
+    let line = jsonl::record_line(record, full);
+    let fields = line.strip_prefix('{').unwrap_or(&line);
+    writeln!(out, "{{\"partition\":{partition},{fields}")
+}

@@ -1,0 +1,368 @@
+//! The key index of one partition: from a key to its newest record.
+//!
+//! A table in memory leads from the hash of a key to offsets; the record there is read and its key compared, so that no
+//! hash is ever trusted. Appends put their hashes into a queue ([`crate::partition::key_queue`]) and read nothing; whoever
+//! uses the index takes them over. Offsets of one key that a newer one supersedes are taken out of the table by upkeep, or
+//! by an appender once too many wait. The table is kept in a file at close and caught up from the log; it is made at its
+//! first use. It knows partitions. It does not know topics, nor what a value means.
+
+pub(crate) mod snapshot;
+pub(crate) mod table;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::partition::key_queue::{self, HashKey};
+use crate::partition::{Isolation, Log, ReadLevel, ReadOptions, Reader, SegmentSet};
+use crate::record::{DecodeLimits, StoredRecord};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+
+use self::table::Table;
+
+/// Memory that the indexes of a store may take together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes_max: usize,
+    taken: AtomicUsize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, taken: AtomicUsize::new(0) }
+    }
+
+    /// Bytes that are taken now.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Exchanges what one index has taken; false, and nothing changes, if it is too much.
+    fn exchange(&self, had: usize, wants: usize) -> bool {
+        let change = |taken: usize| {
+            let next = taken.saturating_sub(had).saturating_add(wants);
+            (wants <= had || next <= self.bytes_max).then_some(next)
+        };
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).is_ok()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct KeyIndex {
+    log: Arc<Log>,
+    budget: Arc<Budget>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Nobody has asked yet.
+    #[default]
+    Unused,
+    Ready(Ready),
+    /// It would have taken more memory than there is. Until the store is reopened nobody tries again.
+    TooLarge,
+}
+
+#[derive(Debug)]
+struct Ready {
+    secret: HashKey,
+    table: Table,
+    /// Hashes with more than one offset, each once per offset that came to an older one.
+    unresolved: VecDeque<u64>,
+    /// Bytes counted in the budget.
+    counted: usize,
+    /// Position of the file, -1 if there is none.
+    saved: i64,
+}
+
+/// What the key index of one partition holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyIndexStats {
+    /// Entries: one for each key whose newest record is in the log, tombstones included, and one more for each that waits.
+    pub entries: usize,
+    /// Appends whose key was not yet compared with that of an older record. While this is 0, entries are exact.
+    pub waiting: usize,
+    /// Bytes of memory, as counted in `key_index_memory_bytes`.
+    pub memory_bytes: usize,
+}
+
+/// Bytes that an entry of the queue takes at most, here and where appends put it.
+const QUEUED_BYTES: usize = 16;
+/// More than these and an appender helps.
+const QUEUED_MAX: usize = 1 << 16;
+/// How many comparisons an appender, or one step of upkeep, makes.
+const STEP: usize = 4096;
+
+impl KeyIndex {
+    pub(crate) fn new(log: Arc<Log>, budget: Arc<Budget>) -> Self {
+        Self { log, budget, state: Mutex::new(State::Unused) }
+    }
+
+    /// The newest record of a key, `None` if there is none or it is a tombstone.
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
+        self.log.check_open()?;
+        let mut state = self.state.lock();
+        let ready = self.ready(&mut state)?;
+        let hash = key_queue::hash(&ready.secret, key);
+        let Some((newest, is_only)) = ready.table.newest(hash) else { return Ok(None) };
+        let others = if is_only { Vec::new() } else { ready.table.offsets(hash) };
+        let set = self.log.snapshot();
+        drop(state);
+        for offset in [newest].into_iter().chain(others.into_iter().skip(1)) {
+            if let Some(record) = self.log.record_in(&set, offset)?
+                && record.key() == Some(key)
+            {
+                return Ok(Some(record).filter(|record| !record.is_tombstone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The newest record of every key, at one position.
+    pub(crate) fn latest(&self) -> Result<Latest> {
+        self.log.check_open()?;
+        let mut state = self.state.lock();
+        let ready = self.ready(&mut state)?;
+        // Taken over once more together with the log end, so that exactly what lies below it is in the table.
+        let Some(position) = self.take_over(ready) else {
+            return Err(self.too_large());
+        };
+        let set = self.log.snapshot();
+        self.resolve(ready, usize::MAX)?;
+        let mut offsets: Vec<i64> = ready.table.iter().map(|(_, offset)| offset).collect();
+        drop(state);
+        offsets.sort_unstable();
+        Ok(Latest { log: Arc::clone(&self.log), set, offsets: offsets.into_iter(), position, failed: None })
+    }
+
+    /// Takes over what was appended and compares some of what waits for it. Returns how much was done.
+    pub(crate) fn upkeep(&self) -> Result<usize> {
+        let Some(mut state) = self.state.try_lock() else { return Ok(0) };
+        if !matches!(*state, State::Ready(_)) || self.log.is_closed() {
+            return Ok(0);
+        }
+        let ready = self.ready(&mut state)?;
+        self.resolve(ready, STEP)
+    }
+
+    /// Lets an appender help once too much waits.
+    pub(crate) fn relieve(&self) -> Result<()> {
+        if self.log.key_queue.len() >= QUEUED_MAX { self.upkeep().map(drop) } else { Ok(()) }
+    }
+
+    /// What it holds; `None` if it is not in use.
+    pub(crate) fn stats(&self) -> Option<KeyIndexStats> {
+        match &*self.state.lock() {
+            State::Ready(ready) => Some(KeyIndexStats {
+                entries: ready.table.len(),
+                waiting: ready.unresolved.len() + self.log.key_queue.len(),
+                memory_bytes: ready.counted,
+            }),
+            State::Unused | State::TooLarge => None,
+        }
+    }
+
+    /// Writes the table beside the log, so that the next use need not read the log again.
+    pub(crate) fn write_snapshot(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if !matches!(*state, State::Ready(_)) || self.log.env.read_only {
+            return Ok(());
+        }
+        let ready = self.ready(&mut state)?;
+        if ready.saved == self.log.last_stable_offset() {
+            return Ok(());
+        }
+        self.resolve(ready, usize::MAX)?;
+        ready.saved = snapshot::write(&self.log, &ready.secret, &ready.table)?;
+        Ok(())
+    }
+
+    fn ready<'a>(&self, state: &'a mut State) -> Result<&'a mut Ready> {
+        if matches!(state, State::Unused) {
+            *state = match self.make()? {
+                Some(ready) => State::Ready(ready),
+                None => self.give_up(0),
+            };
+        } else if let State::Ready(ready) = state {
+            let counted = ready.counted;
+            if !self.log.env.read_only && !self.log.key_queue.is_wanted() {
+                // More was appended than anybody took over: the log itself tells the rest.
+                self.budget.exchange(counted, 0);
+                *state = State::Unused;
+                return self.ready(state);
+            }
+            if self.take_over(ready).is_none() {
+                *state = self.give_up(counted);
+            }
+        }
+        match state {
+            State::Ready(ready) => Ok(ready),
+            State::Unused | State::TooLarge => Err(self.too_large()),
+        }
+    }
+
+    fn too_large(&self) -> Error {
+        Error::unsupported(format!(
+            "the key index of {} would take more memory than key_index_memory_bytes allows",
+            self.log.id
+        ))
+    }
+
+    fn give_up(&self, counted: usize) -> State {
+        self.log.key_queue.stop();
+        self.budget.exchange(counted, 0);
+        State::TooLarge
+    }
+
+    /// Loads the file, if it holds, and reads what was appended since; otherwise reads the whole log.
+    fn make(&self) -> Result<Option<Ready>> {
+        let loaded = snapshot::read(&self.log, |bytes| self.budget.taken() + bytes <= self.budget.bytes_max)?;
+        let (secret, table, from, saved) = match loaded {
+            Some(loaded) => (loaded.secret, loaded.table, loaded.position, loaded.position),
+            None => (snapshot::new_secret()?, Table::new(self.log.log_start()), self.log.log_start(), -1),
+        };
+        let mut ready = Ready { secret, table, unresolved: VecDeque::new(), counted: 0, saved };
+        let end = self.log.start_key_queue(secret);
+        if !self.count(&mut ready, 0) || !self.read_on(&mut ready, from, end)? || self.take_over(&mut ready).is_none() {
+            self.budget.exchange(ready.counted, 0);
+            return Ok(None);
+        }
+        Ok(Some(ready))
+    }
+
+    /// Reads what committed records there are from an offset on. Those of open transactions come in once they are decided.
+    fn read_on(&self, ready: &mut Ready, from: i64, end: i64) -> Result<bool> {
+        let limits = DecodeLimits { decompressed_bytes_max: i32::MAX as usize };
+        let options = ReadOptions::new().level(ReadLevel::Latest).isolation(Isolation::Committed).limits(limits);
+        let mut reader = Reader::begin(&self.log, from.max(self.log.log_start()), options);
+        while let Some(batch) = reader.next_batch()? {
+            if batch.base_offset().get() >= end {
+                break;
+            }
+            for view in batch.records() {
+                let view = view.map_err(|error| Error::corrupt(&self.log.directory, 0, error.to_string()))?;
+                let Some(key) = view.key() else { continue };
+                let hash = key_queue::hash(&ready.secret, key);
+                if !self.insert(ready, hash, view.offset()) {
+                    return Ok(false);
+                }
+            }
+            // A key that comes again and again must not fill the table.
+            if ready.unresolved.len() >= QUEUED_MAX {
+                self.resolve(ready, usize::MAX)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Moves what appends have queued into the table. Returns the log end up to which the table then is whole; `None` if
+    /// there is no room.
+    fn take_over(&self, ready: &mut Ready) -> Option<i64> {
+        let (appended, end) = self.log.take_key_queue();
+        let appended = appended?;
+        let fits = self.count(ready, appended.len())
+            && appended.into_iter().all(|appended| self.insert(ready, appended.hash, appended.offset));
+        fits.then_some(end)
+    }
+
+    fn insert(&self, ready: &mut Ready, hash: u64, offset: i64) -> bool {
+        if ready.table.memory_bytes_with(1) > ready.table.memory_bytes() && !self.count(ready, 1) {
+            return false;
+        }
+        match ready.table.insert(hash, offset) {
+            Ok(true) => ready.unresolved.push_back(hash),
+            Ok(false) => {}
+            Err(table::OutOfRange) => return false,
+        }
+        true
+    }
+
+    /// Counts the memory that it takes with so many more entries; false if that is too much.
+    fn count(&self, ready: &mut Ready, more: usize) -> bool {
+        let waiting = ready.unresolved.capacity().max(ready.unresolved.len() + more);
+        let wants = ready.table.memory_bytes_with(more) + waiting * QUEUED_BYTES;
+        if !self.budget.exchange(ready.counted, wants) {
+            return false;
+        }
+        ready.counted = wants;
+        true
+    }
+
+    /// Compares the keys of offsets that stand under one hash; of one key only the newest stays. Returns how many hashes
+    /// were looked at.
+    fn resolve(&self, ready: &mut Ready, most: usize) -> Result<usize> {
+        let set = self.log.snapshot();
+        let mut done = 0;
+        while done < most {
+            let Some(hash) = ready.unresolved.pop_front() else { break };
+            done += 1;
+            let offsets = ready.table.offsets(hash);
+            let mut keys: Vec<StoredRecord> = Vec::new();
+            for offset in offsets {
+                match self.log.record_in(&set, offset)? {
+                    Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
+                    // Superseded, or gone with the log start or by compaction.
+                    _ => ready.table.remove(hash, offset),
+                }
+            }
+        }
+        if done > 0 && ready.unresolved.is_empty() {
+            ready.unresolved.shrink_to_fit();
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for KeyIndex {
+    fn drop(&mut self) {
+        if let State::Ready(ready) = &*self.state.lock() {
+            self.budget.exchange(ready.counted, 0);
+        }
+    }
+}
+
+/// The newest record of each key of one partition as they were at one position, in the order of their offsets; tombstones
+/// are left out. Made by [`Partition::latest`](crate::Partition::latest).
+///
+/// Segments that compaction exchanges meanwhile are kept until this is dropped.
+#[derive(Debug)]
+pub struct Latest {
+    log: Arc<Log>,
+    set: Arc<SegmentSet>,
+    offsets: std::vec::IntoIter<i64>,
+    position: i64,
+    failed: Option<Error>,
+}
+
+impl Latest {
+    /// The log end offset at which these records are the newest: a reader that goes on from here misses nothing.
+    pub fn position(&self) -> crate::ids::Offset {
+        self.position.into()
+    }
+}
+
+impl Iterator for Latest {
+    type Item = Result<StoredRecord>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = &self.failed {
+            return Some(Err(error.duplicate()));
+        }
+        for offset in self.offsets.by_ref() {
+            match self.log.record_in(&self.set, offset) {
+                Ok(Some(record)) if !record.is_tombstone() => return Some(Ok(record)),
+                // A tombstone, or a record below the log start.
+                Ok(_) => {}
+                Err(error) => {
+                    self.failed = Some(error.duplicate());
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+}
