@@ -6,6 +6,7 @@
 //! by an appender once too many wait. The table is kept in a file at close and caught up from the log; it is made at its
 //! first use. It knows partitions. It does not know topics, nor what a value means.
 
+pub(crate) mod expiry;
 pub(crate) mod snapshot;
 pub(crate) mod table;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::partition::key_queue::{self, HashKey};
 use crate::partition::{Isolation, Log, ReadLevel, ReadOptions, Reader, SegmentSet};
-use crate::record::{DecodeLimits, StoredRecord};
+use crate::record::{DecodeLimits, RecordRef, StoredRecord};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -54,6 +55,18 @@ pub(crate) struct KeyIndex {
     log: Arc<Log>,
     budget: Arc<Budget>,
     state: Mutex<State>,
+    expiry: Mutex<Expiry>,
+}
+
+/// What is known of when keys expire.
+#[derive(Debug)]
+struct Expiry {
+    /// Records below this offset were looked at.
+    seen: i64,
+    /// Nothing that was looked at expires before this.
+    next_ms: i64,
+    /// The newest records that are still to be looked at, in a pass over all of them.
+    pass: Option<Latest>,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +112,8 @@ const STEP: usize = 4096;
 
 impl KeyIndex {
     pub(crate) fn new(log: Arc<Log>, budget: Arc<Budget>) -> Self {
-        Self { log, budget, state: Mutex::new(State::Unused) }
+        let expiry = Mutex::new(Expiry { seen: 0, next_ms: i64::MIN, pass: None });
+        Self { log, budget, state: Mutex::new(State::Unused), expiry }
     }
 
     /// The newest record of a key, `None` if there is none or it is a tombstone.
@@ -116,7 +130,7 @@ impl KeyIndex {
             if let Some(record) = self.log.record_in(&set, offset)?
                 && record.key() == Some(key)
             {
-                return Ok(Some(record).filter(|record| !record.is_tombstone()));
+                return Ok(Some(record).filter(|record| !record.is_tombstone() && !self.log.has_expired(record)));
             }
         }
         Ok(None)
@@ -136,7 +150,94 @@ impl KeyIndex {
         let mut offsets: Vec<i64> = ready.table.iter().map(|(_, offset)| offset).collect();
         drop(state);
         offsets.sort_unstable();
-        Ok(Latest { log: Arc::clone(&self.log), set, offsets: offsets.into_iter(), position, failed: None })
+        Ok(Latest {
+            log: Arc::clone(&self.log),
+            set,
+            offsets: offsets.into_iter(),
+            position,
+            with_expired: false,
+            failed: None,
+        })
+    }
+
+    /// Ends keys that have expired with a tombstone, some at a time. Returns how many, and how many records it looked at.
+    pub(crate) fn expire(&self, expire_after_ms: i64, now_ms: i64) -> Result<(usize, usize)> {
+        if expire_after_ms < 0 || self.log.env.read_only || self.log.is_closed() {
+            return Ok((0, 0));
+        }
+        let Some(mut expiry) = self.expiry.try_lock() else { return Ok((0, 0)) };
+        let (mut ended, mut looked_at) = (0, 0);
+        if expiry.pass.is_none() {
+            looked_at = self.look_at_new(&mut expiry, expire_after_ms, now_ms)?;
+            if now_ms < expiry.next_ms {
+                return Ok((0, looked_at));
+            }
+            let mut pass = self.latest()?;
+            pass.with_expired = true;
+            (expiry.seen, expiry.next_ms, expiry.pass) = (pass.position, i64::MAX, Some(pass));
+        }
+        for _ in 0..STEP {
+            let Some(record) = expiry.pass.as_mut().and_then(Latest::next).transpose()? else {
+                expiry.pass = None;
+                break;
+            };
+            looked_at += 1;
+            match expiry::expires_at(&record, expire_after_ms) {
+                Some(at) if at <= now_ms => {
+                    if self.end_key(&record)? {
+                        ended += 1;
+                    } else {
+                        // Something was appended meanwhile: the next pass looks again.
+                        expiry.next_ms = i64::MIN;
+                    }
+                }
+                Some(at) => expiry.next_ms = expiry.next_ms.min(at),
+                None => {}
+            }
+        }
+        Ok((ended, looked_at))
+    }
+
+    /// Looks at some of what is new in the log: when does the first of it expire?
+    fn look_at_new(&self, expiry: &mut Expiry, expire_after_ms: i64, now_ms: i64) -> Result<usize> {
+        if now_ms >= expiry.next_ms {
+            return Ok(0);
+        }
+        let from = expiry.seen.max(self.log.log_start());
+        let options = ReadOptions::new().level(ReadLevel::Latest);
+        let mut looked_at = 0;
+        for record in Reader::begin(&self.log, from, options).take(STEP) {
+            let record = record?;
+            looked_at += 1;
+            expiry.seen = record.offset().get() + 1;
+            if let Some(at) = expiry::expires_at(&record, expire_after_ms) {
+                expiry.next_ms = expiry.next_ms.min(at);
+            }
+        }
+        Ok(looked_at)
+    }
+
+    /// Appends a tombstone for a key, unless the key has a newer record or gets one right now: then that one wins.
+    fn end_key(&self, record: &StoredRecord) -> Result<bool> {
+        let Some(key) = record.key() else { return Ok(true) };
+        let end = self.log.end_offset();
+        let newest = {
+            let mut state = self.state.lock();
+            let ready = self.ready(&mut state)?;
+            let hash = key_queue::hash(&ready.secret, key);
+            ready.table.offsets(hash)
+        };
+        let set = self.log.snapshot();
+        for offset in newest.into_iter().take_while(|&offset| offset > record.offset().get()) {
+            if self.log.record_in(&set, offset)?.is_some_and(|newer| newer.key() == Some(key)) {
+                return Ok(true);
+            }
+        }
+        match self.log.append_at(end, &RecordRef::new(Some(key), None)) {
+            Ok(_) => Ok(true),
+            Err(Error::Invalid { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes over what was appended and compares some of what waits for it. Returns how much was done.
@@ -326,7 +427,7 @@ impl Drop for KeyIndex {
 }
 
 /// The newest record of each key of one partition as they were at one position, in the order of their offsets; tombstones
-/// are left out. Made by [`Partition::latest`](crate::Partition::latest).
+/// and what has expired are left out. Made by [`Topic::latest`](crate::Topic::latest).
 ///
 /// Segments that compaction exchanges meanwhile are kept until this is dropped.
 #[derive(Debug)]
@@ -335,7 +436,17 @@ pub struct Latest {
     set: Arc<SegmentSet>,
     offsets: std::vec::IntoIter<i64>,
     position: i64,
+    /// For upkeep, which is to end what has expired.
+    with_expired: bool,
     failed: Option<Error>,
+}
+
+impl Log {
+    fn has_expired(&self, record: &StoredRecord) -> bool {
+        let expire_after_ms = self.settings.read().compaction.expire_after_ms;
+        expire_after_ms >= 0
+            && expiry::expires_at(record, expire_after_ms).is_some_and(|at| at <= self.env.clock.now_ms())
+    }
 }
 
 impl Latest {
@@ -354,8 +465,10 @@ impl Iterator for Latest {
         }
         for offset in self.offsets.by_ref() {
             match self.log.record_in(&self.set, offset) {
-                Ok(Some(record)) if !record.is_tombstone() => return Some(Ok(record)),
-                // A tombstone, or a record below the log start.
+                Ok(Some(record)) if !record.is_tombstone() && (self.with_expired || !self.log.has_expired(&record)) => {
+                    return Some(Ok(record));
+                }
+                // A tombstone, expired, or below the log start.
                 Ok(_) => {}
                 Err(error) => {
                     self.failed = Some(error.duplicate());

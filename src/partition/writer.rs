@@ -104,6 +104,12 @@ impl Log {
         })
     }
 
+    /// Appends one record if the log still ends at this offset; otherwise the error is [`Error::Invalid`].
+    pub(crate) fn append_at(&self, end: i64, record: &RecordRef<'_>) -> Result<RecordMetadata> {
+        let spec = AppendSpec { expected_offset: Some(end), ..AppendSpec::default() };
+        self.append_records(std::slice::from_ref(record), &spec)
+    }
+
     /// Begins to gather the keys that are appended. Returns the log end at which this holds.
     pub(crate) fn start_key_queue(&self, secret: HashKey) -> i64 {
         let _writer = self.writer.lock();
@@ -299,8 +305,8 @@ impl Log {
         let time_index = old.write_indexes(false)?;
         trim(writer)?;
 
-        let new = self.create_segment(end, settings)?;
         self.write_snapshot(end)?;
+        let new = self.create_segment(end, settings)?;
         let mut manifest = writer.manifest.clone();
         if let Some(entry) = manifest.segments.last_mut() {
             *entry = SegmentEntry {

@@ -34,8 +34,10 @@ pub struct TickReport {
     pub compactions: usize,
     /// Tombstones that those dropped.
     pub tombstones_dropped: u64,
-    /// Keys that key indexes compared with those of older records.
-    pub compared_keys: usize,
+    /// Keys that have expired and got a tombstone.
+    pub expired_keys: usize,
+    /// Keys that were compared with those of older records, or asked whether they have expired.
+    pub keys_looked_at: usize,
 }
 
 impl TickReport {
@@ -148,10 +150,20 @@ impl StoreInner {
                 note(error);
             }
         }
-        for index in topics.iter().flat_map(|topic| topic.indexes()) {
-            match index.upkeep() {
-                Ok(compared) => report.compared_keys += compared,
-                Err(error) => note(error),
+        for topic in &topics {
+            let expire_after_ms = topic.config.read().expiry_ms();
+            for index in topic.indexes() {
+                match index.expire(expire_after_ms, now_ms) {
+                    Ok((ended, looked_at)) => {
+                        report.expired_keys += ended;
+                        report.keys_looked_at += looked_at;
+                    }
+                    Err(error) => note(error),
+                }
+                match index.upkeep() {
+                    Ok(compared) => report.keys_looked_at += compared,
+                    Err(error) => note(error),
+                }
             }
         }
         if let Err(error) = self.clean(&logs, now_ms, &mut report) {
@@ -272,9 +284,12 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
         let ticked = inner.tick(None);
         let compacted_bytes = ticked.as_ref().map_or(0, |report| report.compacted_bytes);
         // More of what is bounded in one step may be waiting.
-        let goes_on = ticked
-            .as_ref()
-            .is_ok_and(|report| report.compacted_bytes > 0 || report.compactions > 0 || report.sealed_segments > 0);
+        let goes_on = ticked.as_ref().is_ok_and(|report| {
+            report.compacted_bytes > 0
+                || report.compactions > 0
+                || report.sealed_segments > 0
+                || report.keys_looked_at > 0
+        });
         if let Err(error) = ticked {
             inner.upkeep_error.lock().get_or_insert(error);
         }

@@ -186,8 +186,9 @@ impl TopicConfig {
         "delete.retention.ms" delete_retention_ms: i64;
         /// A reader holds a tombstone for at most this long after it was written, in milliseconds.
         "topiclog.tombstone.hold.max.ms" tombstone_hold_max_ms: i64;
-        /// A key whose newest record is older than this gets a tombstone, in milliseconds; -1 lets keys live. Needs a
-        /// compacted topic.
+        /// A key whose newest record is older than this gets a tombstone, in milliseconds; -1 lets keys live. A header
+        /// [`tl-expires-at`](crate::EXPIRES_AT_HEADER) of the record wins; 9223372036854775807 leaves it to these headers.
+        /// Needs a compacted topic.
         "topiclog.expire.after.ms" expire_after_ms: i64;
     }
 
@@ -396,6 +397,10 @@ impl TopicConfig {
                 expire_after_ms: self.expire_after_ms,
             },
         }
+    }
+
+    pub(crate) fn expiry_ms(&self) -> i64 {
+        self.expire_after_ms
     }
 
     pub(crate) fn durability_level(&self) -> Durability {

@@ -193,3 +193,43 @@ fn a_file_of_another_log_or_of_a_log_that_was_cut_is_not_believed() {
         store.close().unwrap();
     }
 }
+
+#[test]
+fn a_key_expires_by_its_age_or_its_header_and_ends_in_a_tombstone() {
+    let clock = Arc::new(ManualClock::new(1000));
+    let vfs = MemoryVfs::new();
+    let store = builder(&vfs).clock(Arc::clone(&clock) as _).open("/s").unwrap();
+    let topic = store.create_topic("t", config().expire_after_ms(100)).unwrap();
+    let partition = topic.partition(0).unwrap();
+    topic.append(Record::keyed("by age", "v")).unwrap();
+    topic.append(Record::keyed("kept alive", "v")).unwrap();
+    let stated = Record::keyed("by header", "v").header(topiclog::EXPIRES_AT_HEADER, 1500_i64.to_be_bytes().to_vec());
+    topic.append(stated).unwrap();
+    let live = || topic.latest(0).unwrap().map(|record| text(record.unwrap().key())).collect::<Vec<_>>();
+    let settle = || {
+        let mut expired = 0;
+        for _ in 0..100 {
+            let step = store.tick().unwrap();
+            expired += step.expired_keys;
+            if step.is_idle() {
+                return expired;
+            }
+        }
+        panic!("upkeep never comes to rest");
+    };
+    assert_eq!(settle(), 0);
+    clock.advance_ms(99);
+    topic.append(Record::keyed("kept alive", "w")).unwrap();
+    assert_eq!(settle(), 0);
+    clock.advance_ms(1);
+    assert!(!topic.contains("by age").unwrap(), "at once, before anybody did upkeep");
+    assert_eq!(live(), ["by header", "kept alive"]);
+    assert_eq!((settle(), partition.end().get()), (1, 5));
+    let last = partition.record(4).unwrap().unwrap();
+    assert_eq!((text(last.key()), last.is_tombstone()), ("by age".to_owned(), true));
+    clock.advance_ms(400);
+    assert_eq!(settle(), 2);
+    assert_eq!(live(), Vec::<String>::new());
+    topic.append(Record::keyed("by age", "again")).unwrap();
+    assert_eq!((settle(), live()), (0, vec!["by age".to_owned()]));
+}
