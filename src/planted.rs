@@ -46,12 +46,19 @@ pub enum Bug {
     MarkedBeforeCheck,
     CountPreallocates,
     DecompressUnlimited,
+    SourcesGoBeforeTheSwap,
+    TombstoneDroppedEarly,
+    OlderRecordWins,
+    KeyHashTrusted,
+    ActiveSegmentCounted,
+    ClockJumpTrusted,
+    HoldIgnored,
 }
 
 impl Bug {
     /// All of them.
     #[cfg(topiclog_planted)]
-    pub const ALL: [Bug; 39] = [
+    pub const ALL: [Bug; 46] = [
         Bug::NoSyncBeforeAck,
         Bug::NoSyncAtRoll,
         Bug::NoDirectorySync,
@@ -91,6 +98,13 @@ impl Bug {
         Bug::MarkedBeforeCheck,
         Bug::CountPreallocates,
         Bug::DecompressUnlimited,
+        Bug::SourcesGoBeforeTheSwap,
+        Bug::TombstoneDroppedEarly,
+        Bug::OlderRecordWins,
+        Bug::KeyHashTrusted,
+        Bug::ActiveSegmentCounted,
+        Bug::ClockJumpTrusted,
+        Bug::HoldIgnored,
     ];
 }
 

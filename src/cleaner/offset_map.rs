@@ -5,6 +5,8 @@
 use hashbrown::HashTable;
 use std::hash::{BuildHasher, RandomState};
 
+use crate::planted::{Bug, is};
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct OffsetMap {
@@ -34,7 +36,7 @@ impl OffsetMap {
     pub(crate) fn put(&mut self, key: &[u8], offset: i64, must: bool) -> bool {
         let hash = self.hasher.hash_one(key);
         let keys = &self.keys;
-        if let Some(entry) = self.table.find_mut(hash, |entry| key_of(keys, entry) == key) {
+        if let Some(entry) = self.table.find_mut(hash, |entry| is(Bug::KeyHashTrusted) || key_of(keys, entry) == key) {
             entry.offset = offset;
             return true;
         }
@@ -53,7 +55,9 @@ impl OffsetMap {
 
     /// The newest offset of a key, if it is in the dirty part.
     pub(crate) fn get(&self, key: &[u8]) -> Option<i64> {
-        let entry = self.table.find(self.hasher.hash_one(key), |entry| key_of(&self.keys, entry) == key);
+        let entry = self
+            .table
+            .find(self.hasher.hash_one(key), |entry| is(Bug::KeyHashTrusted) || key_of(&self.keys, entry) == key);
         entry.map(|entry| entry.offset)
     }
 

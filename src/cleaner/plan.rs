@@ -3,6 +3,7 @@
 //! The rules are Kafka's (`LogCleanerManager.cleanableOffsets`, `Cleaner.groupSegmentsBySize`).
 
 use crate::partition::settings::CompactionSettings;
+use crate::planted::{Bug, is};
 
 /// One segment as the plan sees it, oldest first; the last one is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +51,10 @@ pub(crate) fn range(
             && piece.next_base > first_dirty
             && piece.max_timestamp > now_ms.saturating_sub(settings.min_compaction_lag_ms)
     };
-    let closed = pieces.split_last()?.1;
-    let cleanable = closed.iter().take_while(|piece| piece.is_sealed && piece.next_base <= stable_end && !lags(piece));
+    let closed = if is(Bug::ActiveSegmentCounted) { pieces } else { pieces.split_last()?.1 };
+    let cleanable = closed.iter().take_while(|piece| {
+        (piece.is_sealed || is(Bug::ActiveSegmentCounted)) && piece.next_base <= stable_end && !lags(piece)
+    });
     let first_uncleanable = cleanable.last()?.next_base;
     let clean_bytes: u64 = closed.iter().filter(|piece| piece.base < first_dirty).map(|piece| piece.bytes).sum();
     let dirty = closed.iter().filter(|piece| piece.base < first_uncleanable && piece.next_base > first_dirty);

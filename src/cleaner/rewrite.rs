@@ -12,6 +12,7 @@ use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
 use crate::partition::swap::{Compacted, cleaned_name};
 use crate::partition::{Log, SegmentSet};
+use crate::planted::{Bug, is};
 use crate::record::{self, BatchHeader, ControlRecord, RecordView, RecordsIter, SharedBytes};
 use crate::segment::compose::NewSegment;
 use crate::segment::cursor::{Cursor, Verify};
@@ -104,13 +105,15 @@ impl Rules {
             return true;
         }
         let Some(key) = record.key() else { return false };
-        if self.map.get(key).is_some_and(|newest| record.offset() < newest) {
+        let newest = self.map.get(key);
+        if newest.is_some_and(|newest| record.offset() < newest) != is(Bug::OlderRecordWins) {
             return false;
         }
         if !record.is_tombstone() {
             return true;
         }
-        let is_over = header.delete_horizon_ms().is_some_and(|horizon| self.now_ms >= horizon);
+        let is_over =
+            header.delete_horizon_ms().is_some_and(|horizon| self.now_ms >= horizon) || is(Bug::TombstoneDroppedEarly);
         let is_held = self.holds(record);
         if !is_over || passed.keeps_tombstones || is_held {
             passed.keeps_tombstones = true;
@@ -125,7 +128,8 @@ impl Rules {
     }
 
     fn holds(&self, tombstone: &RecordView<'_>) -> bool {
-        tombstone.offset() >= self.hold.from_offset
+        !is(Bug::HoldIgnored)
+            && tombstone.offset() >= self.hold.from_offset
             && self.now_ms.saturating_sub(tombstone.timestamp_ms()) < self.hold.max_ms
     }
 }

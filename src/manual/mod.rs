@@ -12,6 +12,9 @@ pub mod durability {}
 #[doc = include_str!("recovery.md")]
 pub mod recovery {}
 
+#[doc = include_str!("compaction.md")]
+pub mod compaction {}
+
 #[doc = include_str!("limits.md")]
 pub mod limits {}
 

@@ -14,6 +14,7 @@ use super::manifest::{Pending, SegmentEntry};
 use super::writer::{PanicGuard, Writer};
 use crate::error::{Error, Result};
 use crate::io::{OpenMode, Vfs};
+use crate::planted::{Bug, is};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::txn_index::AbortedTxn;
 use crate::segment::{Segment, SegmentOptions};
@@ -91,6 +92,10 @@ impl Log {
         let listed = manifest.segments.get(at..at + bases.len()).unwrap_or_default();
         if listed.iter().map(|entry| entry.base).ne(bases.iter().copied()) {
             return Ok(None);
+        }
+        if is(Bug::SourcesGoBeforeTheSwap) {
+            let pending = Pending { replace: bases.clone(), by: Some(compacted.entry.base) };
+            finish(&*self.env.vfs, &self.directory, &pending)?;
         }
         manifest.segments.splice(at..at + bases.len(), [compacted.entry.clone()]);
         manifest.pending = Some(Pending { replace: bases.clone(), by: Some(compacted.entry.base) });

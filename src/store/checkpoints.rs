@@ -17,6 +17,7 @@ use crate::io::{Vfs, read_small};
 pub(crate) const RECOVERY_POINT: &str = "recovery-point-offset-checkpoint";
 pub(crate) const LOG_START: &str = "log-start-offset-checkpoint";
 pub(crate) const HIGH_WATERMARK: &str = "replication-offset-checkpoint";
+pub(crate) const CLEANER: &str = "cleaner-offset-checkpoint";
 pub(crate) const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
 const CLEAN_SHUTDOWN_TEXT: &str = r#"{"version":0,"brokerEpoch":-1}"#;
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -67,8 +68,18 @@ pub(crate) fn read(vfs: &dyn Vfs, root: &Path, name: &str) -> Result<std::result
     }
 }
 
-/// Writes all checkpoints, then, last of all, the marker that says they are true. Durable when this returns.
-pub(crate) fn write_clean_shutdown(vfs: &dyn Vfs, root: &Path, ends: &Offsets, starts: &Offsets) -> Result<()> {
+/// Writes all checkpoints, then, last of all, the marker that says they are true. Durable when this returns. `cleaned` says
+/// how far compaction has been; where it never was, a broker's own file stays.
+pub(crate) fn write_clean_shutdown(
+    vfs: &dyn Vfs,
+    root: &Path,
+    ends: &Offsets,
+    starts: &Offsets,
+    cleaned: &Offsets,
+) -> Result<()> {
+    if !cleaned.is_empty() {
+        replace_file(vfs, root, CLEANER, encode(cleaned).as_bytes(), true)?;
+    }
     replace_file(vfs, root, RECOVERY_POINT, encode(ends).as_bytes(), true)?;
     replace_file(vfs, root, HIGH_WATERMARK, encode(ends).as_bytes(), true)?;
     replace_file(vfs, root, LOG_START, encode(starts).as_bytes(), true)?;
@@ -138,7 +149,7 @@ mod tests {
         let vfs = crate::io::MemoryVfs::new();
         let root = Path::new("/");
         let id = TopicPartition::new(TopicName::new("t").unwrap(), 3);
-        write_clean_shutdown(&vfs, root, &Offsets::from([(id.clone(), 9)]), &Offsets::new()).unwrap();
+        write_clean_shutdown(&vfs, root, &Offsets::from([(id.clone(), 9)]), &Offsets::new(), &Offsets::new()).unwrap();
         assert_eq!(read(&vfs, root, RECOVERY_POINT).unwrap(), Ok(Offsets::from([(id, 9)])));
         assert_eq!(read(&vfs, root, LOG_START).unwrap(), Ok(Offsets::new()));
         let marker = read_small(&vfs, &root.join(CLEAN_SHUTDOWN), 100).unwrap();

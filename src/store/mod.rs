@@ -459,7 +459,7 @@ impl StoreInner {
         self.cleaner.lock().stop();
         let topics: Vec<Arc<TopicInner>> = self.topics.read().values().cloned().collect();
         let mut first_error = self.upkeep_error.lock().take();
-        let (mut ends, mut starts) = (Offsets::new(), Offsets::new());
+        let (mut ends, mut starts, mut cleaned) = (Offsets::new(), Offsets::new(), Offsets::new());
         // Derived: without the file the next use reads the log.
         for index in topics.iter().flat_map(|topic| topic.indexes()) {
             if let Err(error) = index.write_snapshot() {
@@ -471,13 +471,16 @@ impl StoreInner {
                 first_error.get_or_insert(error);
             }
             ends.insert(partition.id().clone(), partition.end().get());
+            if partition.log.clean_end() > 0 {
+                cleaned.insert(partition.id().clone(), partition.log.clean_end());
+            }
             if partition.log.starts_inside_a_segment() {
                 starts.insert(partition.id().clone(), partition.start().get());
             }
         }
         let vfs = &*self.env.vfs;
         if first_error.is_none() && !self.env.read_only && self.wrote.load(Ordering::Acquire) {
-            first_error = checkpoints::write_clean_shutdown(vfs, &self.root, &ends, &starts).err();
+            first_error = checkpoints::write_clean_shutdown(vfs, &self.root, &ends, &starts, &cleaned).err();
         }
         self.locks.lock().clear();
         first_error.map_or(Ok(()), Err)

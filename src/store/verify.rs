@@ -134,8 +134,7 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let listed = vfs.list(root).map_err(|error| Error::io("list", root, error))?;
     let was_clean = listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN);
-    for name in
-        [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, "cleaner-offset-checkpoint"]
+    for name in [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, checkpoints::CLEANER]
     {
         if let Err(why) = checkpoints::read(vfs, root, name)? {
             report.damage(&root.join(name), None, why);

@@ -376,3 +376,23 @@ fn a_deleted_topic_takes_what_was_held_of_it_along() {
     let refused = bench.store.hold_tombstones("reader", &[(id, Offset::new(0))]);
     assert!(matches!(refused, Err(Error::UnknownTopic { .. })));
 }
+
+/// All of them, for bugs that are planted.
+#[cfg(topiclog_planted)]
+pub(crate) fn all() {
+    compaction_keeps_the_latest_record_of_each_key_at_its_offset();
+    a_compacted_log_opens_again_clean_and_compacts_on();
+    a_tombstone_stays_for_its_time_and_then_goes();
+    a_reader_goes_on_while_the_segments_below_it_are_exchanged();
+    more_keys_than_memory_take_more_rounds();
+    retention_by_age_takes_what_is_older_and_leaves_a_record_one_millisecond_younger();
+    retention_by_size_leaves_no_less_than_was_asked_for();
+    records_deleted_by_request_are_gone_at_once_and_for_good();
+    an_idle_segment_is_closed_when_its_age_asks_for_it();
+    a_jump_of_the_clock_does_not_delete_everything();
+    a_tombstone_goes_although_nothing_is_appended_any_more();
+    a_tombstone_waits_for_a_reader_that_has_not_come_to_it();
+    no_reader_holds_a_tombstone_for_ever();
+    a_reader_that_may_have_missed_a_delete_is_told_so();
+    a_deleted_topic_takes_what_was_held_of_it_along();
+}
