@@ -28,7 +28,7 @@ use self::rewrite::{GroupCopy, Passed, Rules};
 pub(crate) struct Hold {
     /// Tombstones at or above this offset are still to be read by somebody.
     pub(crate) from_offset: i64,
-    /// But none is held for longer than this after it was written.
+    /// But none is held for longer than this after compaction first saw it.
     pub(crate) max_ms: i64,
 }
 
@@ -156,6 +156,11 @@ impl Cleaning {
         }
     }
 
+    /// Readers have moved: from here on tombstones at or above this offset are held.
+    pub(crate) fn hold_from(&mut self, offset: i64) {
+        self.rules.hold.from_offset = offset;
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
@@ -197,7 +202,11 @@ impl Cleaning {
             return Ok(bytes);
         }
         let failed = |error: record::BatchError| batch_error(segment, found.position, &header, &error);
-        let body = record::decode_shared(&header, &walk.bytes(&found), &limits()).map_err(failed)?;
+        let body = match record::decode_shared(&header, &walk.bytes(&found), &limits()) {
+            // It will be copied as it is, and supersedes nothing.
+            Err(record::BatchError::DecompressedTooLarge { .. }) => return Ok(bytes),
+            body => body.map_err(failed)?,
+        };
         // The first batch is taken whole, so that every round gets on.
         let must = header.base_offset <= self.range.first_dirty;
         for view in RecordsIter::new(&header, &body) {
@@ -239,7 +248,11 @@ impl Cleaning {
                 return Ok(read_bytes);
             }
             if let Some(copy) = group.take() {
-                let counts = copy.finish(&self.log, self.passed.tombstone_floor)?;
+                let Some(counts) = copy.finish(&self.log, self.passed.tombstone_floor)? else {
+                    // Retention took some of it meanwhile. What was noted of this round counts for nothing.
+                    self.phase = Phase::Done;
+                    return Ok(0);
+                };
                 self.log.count_compacted(counts.records_before - counts.records_after, counts.tombstones_dropped);
                 self.counts.add(counts);
             }
@@ -284,9 +297,9 @@ impl Counts {
     }
 }
 
-/// A batch that is in the log is read, however large it becomes: it was accepted once.
+/// What one batch may become in memory. One that would become larger is copied as it is.
 fn limits() -> DecodeLimits {
-    DecodeLimits { decompressed_bytes_max: i32::MAX as usize }
+    DecodeLimits { decompressed_bytes_max: 64 << 20 }
 }
 
 fn batch_error(segment: &Segment, position: u64, header: &record::BatchHeader, error: &record::BatchError) -> Error {

@@ -72,9 +72,14 @@ pub(crate) fn range(
     is_due.then_some(Range { first_dirty, first_uncleanable, dirty_ratio, is_overdue })
 }
 
+/// A copy may become larger than its sources: a horizon makes timestamps longer, and codecs have levels. A group leaves room
+/// for that below the 2^31-1 bytes of a segment.
+const GROUP_BYTES_MAX: u64 = (1 << 31) - (256 << 20);
+
 /// Neighbours that become one segment each: as many as fit `segment_bytes`, and the range of a segment's offsets.
 pub(crate) fn groups(pieces: &[Piece], end: i64, segment_bytes: u64) -> Vec<Vec<i64>> {
     let mut groups: Vec<Vec<i64>> = Vec::new();
+    let segment_bytes = segment_bytes.min(GROUP_BYTES_MAX);
     let (mut bytes, mut group_base) = (0_u64, 0_i64);
     for piece in pieces.iter().filter(|piece| piece.base < end) {
         let fits = bytes.saturating_add(piece.bytes) <= segment_bytes

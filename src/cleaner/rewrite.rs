@@ -10,7 +10,7 @@ use super::{Counts, Hold, batch_error, limits};
 use crate::error::Result;
 use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
-use crate::partition::swap::{Compacted, cleaned_name};
+use crate::partition::swap::{Compacted, cleaned_name, remove_new_files};
 use crate::partition::{Log, SegmentSet};
 use crate::planted::{Bug, is};
 use crate::record::{self, BatchHeader, ControlRecord, RecordView, RecordsIter, SharedBytes};
@@ -112,13 +112,13 @@ impl Rules {
         if !record.is_tombstone() {
             return true;
         }
-        let is_over =
-            header.delete_horizon_ms().is_some_and(|horizon| self.now_ms >= horizon) || is(Bug::TombstoneDroppedEarly);
-        let is_held = self.holds(record);
-        if !is_over || passed.keeps_tombstones || is_held {
+        let horizon = header.delete_horizon_ms();
+        let is_over = horizon.is_some_and(|horizon| self.now_ms >= horizon) || is(Bug::TombstoneDroppedEarly);
+        let held_until = horizon.and_then(|horizon| self.held_until(record, horizon));
+        if !is_over || passed.keeps_tombstones || held_until.is_some() {
             passed.keeps_tombstones = true;
-            if is_over && is_held {
-                passed.note_horizon(record.timestamp_ms().saturating_add(self.hold.max_ms), self.now_ms);
+            if let Some(until) = held_until {
+                passed.note_horizon(until, self.now_ms);
             }
             return true;
         }
@@ -127,10 +127,12 @@ impl Rules {
         false
     }
 
-    fn holds(&self, tombstone: &RecordView<'_>) -> bool {
-        !is(Bug::HoldIgnored)
-            && tombstone.offset() >= self.hold.from_offset
-            && self.now_ms.saturating_sub(tombstone.timestamp_ms()) < self.hold.max_ms
+    /// Until when a reader holds a tombstone that compaction first saw `delete.retention.ms` before its horizon.
+    fn held_until(&self, tombstone: &RecordView<'_>, horizon_ms: i64) -> Option<i64> {
+        let first_seen = horizon_ms.saturating_sub(self.delete_retention_ms);
+        let until = first_seen.saturating_add(self.hold.max_ms);
+        let is_held = tombstone.offset() >= self.hold.from_offset && self.now_ms < until && !is(Bug::HoldIgnored);
+        is_held.then_some(until)
     }
 }
 
@@ -225,7 +227,16 @@ impl GroupCopy {
         };
         self.kept.clear();
         let mut has_tombstone = false;
-        let body = record::decode_shared(header, bytes, &limits()).map_err(failed)?;
+        let body = match record::decode_shared(header, bytes, &limits()) {
+            Err(record::BatchError::DecompressedTooLarge { .. }) if records_stay => {
+                // Its records cannot be looked at within the bound of memory. They stay, and so do the tombstones behind
+                // them: one of those may be what removes a key in here.
+                passed.keeps_tombstones = true;
+                self.counts.records_after += u64::try_from(header.records_count).unwrap_or(0);
+                return self.out.append(bytes, facts(header));
+            }
+            body => body.map_err(failed)?,
+        };
         if records_stay {
             for view in RecordsIter::new(header, &body) {
                 let view = view.map_err(failed)?;
@@ -273,14 +284,15 @@ impl GroupCopy {
             || (header.producer_id >= 0 && self.log.producers.lock().is_last_batch(header))
     }
 
-    /// Lets the copy take the place of what it was made of, unless it is the same.
-    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Counts> {
+    /// Lets the copy take the place of what it was made of, unless it is the same. `None` if that is no longer all there:
+    /// then nothing was exchanged.
+    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<Counts>> {
         let mut counts = self.counts;
         counts.segments_after = 1;
         counts.bytes_after = self.out.bytes();
         if !self.is_changed {
             self.out.abandon();
-            return Ok(counts);
+            return Ok(Some(counts));
         }
         let base = self.sources.first().map_or(0, |first| first.base_offset());
         let closed_ms = self.closed_ms();
@@ -302,8 +314,11 @@ impl GroupCopy {
         };
         let replaces = self.sources.iter().map(|source| source.base_offset()).collect();
         let aborted = self.aborted;
-        log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
-        Ok(counts)
+        let exchanged = log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
+        if exchanged.is_none() {
+            remove_new_files(&*log.env.vfs, &log.directory, base);
+        }
+        Ok(exchanged.map(|_| counts))
     }
 
     fn closed_ms(&self) -> Option<i64> {

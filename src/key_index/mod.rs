@@ -337,7 +337,7 @@ impl KeyIndex {
 
     /// Reads what committed records there are from an offset on. Those of open transactions come in once they are decided.
     fn read_on(&self, ready: &mut Ready, from: i64, end: i64) -> Result<bool> {
-        let limits = DecodeLimits { decompressed_bytes_max: i32::MAX as usize };
+        let limits = DecodeLimits { decompressed_bytes_max: 64 << 20 };
         let options = ReadOptions::new().level(ReadLevel::Latest).isolation(Isolation::Committed).limits(limits);
         let mut reader = Reader::begin(&self.log, from.max(self.log.log_start()), options);
         while let Some(batch) = reader.next_batch()? {

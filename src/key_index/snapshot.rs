@@ -16,12 +16,11 @@ use crate::error::{Error, Result};
 use crate::io::read_small;
 use crate::io::replace::replace_file;
 use crate::partition::Log;
-use crate::partition::key_queue::HashKey;
+use crate::partition::key_queue::{HashKey, INDEX_NAME};
 use crate::segment::cursor::epoch_of;
 
 use super::table::Table;
 
-pub(crate) const NAME: &str = "topiclog.keys";
 const MAGIC: &[u8; 8] = b"tlkeys\0\0";
 const VERSION: u16 = 1;
 const HEAD_BYTES: usize = 76;
@@ -122,13 +121,13 @@ pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table) -> Result<i64> {
         epoch: epoch_below(log, position),
         count: below().count() as u64,
     };
-    replace_file(&*log.env.vfs, &log.directory, NAME, &encode(&head, below()), true)?;
+    replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, below()), true)?;
     Ok(position)
 }
 
 /// Reads the file, if there is one that holds. `fits` is asked before anything is allocated for it.
 pub(crate) fn read(log: &Log, fits: impl FnOnce(usize) -> bool) -> Result<Option<Loaded>> {
-    let path = log.directory.join(NAME);
+    let path = log.directory.join(INDEX_NAME);
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::InvalidData => Ok(None),
         _ => Err(Error::io("read", &path, error)),

@@ -11,6 +11,9 @@ use siphasher::sip::SipHasher13;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+/// The file in which an index keeps what it has made of them.
+pub(crate) const INDEX_NAME: &str = "topiclog.keys";
+
 /// The secret of a hash.
 pub(crate) type HashKey = [u8; 16];
 

@@ -140,6 +140,8 @@ pub(crate) struct Log {
     tombstone_floor: AtomicI64,
     /// When compaction has something to drop although nothing was appended; `i64::MAX` for never.
     next_horizon_ms: AtomicI64,
+    /// Holds have changed since the last round ended.
+    readers_moved: AtomicBool,
     /// What compaction took away since the open.
     records_compacted: AtomicU64,
     tombstones_dropped: AtomicU64,
@@ -198,6 +200,8 @@ impl Log {
         if self.next_horizon_ms() != i64::MAX {
             self.next_horizon_ms.store(i64::MIN, Ordering::Release);
         }
+        // A round that is under way may have looked at them already.
+        self.readers_moved.store(true, Ordering::Release);
     }
 
     /// Counts what a compaction took away.

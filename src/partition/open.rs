@@ -229,7 +229,8 @@ impl Opening<'_> {
             return Ok(false);
         }
         let Some(pending) = manifest.pending.take() else { return Ok(false) };
-        swap::finish(&*self.env.vfs, &self.directory, &pending)?;
+        let by = pending.by.and_then(|by| manifest.segments.iter().find(|entry| entry.base == by));
+        swap::finish(&*self.env.vfs, &self.directory, &pending, by.map(|entry| entry.bytes))?;
         Ok(true)
     }
 
@@ -753,6 +754,15 @@ impl Opening<'_> {
             .collect();
         let active = segments.last().cloned().ok_or_else(|| self.no_segment())?;
         let end = active.next_offset();
+        if manifest.log_start > end {
+            return Err(Error::Corrupt {
+                path: active.log().path().to_owned(),
+                position: active.bytes(),
+                offsets: Some((end.into(), manifest.log_start.into())),
+                what: "the log ends before it starts: records that were synced are missing; restore the directory"
+                    .into(),
+            });
+        }
         let floor_state = FloorState {
             sequence: floor.map_or(0, |floor| floor.sequence),
             base: floor.map_or(0, |floor| floor.base),
@@ -804,6 +814,7 @@ impl Opening<'_> {
             clean_end: AtomicI64::new(clean_end),
             tombstone_floor: AtomicI64::new(tombstone_floor),
             next_horizon_ms: AtomicI64::new(next_horizon_ms),
+            readers_moved: AtomicBool::new(false),
             records_compacted: AtomicU64::new(0),
             tombstones_dropped: AtomicU64::new(0),
             retired: Mutex::new(Vec::new()),

@@ -458,7 +458,7 @@ impl Reader {
         let (ended_at, next_base) = (self.next_offset, next.base_offset());
         if next_base > ended_at {
             let ended = place.set.segments.get(place.index);
-            // Only a broker's compaction leaves gaps; in a log of ours a missing end is damage.
+            // Only compaction leaves gaps; in any other segment a missing end is damage.
             if !ended.is_some_and(|segment| segment.is_foreign()) {
                 return Err(missing(ended, ended_at, next_base));
             }
@@ -514,6 +514,10 @@ impl Reader {
 fn batch_error(segment: Option<&Arc<Segment>>, position: u64, header: &BatchHeader, error: &BatchError) -> Error {
     if error.is_unsupported() {
         return Error::unsupported(format!("{error} (offset {})", header.base_offset));
+    }
+    if let BatchError::DecompressedTooLarge { .. } = error {
+        let at = header.base_offset;
+        return Error::invalid("batch", format!("{error} (offset {at}); read it with larger ReadOptions::limits"));
     }
     Error::Corrupt {
         path: segment.map(|segment| segment.log().path().to_owned()).unwrap_or_default(),

@@ -4,7 +4,7 @@
 //! repeated, and an open after a crash does ([`finish`]). File names are Kafka's (`.cleaned`, `.swap`, `.deleted`), so that
 //! a broker that finds such a directory comes to one of the two states as well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::io::{OpenMode, Vfs};
 use crate::planted::{Bug, is};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::txn_index::AbortedTxn;
-use crate::segment::{Segment, SegmentOptions};
+use crate::segment::{Segment, SegmentOptions, State};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
 
@@ -95,7 +95,7 @@ impl Log {
         }
         if is(Bug::SourcesGoBeforeTheSwap) {
             let pending = Pending { replace: bases.clone(), by: Some(compacted.entry.base) };
-            finish(&*self.env.vfs, &self.directory, &pending)?;
+            finish(&*self.env.vfs, &self.directory, &pending, None)?;
         }
         manifest.segments.splice(at..at + bases.len(), [compacted.entry.clone()]);
         manifest.pending = Some(Pending { replace: bases.clone(), by: Some(compacted.entry.base) });
@@ -124,6 +124,9 @@ impl Log {
         }
         self.clean_end.store(writer.manifest.clean_end, Ordering::Release);
         self.next_horizon_ms.store(next_horizon_ms.unwrap_or(i64::MAX), Ordering::Release);
+        if self.readers_moved.swap(false, Ordering::AcqRel) {
+            self.next_horizon_ms.store(i64::MIN, Ordering::Release);
+        }
         self.tombstone_floor.store(writer.manifest.tombstone_floor, Ordering::Release);
         Ok(())
     }
@@ -133,6 +136,12 @@ impl Log {
     ///
     /// Durable when this returns: the new log start.
     pub(crate) fn raise_log_start(&self, to: i64) -> Result<Removed> {
+        // A log that a crash left shorter than its start would give out offsets that nobody can read.
+        let unsealed = self.snapshot().segments.iter().find(|segment| segment.state() != State::Sealed).cloned();
+        let sealed_end = unsealed.map_or(i64::MAX, |segment| segment.base_offset());
+        if to > sealed_end.max(self.durable_end()) {
+            self.sync_to(to).map_err(|source| self.sync_failed(&source))?;
+        }
         let mut writer = self.lock_for_change()?;
         let _guard = PanicGuard(self);
         self.raise_log_start_locked(&mut writer, to)
@@ -167,7 +176,13 @@ impl Log {
 
     /// When a segment was closed, if that is known.
     pub(crate) fn closed_ms(&self, base: i64) -> Option<i64> {
-        self.writer.lock().manifest.segments.iter().find(|entry| entry.base == base)?.closed_ms
+        self.closed_times().remove(&base)
+    }
+
+    /// When segments were closed, by base offset, where that is known.
+    pub(crate) fn closed_times(&self) -> BTreeMap<i64, i64> {
+        let writer = self.writer.lock();
+        writer.manifest.segments.iter().filter_map(|entry| Some((entry.base, entry.closed_ms?))).collect()
     }
 
     /// Closes the active segment whatever its size, unless it is empty.
@@ -272,6 +287,13 @@ fn sync_dir(vfs: &dyn Vfs, directory: &Path) -> Result<()> {
     vfs.sync_dir(directory).map_err(|error| Error::io("sync directory", directory, error))
 }
 
+/// Takes away what was written for a segment that is not wanted after all; what stays is swept by the next open.
+pub(crate) fn remove_new_files(vfs: &dyn Vfs, directory: &Path, base: i64) {
+    for suffix in GOING {
+        vfs.remove_file(&directory.join(cleaned_name(base, suffix))).ok();
+    }
+}
+
 /// From `.cleaned` to `.swap`: what has this name holds.
 fn to_swap(vfs: &dyn Vfs, directory: &Path, base: i64) -> Result<()> {
     for suffix in GOING {
@@ -290,8 +312,22 @@ fn from_swap(vfs: &dyn Vfs, directory: &Path, base: i64) -> Result<()> {
     Ok(())
 }
 
-/// Carries a change out that a crash interrupted. Can be repeated in any state that it leaves behind.
-pub(crate) fn finish(vfs: &dyn Vfs, directory: &Path, pending: &Pending) -> Result<()> {
+/// Carries a change out that a crash interrupted. Can be repeated in any state that it leaves behind. Nothing goes unless
+/// what takes its place is there, with the length that the manifest says.
+pub(crate) fn finish(vfs: &dyn Vfs, directory: &Path, pending: &Pending, new_bytes: Option<u64>) -> Result<()> {
+    if let (Some(by), Some(new_bytes)) = (pending.by, new_bytes) {
+        let names = [cleaned_name(by, Suffix::Log), swap_name(by, Suffix::Log), file_name(by, Suffix::Log)];
+        let listed = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+        let newest = names.iter().find_map(|name| listed.iter().find(|entry| entry.name == *name));
+        if newest.is_none_or(|entry| entry.bytes != new_bytes) {
+            let path = directory.join(file_name(by, Suffix::Log));
+            return Err(Error::corrupt(
+                &path,
+                0,
+                "the segment that compaction made is missing, or not as long as it was",
+            ));
+        }
+    }
     if let Some(by) = pending.by {
         to_swap(vfs, directory, by)?;
     }

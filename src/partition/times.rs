@@ -105,6 +105,12 @@ fn first_at_least(
         if error.is_unsupported() {
             return Error::unsupported(format!("{error} ({}, offset {})", log.id, header.base_offset));
         }
+        if let BatchError::DecompressedTooLarge { .. } = error {
+            return Error::invalid(
+                "batch",
+                format!("{error} (offset {}), too large for a look-up by time", header.base_offset),
+            );
+        }
         Error::Corrupt {
             path: segment.log().path().to_owned(),
             position: 0,

@@ -85,6 +85,12 @@ impl NewSegment {
     /// Adds a whole batch. By the rules of an append, so that the indexes are what they would be.
     pub(crate) fn append(&mut self, batch: &[u8], facts: BatchFacts) -> Result<()> {
         let position = self.bytes();
+        if position + batch.len() as u64 > i32::MAX as u64 {
+            let path = self.path.display();
+            return Err(Error::unsupported(format!(
+                "{path} would become larger than 2^31-1 bytes, so that it stays as it was"
+            )));
+        }
         let relative_offset = u32::try_from(facts.last_offset - self.base_offset)
             .map_err(|_| Error::corrupt(&self.path, position, "an offset is beyond the segment's range"))?;
         self.times.observe(facts.max_timestamp, relative_offset);

@@ -102,7 +102,7 @@ impl Holds {
 
 impl Store {
     /// Sets, or moves, the hold of a named reader: it has read everything below these offsets. Tombstones at or above them
-    /// stay until it moves on, for at most `topiclog.tombstone.hold.max.ms` after they were written. Replaces what the name
+    /// stay until it moves on, for at most `topiclog.tombstone.hold.max.ms` after compaction first saw them. Replaces what the name
     /// held before.
     ///
     /// Durable when this returns: the hold.

@@ -8,6 +8,7 @@ use super::{Signal, Store, StoreInner};
 use crate::cleaner::Cleaning;
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
+use crate::partition::swap::Removed;
 use crate::partition::{Durability, Log};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::Ordering;
@@ -193,20 +194,23 @@ impl StoreInner {
         may_cut: bool,
         report: &mut TickReport,
     ) -> Result<()> {
-        let step = log.upkeep()?;
-        report.synced_bytes += step.synced_bytes;
-        report.sealed_segments += step.sealed;
-        report.trimmed += usize::from(step.trimmed);
+        let kept = log.upkeep().map(|step| {
+            report.synced_bytes += step.synced_bytes;
+            report.sealed_segments += step.sealed;
+            report.trimmed += usize::from(step.trimmed);
+        });
         if self.env.read_only || log.is_closed() || log.poison_error().is_some() {
-            return Ok(());
+            return kept;
         }
-        report.rolled_segments += usize::from(upkeep::roll_if_idle(log, now_ms)?);
-        if may_cut {
-            let removed = upkeep::retain(log, now_ms, has_jumped)?;
+        // Each whatever became of the others: on a full disk it is retention that makes room.
+        let cut = if may_cut { upkeep::retain(log, now_ms, has_jumped) } else { Ok(Removed::default()) };
+        let cut = cut.map(|removed| {
             report.deleted_segments += removed.segments;
             report.deleted_bytes += removed.bytes;
-        }
-        log.remove_retired().map(drop)
+        });
+        let rolled = upkeep::roll_if_idle(log, now_ms).map(|rolled| report.rolled_segments += usize::from(rolled));
+        let unlinked = log.remove_retired().map(drop);
+        kept.and(cut).and(rolled).and(unlinked)
     }
 
     /// The next step of the compaction that is going on, or the first of the one with the most to gain.
@@ -218,7 +222,7 @@ impl StoreInner {
         let Some(mut state) = self.cleaner.try_lock() else { return Ok(()) };
         let state = &mut *state;
         if state.current.is_none() {
-            let Some(log) = dirtiest(logs, &state.failed, now_ms)? else { return Ok(()) };
+            let Some(log) = dirtiest(logs, &mut state.failed, now_ms)? else { return Ok(()) };
             let memory_bytes = self.options.compaction_memory_bytes;
             let hold = self.holds.lock().lowest(&log.id);
             let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes)?;
@@ -232,6 +236,7 @@ impl StoreInner {
         if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
             return Ok(());
         }
+        cleaning.hold_from(self.holds.lock().lowest(&log.id));
         match cleaning.step(self.options.compaction_step_bytes) {
             Ok(step) => {
                 report.compacted_bytes += step.read_bytes;
@@ -244,7 +249,9 @@ impl StoreInner {
             }
             Err(error) => {
                 let is_over = log.is_closed();
-                if !is_over {
+                // Want of room passes; anything else would come again.
+                let passes = matches!(error, Error::NoSpace { .. } | Error::TooManyFiles { .. });
+                if !is_over && !passes {
                     state.failed.insert(log.id.clone());
                 }
                 state.current = None;
@@ -303,17 +310,24 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
     }
 }
 
-/// The partition that is worth most to compact now.
-fn dirtiest(logs: &[Arc<Log>], failed: &BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
+/// The partition that is worth most to compact now. One that cannot even be looked at is left alone from then on.
+fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
     let mut best: Option<(f64, &Arc<Log>)> = None;
-    for log in logs.iter().filter(|log| !failed.contains(&log.id) && !log.is_closed()) {
-        if let Some(dirtiness) = upkeep::dirtiness(log, now_ms)?
-            && best.is_none_or(|(most, _)| dirtiness > most)
-        {
-            best = Some((dirtiness, log));
+    let mut first_error = None;
+    for log in logs.iter().filter(|log| !log.is_closed()) {
+        if failed.contains(&log.id) {
+            continue;
+        }
+        match upkeep::dirtiness(log, now_ms) {
+            Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
+            Ok(_) => {}
+            Err(error) => {
+                failed.insert(log.id.clone());
+                first_error.get_or_insert(error);
+            }
         }
     }
-    Ok(best.map(|(_, log)| Arc::clone(log)))
+    first_error.map_or(Ok(best.map(|(_, log)| Arc::clone(log))), Err)
 }
 
 impl Signal {

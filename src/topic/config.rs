@@ -184,7 +184,7 @@ impl TopicConfig {
         "max.compaction.lag.ms" max_compaction_lag_ms: i64;
         /// A tombstone goes this long after compaction first saw it, in milliseconds, unless a reader holds it.
         "delete.retention.ms" delete_retention_ms: i64;
-        /// A reader holds a tombstone for at most this long after it was written, in milliseconds.
+        /// A reader holds a tombstone for at most this long after compaction first saw it, in milliseconds.
         "topiclog.tombstone.hold.max.ms" tombstone_hold_max_ms: i64;
         /// A key whose newest record is older than this gets a tombstone, in milliseconds; -1 lets keys live. A header
         /// [`tl-expires-at`](crate::EXPIRES_AT_HEADER) of the record wins; 9223372036854775807 leaves it to these headers.

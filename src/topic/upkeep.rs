@@ -3,6 +3,7 @@
 //! Each function does one bounded step for one partition, at a time that it is given. Which partition has its turn is the
 //! store's business.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cleaner::{self, Cleaning, Hold};
@@ -52,10 +53,11 @@ pub(crate) fn retain(log: &Log, now_ms: i64, has_clock_jumped: bool) -> Result<R
 fn pieces(log: &Log, with_times: bool) -> Result<Vec<Piece>> {
     let set = log.snapshot();
     let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
+    let closed = if with_times { log.closed_times() } else { BTreeMap::new() };
     let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
         let max_timestamp =
             if with_times { segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp) } else { -1 };
-        let closed_ms = if with_times { log.closed_ms(segment.base_offset()) } else { None };
+        let closed_ms = closed.get(&segment.base_offset()).copied();
         Ok(Piece { next_base, bytes: segment.bytes(), max_timestamp, closed_ms })
     };
     set.segments.iter().zip(ends).map(piece).collect()

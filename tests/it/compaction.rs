@@ -377,6 +377,79 @@ fn a_deleted_topic_takes_what_was_held_of_it_along() {
     assert!(matches!(refused, Err(Error::UnknownTopic { .. })));
 }
 
+#[test]
+fn a_round_that_retention_overtakes_counts_for_nothing() {
+    let (vfs, clock) = (Arc::new(MemoryVfs::new()), Arc::new(ManualClock::new(T0)));
+    let store = builder(&vfs, &clock).compaction_step_bytes(1).open("/data").unwrap();
+    let bench = Bench { store, clock, vfs };
+    let config = compacted().min_cleanable_dirty_ratio(0.0).delete_retention_ms(0).segment_bytes(2000);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    let partition = bench.partition("t");
+    // One group: filler that may go, a value, its tombstone.
+    (0..10).for_each(|n| {
+        topic.append(Record::keyed("filler", format!("{n}"))).unwrap();
+    });
+    topic.append(Record::keyed("k", "v")).unwrap();
+    (0..20).for_each(|n| {
+        topic.append(Record::keyed("other", format!("{n}"))).unwrap();
+    });
+    topic.append(Record::tombstone("k")).unwrap();
+    (0..60).for_each(|n| {
+        topic.append(Record::keyed("last", format!("{n}"))).unwrap();
+    });
+    for stop in 0..200 {
+        let step = bench.store.tick().unwrap();
+        if stop == 40 {
+            partition.delete_records(5).unwrap();
+        }
+        if stop > 40 && step.is_idle() {
+            break;
+        }
+        assert!(fold(&rows(&partition)).keys().all(|key| key != "k"), "step {stop}");
+    }
+    bench.clock.advance_ms(10);
+    bench.settle();
+    assert!(fold(&rows(&partition)).keys().all(|key| key != "k"), "a deleted key came back");
+}
+
+#[test]
+fn a_log_start_is_never_ahead_of_what_a_crash_leaves() {
+    let disk = topiclog::io::FaultVfs::new();
+    let open = |disk: &topiclog::io::FaultVfs| {
+        Store::builder().vfs(Arc::new(disk.clone())).upkeep(Upkeep::Manual).open("/s").unwrap()
+    };
+    let store = open(&disk);
+    let topic = store.create_topic("t", TopicConfig::default().durability(Durability::Os)).unwrap();
+    (0..5).for_each(|n| {
+        topic.append(Record::keyed("k", format!("{n}"))).unwrap();
+    });
+    assert_eq!(topic.partition(0).unwrap().delete_records(5).unwrap().get(), 5);
+    let after_power_cut = topiclog::io::FaultVfs::from_image(&disk.durable_image());
+    let store = open(&after_power_cut);
+    let topic = store.topic("t").unwrap();
+    let partition = topic.partition(0).unwrap();
+    assert_eq!((partition.start().get(), partition.end().get()), (5, 5));
+    assert_eq!(topic.append(Record::keyed("k", "new")).unwrap().offset.get(), 5);
+    assert_eq!(rows(&partition).len(), 1);
+}
+
+#[test]
+fn a_hold_that_is_released_while_a_round_runs_is_not_forgotten() {
+    let (vfs, clock) = (Arc::new(MemoryVfs::new()), Arc::new(ManualClock::new(T0)));
+    let store = builder(&vfs, &clock).compaction_step_bytes(1).open("/data").unwrap();
+    let bench = Bench { store, clock, vfs };
+    let partition = with_a_tombstone(&bench, 1_000_000);
+    bench.store.hold_tombstones("slow", &[(partition.id().clone(), Offset::new(0))]).unwrap();
+    bench.clock.advance_ms(5000);
+    // The round has passed the tombstone, and kept it, when the reader lets go.
+    for _ in 0..8 {
+        bench.store.tick().unwrap();
+    }
+    bench.store.release_tombstones("slow").unwrap();
+    bench.settle();
+    assert_eq!(partition.tombstone_floor().get(), 2);
+}
+
 /// All of them, for bugs that are planted.
 #[cfg(topiclog_planted)]
 pub(crate) fn all() {
@@ -395,4 +468,7 @@ pub(crate) fn all() {
     no_reader_holds_a_tombstone_for_ever();
     a_reader_that_may_have_missed_a_delete_is_told_so();
     a_deleted_topic_takes_what_was_held_of_it_along();
+    a_round_that_retention_overtakes_counts_for_nothing();
+    a_log_start_is_never_ahead_of_what_a_crash_leaves();
+    a_hold_that_is_released_while_a_round_runs_is_not_forgotten();
 }
