@@ -21,7 +21,7 @@ use crate::segment::cursor::{Cursor, Verify};
 use crate::segment::{Segment, State};
 
 use self::offset_map::OffsetMap;
-use self::rewrite::{GroupCopy, Passed, Rules};
+use self::rewrite::{Copied, GroupCopy, Passed, Rules};
 
 /// What keeps tombstones: readers that have not come so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,7 @@ pub(crate) struct Cleaning {
     /// Everything that is copied, oldest first.
     sources: Vec<Arc<Segment>>,
     set: Arc<SegmentSet>,
-    segment_bytes: u64,
-    index_interval_bytes: u64,
+    settings: LogSettings,
     rules: Rules,
     passed: Passed,
     phase: Phase,
@@ -133,8 +132,7 @@ impl Cleaning {
             range,
             sources,
             set,
-            segment_bytes: settings.segment_bytes,
-            index_interval_bytes: settings.index_interval_bytes,
+            settings: settings.clone(),
             rules: Rules {
                 map: OffsetMap::new(memory_bytes_max),
                 end: range.first_dirty,
@@ -219,7 +217,7 @@ impl Cleaning {
                 first_timestamp: -1,
             })
             .collect();
-        let mut waiting = plan::groups(&pieces, self.rules.end, self.segment_bytes);
+        let mut waiting = plan::groups(&pieces, self.rules.end, self.settings.segment_bytes);
         waiting.reverse();
         self.phase = Phase::Copy { waiting, group: None };
         Ok(0)
@@ -227,14 +225,23 @@ impl Cleaning {
 
     fn copy_a_batch(&mut self) -> Result<u64> {
         let Phase::Copy { waiting, group } = &mut self.phase else { return Ok(0) };
-        if let Some(copy) = group {
-            if let Some(read_bytes) = copy.copy_a_batch(&self.rules, &mut self.passed)? {
-                return Ok(read_bytes);
-            }
-            if let Some(copy) = group.take() {
-                self.counts.add(copy.finish(&self.log, self.passed.tombstone_floor)?);
-            }
-            return Ok(0);
+        if let Some(mut copy) = group.take() {
+            return match copy.copy_a_batch(&self.rules, &mut self.passed)? {
+                Copied::Batch(read_bytes) => {
+                    *group = Some(copy);
+                    Ok(read_bytes)
+                }
+                Copied::All => {
+                    self.counts.add(copy.finish(&self.log, self.passed.tombstone_floor)?);
+                    Ok(0)
+                }
+                Copied::Outgrown(fit) => {
+                    let (first, rest) = copy.split(fit);
+                    waiting.extend([rest, first]);
+                    self.passed = copy.passed_before;
+                    Ok(0)
+                }
+            };
         }
         let Some(bases) = waiting.pop() else {
             self.finish_round()?;
@@ -253,7 +260,7 @@ impl Cleaning {
         let last = bases.last().copied().unwrap_or_default();
         let next_base = self.sources.iter().map(|segment| segment.base_offset()).find(|&base| base > last);
         let next_base = next_base.unwrap_or(self.range.first_uncleanable);
-        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, self.index_interval_bytes)
+        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, &self.settings, &self.passed)
     }
 
     fn finish_round(&mut self) -> Result<()> {

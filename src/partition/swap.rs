@@ -77,7 +77,8 @@ impl Log {
         Ok(())
     }
 
-    /// Puts a compacted segment in the place of those it was made of. `None` if they are no longer all there.
+    /// Puts a compacted segment in the place of those it was made of. `None` if they are no longer all there, and then it is
+    /// removed.
     ///
     /// Durable when this returns: the new set of segments.
     pub(crate) fn replace_segments(&self, compacted: Compacted) -> Result<Option<Removed>> {
@@ -85,11 +86,12 @@ impl Log {
         let _guard = PanicGuard(self);
         let bases = &compacted.replaces;
         let mut manifest = writer.manifest.clone();
-        let Some(at) = manifest.segments.iter().position(|entry| Some(&entry.base) == bases.first()) else {
-            return Ok(None);
-        };
+        let at = manifest.segments.iter().position(|entry| Some(&entry.base) == bases.first()).unwrap_or_default();
         let listed = manifest.segments.get(at..at + bases.len()).unwrap_or_default();
         if listed.iter().map(|entry| entry.base).ne(bases.iter().copied()) {
+            for suffix in GOING {
+                remove_if_there(&*self.env.vfs, &self.directory.join(cleaned_name(compacted.entry.base, suffix)))?;
+            }
             return Ok(None);
         }
         manifest.segments.splice(at..at + bases.len(), [compacted.entry.clone()]);

@@ -11,6 +11,7 @@ macro_rules! tell {
 }
 
 mod api;
+mod cleaner_pitfalls;
 mod codec_props;
 mod compaction;
 mod compaction_crashes;
