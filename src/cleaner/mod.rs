@@ -95,7 +95,11 @@ fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings) -> Result<Vec<pla
         // Looked up only where the settings ask, as it may mean to read headers.
         let max_timestamp = match settings.compaction.min_compaction_lag_ms {
             0 => -1,
-            _ => segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp),
+            // Records without a time are as young as their segment is closed.
+            _ => match segment.max_timestamp()? {
+                Some((timestamp, _)) => timestamp,
+                None => log.closed_ms(segment.base_offset()).unwrap_or(-1),
+            },
         };
         let first_timestamp = match settings.compaction.max_compaction_lag_ms {
             i64::MAX => -1,

@@ -187,7 +187,7 @@ impl StoreInner {
         let Some(mut state) = self.cleaner.try_lock() else { return Ok(()) };
         let state = &mut *state;
         if state.current.is_none() {
-            let Some(log) = dirtiest(logs, &state.failed, now_ms)? else { return Ok(()) };
+            let Some(log) = dirtiest(logs, &mut state.failed, now_ms)? else { return Ok(()) };
             let memory_bytes = self.options.compaction_memory_bytes;
             let hold = self.hold_of(&log.id);
             let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes)?;
@@ -271,14 +271,22 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
     }
 }
 
-/// The partition that is worth most to compact now.
-fn dirtiest(logs: &[Arc<Log>], failed: &BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
+/// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
+/// once, and the others have their turn at the next step.
+fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
     let mut best: Option<(f64, &Arc<Log>)> = None;
-    for log in logs.iter().filter(|log| !failed.contains(&log.id) && !log.is_closed()) {
-        if let Some(dirtiness) = upkeep::dirtiness(log, now_ms)?
-            && best.is_none_or(|(most, _)| dirtiness > most)
-        {
-            best = Some((dirtiness, log));
+    for log in logs.iter().filter(|log| !log.is_closed()) {
+        if failed.contains(&log.id) {
+            continue;
+        }
+        match upkeep::dirtiness(log, now_ms) {
+            Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
+            Ok(_) => {}
+            Err(_) if log.is_closed() => {}
+            Err(error) => {
+                failed.insert(log.id.clone());
+                return Err(error);
+            }
         }
     }
     Ok(best.map(|(_, log)| Arc::clone(log)))

@@ -12,6 +12,7 @@ macro_rules! tell {
 
 mod api;
 mod cleaner_pitfalls;
+mod cleaner_rules;
 mod codec_props;
 mod compaction;
 mod compaction_crashes;

@@ -12,6 +12,8 @@ use topiclog::{
     StoreBuilder, TickReport, TopicConfig, Upkeep,
 };
 
+use super::simulate::Random;
+
 pub(crate) const T0: i64 = 1_700_000_000_000;
 const ROOT: &str = "/data";
 const DIRECTORY: &str = "/data/t-0";
@@ -56,6 +58,12 @@ impl BrokerLog {
 
     fn last(&mut self) -> &mut BrokerSegment {
         self.segments.last_mut().unwrap()
+    }
+
+    /// Whatever bytes stand next.
+    pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
+        self.last().log.extend_from_slice(bytes);
+        self
     }
 
     /// A batch without a producer.
@@ -229,7 +237,9 @@ impl Bench {
     /// Appends what makes another round worth while, and has it done.
     pub(crate) fn another_round(&self) -> TickReport {
         let bytes = self.store.topic("t").unwrap().config().get("segment.bytes").unwrap();
-        let value = vec![b'f'; bytes.parse::<usize>().unwrap() * 6 / 10];
+        let mut random = Random(7);
+        // No codec makes it smaller.
+        let value: Vec<u8> = (0..bytes.parse::<usize>().unwrap() * 6 / 10).map(|_| random.below(256) as u8).collect();
         for _ in 0..2 {
             self.partition().append(Record::keyed("filler", value.clone())).unwrap();
         }
