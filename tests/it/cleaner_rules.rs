@@ -1,8 +1,8 @@
 //! Kafka's rules of what a compaction keeps, at their edges: how transactions and tombstones go, and that what cannot be
 //! compacted stays as it is.
 
-use topiclog::record::BatchView;
-use topiclog::{Compression, Durability, Error, Isolation, Record};
+use topiclog::record::{BatchSpec, BatchView};
+use topiclog::{Compression, Durability, Error, Isolation, Record, TimestampType};
 
 use crate::golden::example;
 use crate::support::broker::{Bench, BrokerLog, T0, config, fold, get, gone, kv, path, put};
@@ -319,4 +319,24 @@ fn batches_of_every_codec_are_compacted() {
         }
         bench.check_sound();
     }
+}
+
+#[test]
+fn a_header_that_was_left_is_no_answer_to_a_question_of_time() {
+    let spec = BatchSpec {
+        producer: Some((1, 0, 0)),
+        timestamp_type: TimestampType::LogAppendTime,
+        append_time_ms: T0 + 50_000,
+        ..BatchSpec::new(0)
+    };
+    let log = BrokerLog::new(0).batch_as(&spec, &[kv("a", "1")]).batch(1, &[kv("a", "2"), kv("b", "1")]);
+    let mut bench = Bench::adopt(&log, config());
+    let found = |bench: &Bench| bench.partition().max_timestamp().unwrap().map(|at| (at.offset.get(), at.timestamp_ms));
+    assert_eq!(found(&bench), Some((0, T0 + 50_000)));
+    bench.settle();
+    assert_eq!(bench.batch_at(0).unwrap().header.max_timestamp, T0 + 50_000);
+    assert_eq!(found(&bench), Some((2, T0 + 2)));
+    assert!(bench.partition().offset_for_timestamp(T0 + 3).unwrap().is_none());
+    bench.check_sound();
+    assert_eq!(found(&bench), Some((2, T0 + 2)));
 }

@@ -23,6 +23,7 @@ mod damage_sweeps;
 mod durability;
 mod golden;
 mod interop;
+mod kafka_compaction;
 mod kafka_dirs;
 mod kafka_variants;
 mod kernel;
