@@ -16,6 +16,7 @@ mod cleaner_rules;
 mod codec_props;
 mod compaction;
 mod compaction_crashes;
+mod compaction_model;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
