@@ -236,7 +236,12 @@ impl Cleaning {
                     Ok(read_bytes)
                 }
                 Copied::All => {
-                    self.counts.add(copy.finish(&self.log, self.passed.tombstone_floor)?);
+                    match copy.finish(&self.log, self.passed.tombstone_floor)? {
+                        Some(counts) => self.counts.add(counts),
+                        // Segments were deleted meanwhile, and what was left of the group still has superseded records.
+                        // Nothing is called clean: a later round would drop the tombstones of those that stayed.
+                        None => self.phase = Phase::Done,
+                    }
                     Ok(0)
                 }
                 Copied::Outgrown(fit) => {

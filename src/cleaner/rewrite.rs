@@ -281,13 +281,14 @@ impl GroupCopy {
             || (header.producer_id >= 0 && self.log.producers.lock().is_last_batch(header))
     }
 
-    /// Lets the copy take the place of what it was made of, unless it is the same.
-    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Counts> {
+    /// Lets the copy take the place of what it was made of, unless it is the same. `None` if that is no longer all there:
+    /// then nothing was changed.
+    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<Counts>> {
         let mut counts = self.counts;
         counts.segments_after = 1;
         counts.bytes_after = self.out.bytes();
         if !self.is_changed {
-            return Ok(counts);
+            return Ok(Some(counts));
         }
         let base = self.sources.first().map_or(0, |first| first.base_offset());
         let closed_ms = self.closed_ms();
@@ -309,8 +310,8 @@ impl GroupCopy {
         };
         let replaces = self.sources.iter().map(|source| source.base_offset()).collect();
         let aborted = self.aborted;
-        log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
-        Ok(counts)
+        let replaced = log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
+        Ok(replaced.map(|_| counts))
     }
 
     fn closed_ms(&self) -> Option<i64> {

@@ -340,3 +340,35 @@ fn a_header_that_was_left_is_no_answer_to_a_question_of_time() {
     bench.check_sound();
     assert_eq!(found(&bench), Some((2, T0 + 2)));
 }
+
+/// A round that went on without a segment of which the neighbour was deleted called it clean, and once the tombstone had
+/// gone, so had its work.
+#[test]
+fn a_deleted_key_stays_deleted_though_segments_went_during_the_round() {
+    let large = "v".repeat(250);
+    let log = BrokerLog::new(0)
+        .batch(0, &[kv("x", "1")])
+        .roll(10)
+        .batch(10, &[kv("a", "1")])
+        .roll(20)
+        .batch(20, &[gone("a"), kv("y", &large)])
+        .roll(30)
+        .batch(30, &[kv("z", &large)]);
+    for steps in 0..15 {
+        let mut bench =
+            Bench::adopt_with(&log, config().segment_bytes(350), |builder| builder.compaction_step_bytes(1));
+        for _ in 0..steps {
+            bench.store.tick().unwrap();
+        }
+        bench.partition().delete_records(10).unwrap();
+        for _ in 0..3 {
+            bench.settle();
+            let offsets = bench.offsets(Isolation::Uncommitted);
+            assert!(!offsets.contains(&10), "{offsets:?} after {steps} steps");
+            bench.check_sound();
+            bench.clock.advance_ms(1000);
+            bench.another_round();
+        }
+        assert_eq!(bench.offsets(Isolation::Uncommitted), [21, 30], "after {steps} steps");
+    }
+}
