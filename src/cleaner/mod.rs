@@ -21,7 +21,7 @@ use crate::segment::cursor::{Cursor, Verify};
 use crate::segment::{Segment, State};
 
 use self::offset_map::OffsetMap;
-use self::rewrite::{GroupCopy, Passed, Rules};
+use self::rewrite::{Copied, GroupCopy, Passed, Rules};
 
 /// What keeps tombstones: readers that have not come so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +52,7 @@ pub(crate) struct Cleaning {
     /// Everything that is copied, oldest first.
     sources: Vec<Arc<Segment>>,
     set: Arc<SegmentSet>,
-    segment_bytes: u64,
-    index_interval_bytes: u64,
+    settings: LogSettings,
     rules: Rules,
     passed: Passed,
     phase: Phase,
@@ -103,7 +102,11 @@ fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings) -> Result<Vec<pla
         // Looked up only where the settings ask, as it may mean to read headers.
         let max_timestamp = match settings.compaction.min_compaction_lag_ms {
             0 => -1,
-            _ => segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp),
+            // Records without a time are as young as their segment is closed.
+            _ => match segment.max_timestamp()? {
+                Some((timestamp, _)) => timestamp,
+                None => log.closed_ms(segment.base_offset()).unwrap_or(-1),
+            },
         };
         let first_timestamp = match settings.compaction.max_compaction_lag_ms {
             i64::MAX => -1,
@@ -140,8 +143,7 @@ impl Cleaning {
             range,
             sources,
             set,
-            segment_bytes: settings.segment_bytes,
-            index_interval_bytes: settings.index_interval_bytes,
+            settings: settings.clone(),
             rules: Rules {
                 map: OffsetMap::new(memory_bytes_max),
                 end: range.first_dirty,
@@ -235,7 +237,7 @@ impl Cleaning {
                 first_timestamp: -1,
             })
             .collect();
-        let mut waiting = plan::groups(&pieces, self.rules.end, self.segment_bytes);
+        let mut waiting = plan::groups(&pieces, self.rules.end, self.settings.segment_bytes);
         waiting.reverse();
         self.phase = Phase::Copy { waiting, group: None };
         Ok(0)
@@ -243,20 +245,32 @@ impl Cleaning {
 
     fn copy_a_batch(&mut self) -> Result<u64> {
         let Phase::Copy { waiting, group } = &mut self.phase else { return Ok(0) };
-        if let Some(copy) = group {
-            if let Some(read_bytes) = copy.copy_a_batch(&self.rules, &mut self.passed)? {
-                return Ok(read_bytes);
-            }
-            if let Some(copy) = group.take() {
-                let Some(counts) = copy.finish(&self.log, self.passed.tombstone_floor)? else {
-                    // Retention took some of it meanwhile. What was noted of this round counts for nothing.
-                    self.phase = Phase::Done;
-                    return Ok(0);
-                };
-                self.log.count_compacted(counts.records_before - counts.records_after, counts.tombstones_dropped);
-                self.counts.add(counts);
-            }
-            return Ok(0);
+        if let Some(mut copy) = group.take() {
+            return match copy.copy_a_batch(&self.rules, &mut self.passed)? {
+                Copied::Batch(read_bytes) => {
+                    *group = Some(copy);
+                    Ok(read_bytes)
+                }
+                Copied::All => {
+                    match copy.finish(&self.log, self.passed.tombstone_floor)? {
+                        Some(counts) => {
+                            let gone = counts.records_before - counts.records_after;
+                            self.log.count_compacted(gone, counts.tombstones_dropped);
+                            self.counts.add(counts);
+                        }
+                        // Segments were deleted meanwhile, and what was left of the group still has superseded records.
+                        // Nothing is called clean: a later round would drop the tombstones of those that stayed.
+                        None => self.phase = Phase::Done,
+                    }
+                    Ok(0)
+                }
+                Copied::Outgrown(fit) => {
+                    let (first, rest) = copy.split(fit);
+                    waiting.extend([rest, first]);
+                    self.passed = copy.passed_before;
+                    Ok(0)
+                }
+            };
         }
         let Some(bases) = waiting.pop() else {
             self.finish_round()?;
@@ -275,7 +289,7 @@ impl Cleaning {
         let last = bases.last().copied().unwrap_or_default();
         let next_base = self.sources.iter().map(|segment| segment.base_offset()).find(|&base| base > last);
         let next_base = next_base.unwrap_or(self.range.first_uncleanable);
-        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, self.index_interval_bytes)
+        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, &self.settings, &self.passed)
     }
 
     fn finish_round(&mut self) -> Result<()> {

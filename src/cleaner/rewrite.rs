@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use super::offset_map::OffsetMap;
 use super::{Counts, Hold, batch_error, limits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
-use crate::partition::swap::{Compacted, cleaned_name, remove_new_files};
+use crate::partition::settings::LogSettings;
+use crate::partition::swap::{Compacted, cleaned_name};
 use crate::partition::{Log, SegmentSet};
 use crate::planted::{Bug, is};
 use crate::record::{self, BatchHeader, ControlRecord, RecordView, RecordsIter, SharedBytes};
@@ -32,7 +33,7 @@ pub(crate) struct Rules {
 }
 
 /// What the copying has passed so far; it goes on from group to group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Passed {
     /// Producers of aborted, and of committed, transactions whose data was seen and whose marker was not.
     aborted: HashSet<i64>,
@@ -136,9 +137,25 @@ impl Rules {
     }
 }
 
+/// What copying one batch came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copied {
+    /// So many bytes were read.
+    Batch(u64),
+    /// There are no more.
+    All,
+    /// The copy would be larger than a segment may be: horizons take room, and a codec's default level may be less than
+    /// that of the producer (KAFKA-20036). As many of the sources, at least one, are to be copied by themselves.
+    Outgrown(usize),
+}
+
 /// A group that is being copied.
 #[derive(Debug)]
 pub(crate) struct GroupCopy {
+    /// What was passed before the first of its batches.
+    pub(crate) passed_before: Passed,
+    /// How large the copy may become.
+    bytes_max: u64,
     log: Arc<Log>,
     set: Arc<SegmentSet>,
     sources: Vec<Arc<Segment>>,
@@ -163,13 +180,18 @@ impl GroupCopy {
         set: Arc<SegmentSet>,
         sources: Vec<Arc<Segment>>,
         next_base: i64,
-        index_interval_bytes: u64,
+        settings: &LogSettings,
+        passed: &Passed,
     ) -> Result<Self> {
         let base = sources.first().map_or(0, |first| first.base_offset());
-        let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, index_interval_bytes)?;
+        let interval = settings.index_interval_bytes;
+        let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, interval)?;
         let bytes_before = sources.iter().map(|segment| segment.bytes()).sum();
         let counts = Counts { segments_before: sources.len(), bytes_before, ..Counts::default() };
         Ok(Self {
+            passed_before: passed.clone(),
+            // What is joined is to fit; what was one segment stays one as long as positions in it can be told.
+            bytes_max: if sources.len() > 1 { settings.segment_bytes } else { i32::MAX as u64 },
             log: Arc::clone(log),
             set,
             is_changed: sources.len() > 1,
@@ -185,9 +207,9 @@ impl GroupCopy {
         })
     }
 
-    /// Copies one batch and returns its size; `None` once all are copied.
-    pub(crate) fn copy_a_batch(&mut self, rules: &Rules, passed: &mut Passed) -> Result<Option<u64>> {
-        let Some(segment) = self.sources.get(self.source).cloned() else { return Ok(None) };
+    /// Copies one batch.
+    pub(crate) fn copy_a_batch(&mut self, rules: &Rules, passed: &mut Passed) -> Result<Copied> {
+        let Some(segment) = self.sources.get(self.source).cloned() else { return Ok(Copied::All) };
         let cursor = match &mut self.cursor {
             Some(cursor) => cursor,
             None => {
@@ -197,11 +219,20 @@ impl GroupCopy {
         };
         let Some(found) = cursor.next()? else {
             (self.source, self.cursor) = (self.source + 1, None);
-            return Ok(Some(0));
+            return Ok(Copied::Batch(0));
         };
         let (header, bytes) = (found.header, cursor.bytes(&found));
         self.copy(&segment, found.position, &header, &bytes, rules, passed)?;
-        Ok(Some(header.size_bytes() as u64))
+        if self.out.bytes() <= self.bytes_max {
+            return Ok(Copied::Batch(header.size_bytes() as u64));
+        }
+        if self.sources.len() == 1 {
+            return Err(Error::unsupported(format!(
+                "the segment at offset {} would exceed 2147483647 bytes when compacted",
+                segment.base_offset()
+            )));
+        }
+        Ok(Copied::Outgrown(self.source.max(1)))
     }
 
     fn copy(
@@ -277,6 +308,13 @@ impl GroupCopy {
         self.out.append(&self.batch, facts(&header))
     }
 
+    /// Base offsets of the first so many sources, and of the others.
+    pub(crate) fn split(&self, at: usize) -> (Vec<i64>, Vec<i64>) {
+        let bases: Vec<i64> = self.sources.iter().map(|source| source.base_offset()).collect();
+        let (first, rest) = bases.split_at(at.min(bases.len()));
+        (first.to_vec(), rest.to_vec())
+    }
+
     /// A batch whose header stays though its records went: the last of its producer, or the last of the round, which
     /// says where the log ended.
     fn must_stay(&self, header: &BatchHeader, rules: &Rules) -> bool {
@@ -285,13 +323,12 @@ impl GroupCopy {
     }
 
     /// Lets the copy take the place of what it was made of, unless it is the same. `None` if that is no longer all there:
-    /// then nothing was exchanged.
+    /// then nothing was changed.
     pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<Counts>> {
         let mut counts = self.counts;
         counts.segments_after = 1;
         counts.bytes_after = self.out.bytes();
         if !self.is_changed {
-            self.out.abandon();
             return Ok(Some(counts));
         }
         let base = self.sources.first().map_or(0, |first| first.base_offset());
@@ -314,11 +351,8 @@ impl GroupCopy {
         };
         let replaces = self.sources.iter().map(|source| source.base_offset()).collect();
         let aborted = self.aborted;
-        let exchanged = log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
-        if exchanged.is_none() {
-            remove_new_files(&*log.env.vfs, &log.directory, base);
-        }
-        Ok(exchanged.map(|_| counts))
+        let replaced = log.replace_segments(Compacted { replaces, entry, aborted, tombstone_floor })?;
+        Ok(replaced.map(|_| counts))
     }
 
     fn closed_ms(&self) -> Option<i64> {

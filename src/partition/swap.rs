@@ -78,7 +78,8 @@ impl Log {
         Ok(())
     }
 
-    /// Puts a compacted segment in the place of those it was made of. `None` if they are no longer all there.
+    /// Puts a compacted segment in the place of those it was made of. `None` if they are no longer all there, and then it is
+    /// removed.
     ///
     /// Durable when this returns: the new set of segments.
     pub(crate) fn replace_segments(&self, compacted: Compacted) -> Result<Option<Removed>> {
@@ -86,11 +87,12 @@ impl Log {
         let _guard = PanicGuard(self);
         let bases = &compacted.replaces;
         let mut manifest = writer.manifest.clone();
-        let Some(at) = manifest.segments.iter().position(|entry| Some(&entry.base) == bases.first()) else {
-            return Ok(None);
-        };
+        let at = manifest.segments.iter().position(|entry| Some(&entry.base) == bases.first()).unwrap_or_default();
         let listed = manifest.segments.get(at..at + bases.len()).unwrap_or_default();
         if listed.iter().map(|entry| entry.base).ne(bases.iter().copied()) {
+            for suffix in GOING {
+                remove_if_there(&*self.env.vfs, &self.directory.join(cleaned_name(compacted.entry.base, suffix)))?;
+            }
             return Ok(None);
         }
         if is(Bug::SourcesGoBeforeTheSwap) {
@@ -285,13 +287,6 @@ fn rename_if_there(vfs: &dyn Vfs, from: &Path, to: &Path) -> Result<()> {
 
 fn sync_dir(vfs: &dyn Vfs, directory: &Path) -> Result<()> {
     vfs.sync_dir(directory).map_err(|error| Error::io("sync directory", directory, error))
-}
-
-/// Takes away what was written for a segment that is not wanted after all; what stays is swept by the next open.
-pub(crate) fn remove_new_files(vfs: &dyn Vfs, directory: &Path, base: i64) {
-    for suffix in GOING {
-        vfs.remove_file(&directory.join(cleaned_name(base, suffix))).ok();
-    }
 }
 
 /// From `.cleaned` to `.swap`: what has this name holds.

@@ -67,8 +67,26 @@ impl Partition {
         let Some((timestamp, segment, batch_end)) = best else { return Ok(None) };
         let mut cursor = Cursor::seek(segment, set.epochs.clone(), Verify::Always, batch_end)?;
         let Some(found) = cursor.next()? else { return Ok(None) };
-        first_at_least(&self.log, segment, &found.header, &cursor.bytes(&found), timestamp, i64::MIN)
+        let hit = first_at_least(&self.log, segment, &found.header, &cursor.bytes(&found), timestamp, i64::MIN)?;
+        // Compaction may have left no more than the header of that batch: then all the others are asked.
+        if hit.is_some() { Ok(hit) } else { max_of_records(&self.log, &set) }
     }
+}
+
+fn max_of_records(log: &Log, set: &SegmentSet) -> Result<Option<TimestampedOffset>> {
+    let mut best: Option<(&Arc<Segment>, BatchHeader, SharedBytes)> = None;
+    for segment in &set.segments {
+        let mut cursor = Cursor::at_start(segment, set.epochs.clone(), Verify::Always)?;
+        while let Some(found) = cursor.next()? {
+            let header = found.header;
+            let most = best.as_ref().map_or(-1, |(_, best, _)| best.max_timestamp);
+            if header.records_count > 0 && header.last_offset() >= log.log_start() && header.max_timestamp > most {
+                best = Some((segment, header, cursor.bytes(&found)));
+            }
+        }
+    }
+    let Some((segment, header, bytes)) = best else { return Ok(None) };
+    first_at_least(log, segment, &header, &bytes, header.max_timestamp, i64::MIN)
 }
 
 fn find_in_segment(

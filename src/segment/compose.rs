@@ -35,6 +35,7 @@ pub(crate) struct NewSegment {
     since_entry: u64,
     batches: u64,
     max_timestamp: i64,
+    is_finished: bool,
 }
 
 /// What was written.
@@ -74,6 +75,7 @@ impl NewSegment {
             since_entry: 0,
             batches: 0,
             max_timestamp: -1,
+            is_finished: false,
         })
     }
 
@@ -148,6 +150,7 @@ impl NewSegment {
         let seal = std::mem::take(&mut self.seal).finish(facts, side_files);
         self.write_side_file(Suffix::Seal, &seal.encode())?;
         self.vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync directory", &self.directory, error))?;
+        self.is_finished = true;
         Ok(Composed {
             bytes: self.written,
             batches: self.batches,
@@ -164,10 +167,16 @@ impl NewSegment {
         file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
         Ok(SideFile { suffix: suffix.as_str().to_owned(), bytes: bytes.len() as u64, crc32: crc32fast::hash(bytes) })
     }
+}
 
-    /// Gives up: removes what was written, as far as that is possible. The next open sweeps the rest.
-    pub(crate) fn abandon(self) {
-        self.vfs.remove_file(&self.path).ok();
+impl Drop for NewSegment {
+    /// What was given up takes no room, as far as it can be removed. The next open sweeps the rest.
+    fn drop(&mut self) {
+        if !self.is_finished {
+            for suffix in [Suffix::Log, Suffix::Index, Suffix::TimeIndex, Suffix::TxnIndex, Suffix::Seal] {
+                self.vfs.remove_file(&self.directory.join((self.name)(self.base_offset, suffix))).ok();
+            }
+        }
     }
 }
 

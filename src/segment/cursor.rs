@@ -219,7 +219,12 @@ impl Cursor {
     fn refill(&mut self, needed: u64) -> Result<()> {
         self.chunk = self.segment.log().chunk(self.position, needed, self.seal.as_deref())?;
         if self.position + needed > self.chunk.end() {
-            return Err(self.corrupt("the log ends inside a batch"));
+            let at = (self.position - self.chunk.start) as usize;
+            return Err(match BatchHeader::decode(self.chunk.bytes.get(at..).unwrap_or_default()) {
+                // An entry of an old format may be shorter than a header of this one.
+                Err(error) if error.is_unsupported() => self.error(&error),
+                _ => self.corrupt("the log ends inside a batch"),
+            });
         }
         Ok(())
     }

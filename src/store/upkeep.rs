@@ -310,10 +310,10 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
     }
 }
 
-/// The partition that is worth most to compact now. One that cannot even be looked at is left alone from then on.
+/// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
+/// once, and the others have their turn at the next step.
 fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
     let mut best: Option<(f64, &Arc<Log>)> = None;
-    let mut first_error = None;
     for log in logs.iter().filter(|log| !log.is_closed()) {
         if failed.contains(&log.id) {
             continue;
@@ -321,13 +321,14 @@ fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i6
         match upkeep::dirtiness(log, now_ms) {
             Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
             Ok(_) => {}
+            Err(_) if log.is_closed() => {}
             Err(error) => {
                 failed.insert(log.id.clone());
-                first_error.get_or_insert(error);
+                return Err(error);
             }
         }
     }
-    first_error.map_or(Ok(best.map(|(_, log)| Arc::clone(log))), Err)
+    Ok(best.map(|(_, log)| Arc::clone(log)))
 }
 
 impl Signal {

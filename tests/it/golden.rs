@@ -17,7 +17,7 @@ fn fixtures() -> PathBuf {
 }
 
 /// The example whose name begins so.
-fn example(name: &str) -> Bytes {
+pub(crate) fn example(name: &str) -> Bytes {
     let text = std::fs::read_to_string(fixtures().join("vectors/kafka_examples.json")).unwrap();
     let examples: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
     let hex = examples.iter().find(|(key, _)| key.starts_with(name)).unwrap().1;

@@ -13,11 +13,11 @@ use topiclog::{AdoptOptions, Compression, Durability, Record, Store, TimestampTy
 
 use crate::kafka_dirs::{copy_tree, fixtures};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/interop")
 }
 
-fn skip(name: &str, reason: &str) {
+pub(crate) fn skip(name: &str, reason: &str) {
     assert!(std::env::var_os("TOPICLOG_REQUIRE_INTEROP").is_none(), "{name} may not be skipped: {reason}");
     tell!("SKIP {name}: {reason}");
 }
@@ -64,7 +64,7 @@ fn write_store(directory: &Path) {
 }
 
 /// Every file that Kafka's dump tool reads.
-fn files(root: &Path) -> Vec<String> {
+pub(crate) fn files(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for partition in fs::read_dir(root).unwrap() {
         let partition = partition.unwrap().path();
@@ -84,7 +84,7 @@ fn files(root: &Path) -> Vec<String> {
 }
 
 /// Runs Kafka's tool over all files at once and looks for anything that it minds.
-fn check_dump(root: &Path) -> usize {
+pub(crate) fn check_dump(root: &Path) -> usize {
     let files = files(root);
     let libs = format!("{}/*", self::root().join("kafka-libs").display());
     let output = Command::new("java")
@@ -98,24 +98,31 @@ fn check_dump(root: &Path) -> usize {
     for line in text.lines().chain(errors.lines()) {
         let minds = [
             "Mismatch",
-            "mismatch",
             "invalid bytes",
             "isvalid: false",
             "orrupt",
             "Exception",
             "Out of order",
+            "out of order",
             "not found",
         ];
         assert!(!minds.iter().any(|word| line.contains(word)), "{line}");
+        // Of a batch of which compaction left the header, the largest time stays in the header and in the time index, as
+        // in Kafka's own cleaner; the tool asks the records, and there are none. Any other difference has another time.
+        let differs = line.contains("Index timestamp: ") && !line.contains("log timestamp: -1");
+        assert!(!differs, "{line}\n{errors}");
         batches += usize::from(line.contains("isvalid: true"));
     }
     batches
 }
 
+pub(crate) fn has_dump_tool() -> bool {
+    root().join("kafka-libs/ready").exists() && Command::new("java").arg("-version").output().is_ok()
+}
+
 #[test]
 fn kafkas_dump_tool_minds_nothing() {
-    let libs = root().join("kafka-libs/ready");
-    if !libs.exists() || Command::new("java").arg("-version").output().is_err() {
+    if !has_dump_tool() {
         return skip("kafkas_dump_tool_minds_nothing", "run tests/interop/install.sh first");
     }
     let directory = tempfile::tempdir().unwrap();

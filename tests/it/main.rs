@@ -11,9 +11,12 @@ macro_rules! tell {
 }
 
 mod api;
+mod cleaner_pitfalls;
+mod cleaner_rules;
 mod codec_props;
 mod compaction;
 mod compaction_crashes;
+mod compaction_model;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
@@ -21,6 +24,7 @@ mod damage_sweeps;
 mod durability;
 mod golden;
 mod interop;
+mod kafka_compaction;
 mod kafka_dirs;
 mod kafka_variants;
 mod kernel;

@@ -1,6 +1,7 @@
-//! What the crash tests are made of: what a log may hold (`oracle`), what is done to it (`ops`), and the disks that a
-//! crash leaves (`simulate`).
+//! What tests are made of: directories as a broker leaves them (`broker`); and for crashes what a log may hold (`oracle`),
+//! what is done to it (`ops`), and the disks that a crash leaves (`simulate`).
 
+pub(crate) mod broker;
 pub(crate) mod ops;
 pub(crate) mod oracle;
 pub(crate) mod simulate;
