@@ -29,10 +29,14 @@ use crate::segment::{Segment, SegmentOptions, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use crate::sync::{Mutex, RwLock};
 
+/// How often a read-only open looks at a partition that changes under it.
+const LOOKS_BESIDE_A_WRITER: usize = 4;
+
 /// A small file of Kafka's is never larger than this.
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// What identifies a partition, and how it is to be opened.
+#[derive(Clone)]
 pub(crate) struct Opening<'a> {
     pub(crate) env: &'a Env,
     pub(crate) id: &'a TopicPartition,
@@ -114,7 +118,33 @@ fn is_known(name: &str) -> bool {
 
 impl Opening<'_> {
     /// Opens the partition; in a writable store it is repaired first.
+    ///
+    /// Beside a live writer a read-only open may meet a set of segments that is being exchanged. It then looks again, and
+    /// holds the files that it found open, as their names may be gone or mean other files by the time they are read.
     pub(crate) fn open(self) -> Result<(Log, PartitionReport)> {
+        if !self.env.read_only {
+            return self.open_once();
+        }
+        for _ in 0..LOOKS_BESIDE_A_WRITER {
+            let generation = self.generation();
+            let opened = self.clone().open_once().and_then(|(log, report)| {
+                hold_open(&log)?;
+                Ok((log, report))
+            });
+            if generation == self.generation() {
+                return opened;
+            }
+        }
+        self.open_once()
+    }
+
+    /// Generation of the newest manifest, if one can be read.
+    fn generation(&self) -> Option<u64> {
+        let read = manifest::slots(&self.directory).read(&*self.env.vfs).ok()?;
+        read.newest.map(|slot| slot.generation)
+    }
+
+    fn open_once(self) -> Result<(Log, PartitionReport)> {
         let mut report = self.empty_report();
         let Some((generation, mut manifest)) = self.newest_manifest(&mut report)? else {
             return self.without_manifest();
@@ -821,6 +851,17 @@ impl Opening<'_> {
             retired_count: AtomicU64::new(0),
         })
     }
+}
+
+/// Opens the files of a read-only log while there is room for them; the others are opened when they are read.
+fn hold_open(log: &Log) -> Result<()> {
+    for segment in &log.snapshot().segments {
+        if log.env.pool.is_full() {
+            break;
+        }
+        segment.log().file().with(|_| Ok(())).map_err(|error| Error::io("open", segment.log().path(), error))?;
+    }
+    Ok(())
 }
 
 /// What is known of the synced part of a segment.

@@ -57,6 +57,11 @@ impl FilePool {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// Whether one more file would close another.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open.load(Ordering::Relaxed) >= self.open_files_max
+    }
+
     /// Names a file; it is opened at its first use.
     pub(crate) fn file(self: &Arc<Self>, path: PathBuf, mode: OpenMode) -> Arc<PooledFile> {
         Arc::new_cyclic(|me| PooledFile {

@@ -94,7 +94,9 @@ impl StoreBuilder {
     }
 
     /// Opens what is there for reading, and writes no byte: beside a live writer, on a read-only mount, or a directory of
-    /// Kafka's. It shows the log as of the open, up to the last whole batch.
+    /// Kafka's. It shows the log as of the open, up to the last whole batch, whatever the writer compacts or deletes
+    /// meanwhile: the log files are held open, up to [`open_files_max`](Self::open_files_max) of them. Beyond that a segment
+    /// that is gone is an error when it is read; then open again.
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;

@@ -456,6 +456,35 @@ fn a_hold_that_is_released_while_a_round_runs_is_not_forgotten() {
     assert_eq!(partition.tombstone_floor().get(), 2);
 }
 
+#[test]
+fn a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::new(T0));
+    let open = |read_only: bool| {
+        let builder = Store::builder().clock(Arc::clone(&clock) as _).upkeep(Upkeep::Manual).read_only(read_only);
+        builder.open(directory.path().join("s")).unwrap()
+    };
+    let store = open(false);
+    let config = compacted().cleanup_policy(CleanupPolicy::CompactAndDelete).min_cleanable_dirty_ratio(0.0);
+    let topic = store.create_topic("t", config.retention_ms(1000)).unwrap();
+    for n in 0..100 {
+        topic.append(Record::keyed(format!("k{}", n % 5), format!("{n}"))).unwrap();
+    }
+    let before = rows(&topic.partition(0).unwrap());
+    let beside = open(true);
+    while !store.tick().unwrap().is_idle() {}
+    assert!(rows(&topic.partition(0).unwrap()).len() < 20);
+    let partition = beside.topic("t").unwrap().partition(0).unwrap();
+    assert_eq!(rows(&partition), before);
+    clock.advance_ms(2000);
+    while !store.tick().unwrap().is_idle() {}
+    assert_eq!(topic.partition(0).unwrap().start().get(), 100);
+    assert_eq!(rows(&partition), before);
+    let late = open(true);
+    assert_eq!(rows(&late.topic("t").unwrap().partition(0).unwrap()), []);
+    store.close().unwrap();
+}
+
 /// All of them, for bugs that are planted.
 #[cfg(topiclog_planted)]
 pub(crate) fn all() {
@@ -477,4 +506,5 @@ pub(crate) fn all() {
     a_round_that_retention_overtakes_counts_for_nothing();
     a_log_start_is_never_ahead_of_what_a_crash_leaves();
     a_hold_that_is_released_while_a_round_runs_is_not_forgotten();
+    a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges();
 }
