@@ -67,7 +67,8 @@ pub(crate) fn range(
     let clean_bytes = clean_bytes.min(u64::MAX - dirty_bytes);
     let dirty_ratio = dirty_bytes as f64 / (clean_bytes + dirty_bytes) as f64;
     let earliest = dirty.map(|piece| piece.first_timestamp).filter(|&first| first > 0).min();
-    let is_overdue = earliest.is_some_and(|first| first < now_ms.saturating_sub(settings.max_compaction_lag_ms));
+    let is_overdue = next_horizon_ms <= now_ms
+        || earliest.is_some_and(|first| first < now_ms.saturating_sub(settings.max_compaction_lag_ms));
     let is_due = is_overdue || dirty_ratio > settings.min_cleanable_dirty_ratio;
     is_due.then_some(Range { first_dirty, first_uncleanable, dirty_ratio, is_overdue })
 }
@@ -175,6 +176,8 @@ mod tests {
         };
         assert_eq!(found(1001), None);
         assert_eq!(found(1000), Some((30, 30)));
+        let beside_new_ones = range(&log(4), &SETTINGS, 20, 40, 1000, 1000);
+        assert_eq!(beside_new_ones.map(|range| range.first_dirty), Some(20));
     }
 
     #[test]

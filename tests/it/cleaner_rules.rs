@@ -177,11 +177,11 @@ fn a_round_has_one_time_however_long_it_takes() {
     }
     let bench = Bench::adopt_with(&log, config(), |builder| builder.compaction_step_bytes(100));
     let mut steps = 0;
-    while !bench.store.tick().unwrap().is_idle() {
+    while bench.store.tick().unwrap().compactions == 0 {
         bench.clock.advance_ms(100);
         steps += 1;
     }
-    assert!(steps > 20, "{steps}");
+    assert!(steps >= 20, "{steps}");
     let expected: Vec<_> = (0..20).map(|offset| (offset, 1, Some(FIRST + 1000))).collect();
     check_batches(&bench, 20, &expected);
 }

@@ -1,0 +1,337 @@
+//! Compacted topics beside the raw limit, or the peer, of the same work: compaction beside a cleaner made by hand, `get` beside
+//! redb's, appends with the key index beside appends without it, and what a compaction costs the appends beside it.
+//!
+//! `cargo bench --all-features --bench keyed [-- NAME..]` runs all, or those whose name contains a word given.
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods, reason = "a bench prints and times")]
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use redb::{ReadableDatabase, TableDefinition};
+use topiclog::record::RecordRef;
+use topiclog::{CleanupPolicy, Durability, Store, Topic, TopicConfig, Upkeep};
+
+const ROUNDS: usize = 9;
+const KEYS: usize = 100_000;
+const RECORDS: usize = 1_000_000;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let benches: [(&str, fn()); 4] =
+        [("compact", compact), ("get", get), ("append", append), ("append_p99", append_beside_compaction)];
+    for (name, bench) in benches {
+        if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
+            bench();
+        }
+    }
+}
+
+fn directory(name: &str) -> PathBuf {
+    let base = std::env::var_os("TOPICLOG_BENCH_DIR").map_or_else(|| PathBuf::from("target/bench-data"), PathBuf::from);
+    let directory = base.join(name);
+    fs::remove_dir_all(&directory).ok();
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn config() -> TopicConfig {
+    TopicConfig::default()
+        .cleanup_policy(CleanupPolicy::Compact)
+        .durability(Durability::Os)
+        .segment_ms(i64::MAX)
+        .segment_bytes(64 << 20)
+        .min_cleanable_dirty_ratio(0.0)
+}
+
+fn open(directory: &Path) -> Store {
+    Store::builder().upkeep(Upkeep::Manual).open(directory.join("store")).unwrap()
+}
+
+fn key(number: usize) -> [u8; 8] {
+    // Spread, so that neighbours in the log are no neighbours by key.
+    (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()
+}
+
+/// Records of 100 B over the keys, in batches of 100.
+fn fill(topic: &Topic, records: usize, keys: usize) {
+    let value = [b'v'; 92];
+    let mut at = 0;
+    while at < records {
+        let names: Vec<[u8; 8]> = (at..at + 100).map(|number| key(number * 7919 % keys)).collect();
+        let batch: Vec<RecordRef<'_>> =
+            names.iter().map(|name| RecordRef::new(Some(&name[..]), Some(&value[..]))).collect();
+        topic.partition(0).unwrap().append_batch(&batch).unwrap();
+        at += 100;
+    }
+}
+
+/// Ticks until the closed segments are sealed, but none is compacted yet.
+fn settle(store: &Store) {
+    while !store.tick().unwrap().is_idle() {}
+}
+
+fn compact() {
+    let (mut ours, mut raws, mut memory) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..ROUNDS {
+        let directory = directory("compact");
+        let store = open(&directory);
+        // Sealed, but too clean to be compacted.
+        let topic = store.create_topic("t", config().min_cleanable_dirty_ratio(1.0)).unwrap();
+        fill(&topic, RECORDS, KEYS);
+        settle(&store);
+        raws.push(raw_cleaner(&directory.join("store/t-0"), &directory.join("raw")));
+        store.alter_topic("t", config()).unwrap();
+        let before = resident_anonymous_bytes();
+        let start = Instant::now();
+        let mut most = 0;
+        loop {
+            let step = store.tick().unwrap();
+            most = most.max(resident_anonymous_bytes().saturating_sub(before));
+            if step.is_idle() {
+                break;
+            }
+        }
+        ours.push(start.elapsed());
+        memory = memory.max(most);
+        store.close().unwrap();
+        fs::remove_dir_all(directory).unwrap();
+    }
+    let (ours, raw) = (median(ours), median(raws));
+    println!(
+        "compact 1,000,000 x 100 B over 100,000 keys: ours {:.0} ms, raw cleaner {:.0} ms, {:.2} times, {} MiB of added memory",
+        ours.as_secs_f64() * 1e3,
+        raw.as_secs_f64() * 1e3,
+        ours.as_secs_f64() / raw.as_secs_f64(),
+        memory >> 20,
+    );
+}
+
+/// The least that a cleaner does: a pass over the closed segments with their CRCs that notes the newest offset of each key, a
+/// copy of the batches with what survives, an fsync.
+fn raw_cleaner(partition: &Path, copy: &Path) -> Duration {
+    let mut logs: Vec<PathBuf> = fs::read_dir(partition)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort();
+    logs.pop();
+    let start = Instant::now();
+    let mut newest: HashMap<Vec<u8>, u64> = HashMap::new();
+    let each = |bytes: &[u8], visit: &mut dyn FnMut(u64, &[u8], &[u8])| {
+        let mut at = 0;
+        while at + 61 <= bytes.len() {
+            let length = 12 + u32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap()) as usize;
+            let batch = &bytes[at..at + length];
+            assert_eq!(crc_fast::crc32_iscsi(&batch[21..]), u32::from_be_bytes(batch[17..21].try_into().unwrap()));
+            let base = u64::from_be_bytes(batch[..8].try_into().unwrap());
+            let (mut place, mut offset) = (61, base);
+            while place < batch.len() {
+                let begin = place;
+                let size = varint(batch, &mut place) as usize;
+                let end = place + size;
+                place += 1;
+                varint(batch, &mut place);
+                varint(batch, &mut place);
+                let key = varint(batch, &mut place) as usize;
+                visit(offset, &batch[place..place + key], &batch[begin..end]);
+                (place, offset) = (end, offset + 1);
+            }
+            at += length;
+        }
+    };
+    for log in &logs {
+        let bytes = fs::read(log).unwrap();
+        each(&bytes, &mut |offset, key, _| match newest.get_mut(key) {
+            Some(known) => *known = offset,
+            None => drop(newest.insert(key.to_vec(), offset)),
+        });
+    }
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, File::create(copy).unwrap());
+    for log in &logs {
+        let bytes = fs::read(log).unwrap();
+        each(&bytes, &mut |offset, key, record| {
+            if newest[key] == offset {
+                out.write_all(record).unwrap();
+            }
+        });
+    }
+    out.into_inner().unwrap().sync_all().unwrap();
+    start.elapsed()
+}
+
+fn varint(bytes: &[u8], at: &mut usize) -> i64 {
+    let (mut value, mut shift) = (0u64, 0);
+    loop {
+        let byte = bytes[*at];
+        *at += 1;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return (value >> 1) as i64 ^ -((value & 1) as i64);
+        }
+        shift += 7;
+    }
+}
+
+fn get() {
+    const MANY: usize = 1_000_000;
+    let directory = directory("get");
+    let store = open(&directory);
+    let topic = store.create_topic("t", config().segment_bytes(1 << 30)).unwrap();
+    fill(&topic, MANY, MANY);
+    let table: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("t");
+    let database = redb::Database::builder().set_cache_size(1 << 30).create(directory.join("redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    {
+        let mut open = write.open_table(table).unwrap();
+        for number in 0..MANY {
+            open.insert(&key(number)[..], &[b'v'; 92][..]).unwrap();
+        }
+    }
+    write.commit().unwrap();
+    let start = Instant::now();
+    topic.get(key(1)).unwrap().unwrap();
+    println!("key index of 1,000,000 keys made by reading the log: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let numbers: Vec<usize> = (0..20_000).map(|n| (n * 104_729 + round * 15_485_863) % MANY).collect();
+        let read = database.begin_read().unwrap();
+        let open = read.open_table(table).unwrap();
+        theirs.push(median(each(&numbers, |number| {
+            assert_eq!(open.get(&key(number)[..]).unwrap().unwrap().value().len(), 92);
+        })));
+        ours.push(median(each(&numbers, |number| {
+            assert_eq!(topic.get(key(number)).unwrap().unwrap().value().unwrap().len(), 92);
+        })));
+    }
+    let (ours, theirs) = (median(ours), median(theirs));
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    println!(
+        "get(key) p50 of 1,000,000 keys: ours {} ns, redb {} ns, {:.2} times; {:.1} bytes of memory a key",
+        ours.as_nanos(),
+        theirs.as_nanos(),
+        ours.as_secs_f64() / theirs.as_secs_f64(),
+        stats.memory_bytes as f64 / stats.entries as f64,
+    );
+    drop(topic);
+    store.close().unwrap();
+    let store = open(&directory);
+    let start = Instant::now();
+    store.topic("t").unwrap().get(key(1)).unwrap().unwrap();
+    println!("the same index from its file: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    drop((store, database));
+    fs::remove_dir_all(directory).unwrap();
+}
+
+fn each(numbers: &[usize], mut call: impl FnMut(usize)) -> Vec<Duration> {
+    let time = |number: &usize| {
+        let start = Instant::now();
+        call(*number);
+        start.elapsed()
+    };
+    numbers.iter().map(time).collect()
+}
+
+/// Appends one by one, with the index in use and with nobody having asked for it.
+fn append() {
+    const EACH: usize = 300_000;
+    let value = [b'v'; 92];
+    let run = |with_index: bool| {
+        let directory = directory("append");
+        let store = Store::builder().open(directory.join("store")).unwrap();
+        let topic = store.create_topic("t", config().segment_bytes(1 << 30).min_cleanable_dirty_ratio(1.0)).unwrap();
+        fill(&topic, KEYS, KEYS);
+        if with_index {
+            topic.get(key(1)).unwrap().unwrap();
+        }
+        let start = Instant::now();
+        for number in 0..EACH {
+            topic.append(RecordRef::new(Some(&key(number * 31 % KEYS)[..]), Some(&value[..]))).unwrap();
+        }
+        let time = start.elapsed();
+        drop(topic);
+        drop(store);
+        fs::remove_dir_all(directory).unwrap();
+        time
+    };
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        without.push(run(false));
+        with.push(run(true));
+    }
+    let (with, without) = (median(with), median(without));
+    let each = |time: Duration| time.as_secs_f64() * 1e9 / EACH as f64;
+    println!(
+        "append one by one, 100 B, 100,000 keys: with the index {:.0} ns, without {:.0} ns, {:.2} of the rate",
+        each(with),
+        each(without),
+        without.as_secs_f64() / with.as_secs_f64()
+    );
+}
+
+/// The slowest appends, one by one, alone and while another thread compacts.
+fn append_beside_compaction() {
+    let value = [b'v'; 92];
+    let run = |compacting: bool| {
+        let directory = directory("beside");
+        let store = open(&directory);
+        let ratio = if compacting { 0.0 } else { 1.0 };
+        let topic = store.create_topic("t", config().min_cleanable_dirty_ratio(1.0)).unwrap();
+        fill(&topic, RECORDS, KEYS);
+        settle(&store);
+        store.alter_topic("t", config().min_cleanable_dirty_ratio(ratio)).unwrap();
+        let (stop, mut times) = (AtomicBool::new(false), Vec::new());
+        let mut rounds = 0;
+        std::thread::scope(|scope| {
+            let ticking = scope.spawn(|| {
+                let mut rounds = 0;
+                while !stop.load(Ordering::Acquire) {
+                    rounds += store.tick().unwrap().compactions;
+                }
+                rounds
+            });
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(400) {
+                let before = Instant::now();
+                topic.append(RecordRef::new(Some(&key(times.len() % KEYS)[..]), Some(&value[..]))).unwrap();
+                times.push(before.elapsed());
+            }
+            stop.store(true, Ordering::Release);
+            rounds = ticking.join().unwrap();
+        });
+        assert!(!compacting || rounds > 0 || store.tick().unwrap().compacted_bytes > 0);
+        drop(topic);
+        drop(store);
+        fs::remove_dir_all(directory).unwrap();
+        times.sort_unstable();
+        times[times.len() * 99 / 100]
+    };
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        without.push(run(false));
+        with.push(run(true));
+    }
+    let (with, without) = (median(with), median(without));
+    println!(
+        "append one by one, p99: while a compaction runs {} ns, without {} ns, {:.2} times",
+        with.as_nanos(),
+        without.as_nanos(),
+        with.as_secs_f64() / without.as_secs_f64()
+    );
+}
+
+/// Memory of this process that is not a file's.
+fn resident_anonymous_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
