@@ -187,7 +187,11 @@ fn get() {
     let directory = directory("get");
     let store = open(&directory);
     let topic = store.create_topic("t", config().segment_bytes(1 << 30)).unwrap();
-    fill(&topic, MANY, MANY);
+    // One by one, as upserts come.
+    let value = [b'v'; 92];
+    for number in 0..MANY {
+        topic.append(RecordRef::new(Some(&key(number * 7919 % MANY)[..]), Some(&value[..]))).unwrap();
+    }
     let table: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("t");
     let database = redb::Database::builder().set_cache_size(1 << 30).create(directory.join("redb")).unwrap();
     let write = database.begin_write().unwrap();

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::partition::key_queue::{self, HashKey};
 use crate::partition::{Isolation, Log, ReadLevel, ReadOptions, Reader, SegmentSet};
 use crate::record::{DecodeLimits, RecordRef, StoredRecord};
+use crate::segment::cursor::Verify;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -107,7 +108,9 @@ pub struct KeyIndexStats {
 const QUEUED_BYTES: usize = 16;
 /// More than these and an appender helps.
 const QUEUED_MAX: usize = 1 << 16;
-/// How many comparisons an appender, or one step of upkeep, makes.
+/// More offsets than these that wait for a comparison, and an appender makes some.
+const UNRESOLVED_MAX: usize = 1 << 20;
+/// How many comparisons one step of upkeep makes.
 const STEP: usize = 4096;
 
 impl KeyIndex {
@@ -250,9 +253,24 @@ impl KeyIndex {
         self.resolve(ready, STEP)
     }
 
-    /// Lets an appender help once too much waits.
+    /// Lets an appender help once too much waits: it empties the queue, and compares some once very many wait for that.
+    #[inline]
     pub(crate) fn relieve(&self) -> Result<()> {
-        if self.log.key_queue.len() >= QUEUED_MAX { self.upkeep().map(drop) } else { Ok(()) }
+        if self.log.key_queue.len() < QUEUED_MAX {
+            return Ok(());
+        }
+        self.relieve_now()
+    }
+
+    #[cold]
+    fn relieve_now(&self) -> Result<()> {
+        let Some(mut state) = self.state.try_lock() else { return Ok(()) };
+        if !matches!(*state, State::Ready(_)) {
+            return Ok(());
+        }
+        let ready = self.ready(&mut state)?;
+        let waiting = ready.unresolved.len();
+        if waiting > UNRESOLVED_MAX { self.resolve(ready, waiting / 2).map(drop) } else { Ok(()) }
     }
 
     /// What it holds; `None` if it is not in use.
@@ -296,7 +314,7 @@ impl KeyIndex {
                 *state = State::Unused;
                 return self.ready(state);
             }
-            if self.take_over(ready).is_none() {
+            if self.log.key_queue.len() > 0 && self.take_over(ready).is_none() {
                 *state = self.give_up(counted);
             }
         }
@@ -404,7 +422,8 @@ impl KeyIndex {
             let offsets = ready.table.offsets(hash);
             let mut keys: Vec<StoredRecord> = Vec::new();
             for offset in offsets {
-                match self.log.record_in(&set, offset)? {
+                // Without a look at the checksum: a damaged key is taken for another one, and stays.
+                match self.log.record_checked(&set, offset, Verify::Trusted)? {
                     Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
                     // Superseded, or gone with the log start or by compaction.
                     _ => ready.table.remove(hash, offset),

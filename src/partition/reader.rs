@@ -297,12 +297,17 @@ impl Partition {
 impl Log {
     /// The record at an offset as a set of segments has it; `None` if none is stored there, or below the log start.
     pub(crate) fn record_in(&self, set: &SegmentSet, offset: i64) -> Result<Option<StoredRecord>> {
+        self.record_checked(set, offset, self.env.verify)
+    }
+
+    /// [`record_in`](Self::record_in), with a say in when the batch is compared with its checksum.
+    pub(crate) fn record_checked(&self, set: &SegmentSet, offset: i64, verify: Verify) -> Result<Option<StoredRecord>> {
         if offset < self.log_start() {
             return Ok(None);
         }
         let limits = DecodeLimits::default();
         let Some(segment) = set.segments.get(set.index_of(offset)) else { return Ok(None) };
-        let mut cursor = Cursor::seek(segment, set.epochs.clone(), self.env.verify, offset)?;
+        let mut cursor = Cursor::seek(segment, set.epochs.clone(), verify, offset)?;
         let Some(found) = cursor.next()? else { return Ok(None) };
         let header = found.header;
         if header.base_offset > offset || header.is_control() {

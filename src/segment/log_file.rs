@@ -60,7 +60,8 @@ pub(crate) struct Mapped {
     verified_to: AtomicU64,
     /// Everything below was read in, so that touching it for the first time cannot fail.
     populated_to: AtomicU64,
-    /// Sealed files: one bit per block that was compared with its checksum.
+    /// One bit per block: of a sealed file, that it was compared with its checksum; of another, that it was read in apart
+    /// from what lies before it. A file that is sealed gets a new map.
     blocks: Box<[AtomicU64]>,
 }
 
@@ -84,6 +85,11 @@ impl Mapped {
     fn block_is_marked(&self, block: u64) -> bool {
         let word = self.blocks.get((block / 64) as usize);
         word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (block % 64)) != 0)
+    }
+
+    #[inline]
+    fn blocks_are_marked(&self, position: u64, end: u64) -> bool {
+        (position / Seal::BLOCK_BYTES..end.div_ceil(Seal::BLOCK_BYTES)).all(|block| self.block_is_marked(block))
     }
 
     fn mark_block(&self, block: u64) {
@@ -242,6 +248,7 @@ impl LogFile {
         match seal {
             Some(seal) => self.check_blocks(mapped, position, end, seal),
             None if end <= mapped.populated_to.load(Ordering::Acquire) => Ok(()),
+            None if mapped.blocks_are_marked(position, end) => Ok(()),
             None => self.populate_ahead(mapped, position, end),
         }
     }
@@ -249,13 +256,17 @@ impl LogFile {
     #[cold]
     fn populate_ahead(&self, mapped: &Mapped, position: u64, end: u64) -> Result<()> {
         let populated = mapped.populated_to.load(Ordering::Acquire);
-        let ahead = if position <= populated { end.max(populated + POPULATE_BYTES) } else { end };
-        let end = ahead.min(mapped.bytes().len() as u64);
-        let start = if position <= populated { populated } else { position };
-        self.populate(mapped, start, end)?;
+        let length = mapped.bytes().len() as u64;
         if position <= populated {
+            let end = end.max(populated + POPULATE_BYTES).min(length);
+            self.populate(mapped, populated, end)?;
             mapped.populated_to.fetch_max(end, Ordering::AcqRel);
+            return Ok(());
         }
+        // Read at random: whole blocks, so that not every read asks the kernel.
+        let (first, last) = (position / Seal::BLOCK_BYTES, end.div_ceil(Seal::BLOCK_BYTES));
+        self.populate(mapped, first * Seal::BLOCK_BYTES, (last * Seal::BLOCK_BYTES).min(length))?;
+        (first..last).for_each(|block| mapped.mark_block(block));
         Ok(())
     }
 
