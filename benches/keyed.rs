@@ -15,7 +15,10 @@ use redb::{ReadableDatabase, TableDefinition};
 use topiclog::record::RecordRef;
 use topiclog::{CleanupPolicy, Durability, Store, Topic, TopicConfig, Upkeep};
 
-const ROUNDS: usize = 9;
+mod support;
+
+use support::{ROUNDS, directory, median, varint};
+
 const KEYS: usize = 100_000;
 const RECORDS: usize = 1_000_000;
 
@@ -28,19 +31,6 @@ fn main() {
             bench();
         }
     }
-}
-
-fn directory(name: &str) -> PathBuf {
-    let base = std::env::var_os("TOPICLOG_BENCH_DIR").map_or_else(|| PathBuf::from("target/bench-data"), PathBuf::from);
-    let directory = base.join(name);
-    fs::remove_dir_all(&directory).ok();
-    fs::create_dir_all(&directory).unwrap();
-    directory
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 fn config() -> TopicConfig {
@@ -115,6 +105,9 @@ fn compact() {
     );
 }
 
+/// Sees the offset, the key and the bytes of each record.
+type Visit<'a> = &'a mut dyn FnMut(u64, &[u8], &[u8]);
+
 /// The least that a cleaner does: a pass over the closed segments with their CRCs that notes the newest offset of each key, a
 /// copy of the batches with what survives, an fsync.
 fn raw_cleaner(partition: &Path, copy: &Path) -> Duration {
@@ -127,7 +120,7 @@ fn raw_cleaner(partition: &Path, copy: &Path) -> Duration {
     logs.pop();
     let start = Instant::now();
     let mut newest: HashMap<Vec<u8>, u64> = HashMap::new();
-    let each = |bytes: &[u8], visit: &mut dyn FnMut(u64, &[u8], &[u8])| {
+    let each = |bytes: &[u8], visit: Visit<'_>| {
         let mut at = 0;
         while at + 61 <= bytes.len() {
             let length = 12 + u32::from_be_bytes(bytes[at + 8..at + 12].try_into().unwrap()) as usize;
@@ -167,19 +160,6 @@ fn raw_cleaner(partition: &Path, copy: &Path) -> Duration {
     }
     out.into_inner().unwrap().sync_all().unwrap();
     start.elapsed()
-}
-
-fn varint(bytes: &[u8], at: &mut usize) -> i64 {
-    let (mut value, mut shift) = (0u64, 0);
-    loop {
-        let byte = bytes[*at];
-        *at += 1;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return (value >> 1) as i64 ^ -((value & 1) as i64);
-        }
-        shift += 7;
-    }
 }
 
 fn get() {

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use topiclog::record::{BatchView, Decompressor, RecordRef};
 use topiclog::{Durability, Partition, Store, TopicConfig, Upkeep, Verify};
 
-const ROUNDS: usize = 9;
+mod support;
+
+use support::{ROUNDS, directory, median, varint};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
@@ -36,19 +38,6 @@ fn main() {
             bench();
         }
     }
-}
-
-fn directory(name: &str) -> PathBuf {
-    let base = std::env::var_os("TOPICLOG_BENCH_DIR").map_or_else(|| PathBuf::from("target/bench-data"), PathBuf::from);
-    let directory = base.join(name);
-    fs::remove_dir_all(&directory).ok();
-    fs::create_dir_all(&directory).unwrap();
-    directory
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 /// Runs both in turn and prints medians per item and the ratio of speeds (ours to raw; 1.00 is as fast).
@@ -378,20 +367,6 @@ fn raw_scan(mapped: &[u8]) -> u64 {
     }
     assert!(bytes > 0);
     count
-}
-
-#[inline]
-fn varint(bytes: &[u8], at: &mut usize) -> i64 {
-    let (mut value, mut shift) = (0u64, 0);
-    loop {
-        let byte = bytes[*at];
-        *at += 1;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return (value >> 1) as i64 ^ -((value & 1) as i64);
-        }
-        shift += 7;
-    }
 }
 
 /// A log of about 1 GiB, written one by one.
