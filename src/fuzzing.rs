@@ -126,3 +126,8 @@ pub fn damaged_store(bytes: &[u8]) {
         assert_eq!((record.offset().get(), record.value()), (i64::from(key), Some(&[key; 20][..])));
     }
 }
+
+/// Loads the file of a key index.
+pub fn keys(bytes: &[u8]) {
+    crate::key_index::snapshot::fuzz(bytes);
+}
