@@ -65,6 +65,15 @@ impl Listing {
         &self.strangers
     }
 
+    /// Base offsets of logs in whose place there is something that is no regular file.
+    pub(crate) fn no_files(&self) -> impl Iterator<Item = i64> {
+        self.strangers
+            .iter()
+            .filter_map(|name| name::parse(name))
+            .filter(|(_, suffix)| *suffix == Suffix::Log)
+            .map(|(base, _)| base)
+    }
+
     /// Whether the new log of a segment waits for its final name.
     pub(crate) fn is_in_transit(&self, base: i64) -> bool {
         self.in_transit.contains_key(&base)

@@ -18,14 +18,13 @@ use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::replace::replace_file;
 use crate::io::{EntryKind, OpenMode, Vfs};
 use crate::partition::floor::{self, Floor, Kind};
-use crate::partition::foreign::{Found, Hints, look};
+use crate::partition::foreign::{Exchange, Found, Hints, look};
 use crate::partition::kafka_state;
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
 use crate::partition::open::{Opening, kafka_metadata};
 use crate::partition::repair::Repair;
 use crate::partition::{Env, quarantine};
 use crate::segment::name::{Suffix, file_name};
-use crate::segment::recover::{ScanRules, Stop, scan};
 use crate::segment::{Segment, SegmentOptions, State, txn_index};
 use crate::sync::atomic::AtomicBool;
 use crate::topic::TopicConfig;
@@ -390,56 +389,22 @@ impl<'a> Adoption<'a> {
     fn finish_swaps(&self, id: &TopicPartition) -> Result<()> {
         let vfs = &*self.vfs;
         let directory = self.root.join(id.directory_name());
-        let listed = vfs.list(&directory).map_err(|error| Error::io("list", &directory, error))?;
-        let numbered =
-            |name: &str, suffix: &str| -> Option<i64> { name.strip_suffix(suffix)?.split('.').next()?.parse().ok() };
+        let exchange = Exchange::find(vfs, &directory)?;
         let remove = |name: &str| {
             let path = directory.join(name);
             vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))
         };
-        let cleaned: Vec<_> = listed.iter().filter_map(|entry| numbered(&entry.name, ".cleaned")).collect();
-        let unfinished = cleaned.iter().min().copied().unwrap_or(i64::MAX);
-        let (mut low, mut high) = (i64::MAX, i64::MIN);
-        for entry in &listed {
-            if entry.name.ends_with(".cleaned") || numbered(&entry.name, ".swap").is_some_and(|base| base >= unfinished)
-            {
-                remove(&entry.name)?;
-            } else if let Some(base) = numbered(&entry.name, ".log.swap") {
-                (low, high) = (low.min(base), high.max(self.scan_swap(&directory.join(&entry.name), base)?));
-            }
-        }
-        let swaps: Vec<_> = listed
-            .iter()
-            .filter(|entry| numbered(&entry.name, ".swap").is_some_and(|base| base < unfinished))
-            .collect();
-        if swaps.is_empty() {
+        exchange.unfinished.iter().try_for_each(|name| remove(name))?;
+        if exchange.finished.is_empty() {
             return Ok(());
         }
-        for entry in &listed {
-            let number = entry.name.split('.').next().and_then(|digits| digits.parse::<i64>().ok());
-            let is_replaced = number.is_some_and(|number| low <= number && number < high);
-            if is_replaced && !entry.name.ends_with(".swap") && !entry.name.ends_with(".cleaned") {
-                remove(&entry.name)?;
-            }
-        }
-        for entry in swaps {
-            let (from, to) = (directory.join(&entry.name), directory.join(entry.name.trim_end_matches(".swap")));
+        let listed = vfs.list(&directory).map_err(|error| Error::io("list", &directory, error))?;
+        listed.iter().filter(|entry| exchange.replaces(&entry.name)).try_for_each(|entry| remove(&entry.name))?;
+        for name in &exchange.finished {
+            let (from, to) = (directory.join(name), directory.join(name.trim_end_matches(".swap")));
             vfs.rename(&from, &to).map_err(|error| Error::io("rename", &from, error))?;
         }
         vfs.sync_dir(&directory).map_err(|error| Error::io("sync directory", &directory, error))
-    }
-
-    /// The next offset of a finished compaction's output, which must be whole.
-    fn scan_swap(&self, path: &Path, base: i64) -> Result<i64> {
-        let file = self.vfs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
-        let rules = ScanRules { position: 0, next_offset: base, base_offset: base, is_foreign: true, epochs: None };
-        let found = scan(&*file, &rules, |_, _, _| {}).map_err(|error| Error::io("read", path, error))?;
-        match found.stop {
-            Stop::End => Ok(found.next_offset),
-            Stop::Zeros => Err(Error::corrupt(path, found.position, "zeros follow the last batch")),
-            Stop::Bad(why) => Err(Error::corrupt(path, found.position, why)),
-            Stop::Unsupported(what) => Err(Error::unsupported(format!("{what} ({})", path.display()))),
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use topiclog::{AdoptOptions, Error, Repair, Store, Upkeep};
+use topiclog::{AdoptOptions, Error, Repair, Store, Upkeep, verify};
 
 use crate::kafka_dirs::{check_store, copy_of, fixtures};
 
@@ -161,4 +161,98 @@ fn a_store_that_a_broker_wrote_to_is_adopted_anew() {
     let next = partition.append(topiclog::Record::keyed("k", "ours again")).unwrap();
     assert!(next.leader_epoch > last.leader_epoch());
     store.close().unwrap();
+}
+
+/// Puts all segments but the last together in one, as compaction does, and leaves it under its names of the exchange.
+fn merge_into_swap(directory: &Path) {
+    let logs = files(directory, ".log");
+    let Some((_, closed)) = logs.split_last().filter(|(_, closed)| !closed.is_empty()) else { return };
+    let merged: Vec<u8> = closed.iter().flat_map(|path| fs::read(path).unwrap()).collect();
+    fs::write(closed[0].with_extension("log.swap"), merged).unwrap();
+    fs::write(closed[0].with_extension("index.swap"), b"").unwrap();
+    fs::write(closed[0].with_extension("timeindex.swap"), b"").unwrap();
+    let aborted: Vec<u8> =
+        closed.iter().filter_map(|path| fs::read(path.with_extension("txnindex")).ok()).flatten().collect();
+    if !aborted.is_empty() {
+        fs::write(closed[0].with_extension("txnindex.swap"), aborted).unwrap();
+    }
+}
+
+/// All segments but the last, with their index files.
+fn remove_closed(directory: &Path, suffixes: &[&str]) {
+    let logs = files(directory, ".log");
+    for log in logs.iter().rev().skip(1) {
+        suffixes.iter().for_each(|suffix| fs::remove_file(log.with_extension(suffix)).unwrap_or_default());
+    }
+}
+
+/// What is opened read-only, verified and adopted in this state shows the same records as before the exchange.
+fn check_exchange(change: impl Fn(&Path)) {
+    check_changed(&change);
+    for state in STATES {
+        let (_guard, root) = copy_of(state);
+        let before = verify(&root).unwrap();
+        assert_eq!(before.damages().count(), 0);
+        partitions(&root).iter().for_each(|directory| change(directory));
+        let report = verify(&root).unwrap();
+        assert_eq!(report.damages().collect::<Vec<_>>(), Vec::<&topiclog::Finding>::new());
+        assert_eq!((report.batches, report.records), (before.batches, before.records));
+        let named = report.findings.iter().any(|finding| finding.what.contains("exchange of segments"));
+        assert!(named, "an interrupted exchange is named");
+        let adopt = AdoptOptions::new().broker_is_gone(true);
+        let looked = Store::adopt(&root, &adopt.clone().dry_run(true)).unwrap();
+        assert_eq!(Store::adopt(&root, &adopt).unwrap().partitions, looked.partitions);
+        check_store(&open(&root), &fixtures().join(format!("{state}.expected")));
+    }
+}
+
+/// A log whose only file was its `.swap` was passed over once: the partition showed fewer records and called itself whole.
+#[test]
+fn an_exchange_of_segments_that_a_broker_was_interrupted_in_is_seen_through() {
+    // Nothing of the old state is gone yet.
+    check_exchange(merge_into_swap);
+    // The old logs are gone, and their indexes are not.
+    check_exchange(|directory| {
+        merge_into_swap(directory);
+        remove_closed(directory, &["log"]);
+    });
+    check_exchange(|directory| {
+        merge_into_swap(directory);
+        remove_closed(directory, &["log", "index", "timeindex", "txnindex", "log.deleted"]);
+    });
+    // The log has its final name, and its indexes do not have theirs.
+    check_exchange(|directory| {
+        merge_into_swap(directory);
+        remove_closed(directory, &["index", "timeindex", "txnindex", "log"]);
+        for swap in files(directory, ".log.swap") {
+            fs::rename(&swap, swap.with_extension("")).unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_exchange_that_was_not_complete_is_not_seen() {
+    for name in ["00000000000000000000.log.cleaned", "00000000000000000000.index.cleaned"] {
+        check_changed(|directory| {
+            if let Some(first) = files(directory, ".log").first().filter(|_| files(directory, ".log").len() > 1) {
+                fs::write(first.with_extension("log.swap"), b"not all of it").unwrap();
+                fs::write(directory.join(name), b"").unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn a_complete_segment_that_is_damaged_is_told_of() {
+    let (_guard, root) = copy_of("clean");
+    let log = files(&root.join("compacted-0"), ".log").remove(0);
+    let swap = log.with_extension("log.swap");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[65] ^= 1;
+    fs::write(&swap, bytes).unwrap();
+    fs::remove_file(&log).unwrap();
+    let refused = open(&root).topic("compacted").unwrap().partition(0).unwrap_err();
+    assert!(matches!(&refused, Error::Corrupt { path, .. } if *path == swap), "{refused}");
+    assert!(verify(&root).unwrap().damages().any(|finding| finding.path == swap));
+    assert!(Store::adopt(&root, &AdoptOptions::new()).is_err());
 }
