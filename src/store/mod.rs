@@ -202,6 +202,7 @@ impl Store {
         self.inner.check_writable("create a topic")?;
         let name = TopicName::new(name)?;
         config.check()?;
+        config.check_codec()?;
         let mut admin = self.inner.lock_admin()?;
         self.inner.create_topic(&mut admin, name, config).map(|topic| self.handle(topic))
     }
@@ -231,6 +232,7 @@ impl Store {
     pub fn alter_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
         self.inner.check_writable("alter a topic")?;
         config.check()?;
+        config.check_codec()?;
         let topic = self.topic(name)?;
         if config.partition_count() != topic.partition_count() {
             return Err(Error::config("partitions", "cannot be changed: keys would move to other partitions"));
