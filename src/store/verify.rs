@@ -149,6 +149,7 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
     if catalog.is_none() && !read.damaged.is_empty() {
         report.damage(root, None, "neither copy of the store manifest can be read");
     }
+    let mut is_told = catalog.is_some() || !read.damaged.is_empty();
     let mut expected: BTreeSet<TopicPartition> = BTreeSet::new();
     for entry in catalog.iter().flat_map(|catalog| &catalog.topics) {
         let ids = entry.partitions.iter().map(|&partition| TopicPartition::new(entry.name.clone(), partition));
@@ -174,6 +175,12 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
                     continue;
                 }
                 report.partitions += 1;
+                if !is_told && has_manifest(vfs, &path)? {
+                    let what = "a partition here has a manifest of this library, and the store has none: it was lost, or an \
+                                adoption was interrupted";
+                    report.damage(root, None, what);
+                    is_told = true;
+                }
                 let mut partition = PartitionCheck { vfs, directory: &path, report: &mut report, was_clean };
                 partition.run(catalog.as_ref(), &id)?;
             }
@@ -184,6 +191,13 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
         report.damage(&root.join(id.directory_name()), None, "the store lists this partition, but it is missing");
     }
     Ok(report)
+}
+
+fn has_manifest(vfs: &dyn Vfs, directory: &Path) -> Result<bool> {
+    let listed = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    Ok(listed
+        .iter()
+        .any(|entry| entry.name.strip_prefix(manifest::NAME).is_some_and(|slot| matches!(slot, ".0" | ".1"))))
 }
 
 struct PartitionCheck<'a> {
