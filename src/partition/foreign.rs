@@ -49,6 +49,8 @@ pub(crate) struct Found {
     pub(crate) highest_epoch: i32,
     /// An exchange of segments that was interrupted, and through which this was seen.
     pub(crate) exchange: Exchange,
+    /// When each log was last written to, by base offset.
+    pub(crate) written_ms: BTreeMap<i64, i64>,
 }
 
 /// An exchange of segments that a broker, or a store without its manifest, was interrupted in. Which files are the log is
@@ -212,6 +214,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         torn: None,
         highest_epoch: -1,
         exchange,
+        written_ms: std::mem::take(&mut listing.written_ms),
     };
     let mut scans: BTreeMap<i64, Scan> = BTreeMap::new();
     for (index, &base) in bases.iter().enumerate() {

@@ -71,7 +71,8 @@ impl AdoptOptions {
         self
     }
 
-    /// The configuration of a topic; others get [`TopicConfig::default`]. The number of partitions is the directory's.
+    /// The configuration of a topic. Others keep the one that the store has for them, where the directory was one before,
+    /// and get [`TopicConfig::default`] otherwise. The number of partitions is the directory's.
     #[must_use]
     pub fn config(mut self, topic: impl Into<String>, config: TopicConfig) -> Self {
         self.configs.insert(topic.into(), config);
@@ -227,7 +228,15 @@ impl<'a> Adoption<'a> {
                 None => new_id(None, count as u64)?,
             };
             let most = partitions.iter().max().map_or(1, |most| most.saturating_add(1));
-            let config = self.options.configs.get(name.as_str()).cloned().unwrap_or_default().partitions(most);
+            let known = self.catalog.topics.iter().find(|entry| entry.name == name && entry.topic_id == topic_id);
+            let config = match (self.options.configs.get(name.as_str()), known) {
+                (Some(config), _) => {
+                    config.check_codec()?;
+                    config.clone().partitions(most)
+                }
+                (None, Some(known)) => known.config.clone().partitions(most.max(known.config.partition_count())),
+                (None, None) => TopicConfig::default().partitions(most),
+            };
             config.check()?;
             topics.push(TopicEntry { name, topic_id, partitions, config });
         }
@@ -262,6 +271,12 @@ impl<'a> Adoption<'a> {
     fn take_over(&self, id: &TopicPartition, topic: &TopicEntry, mut found: Found) -> Result<()> {
         let directory = self.root.join(id.directory_name());
         let vfs = &*self.vfs;
+        let before = self.manifest_before(&directory, id, topic)?;
+        for entry in &mut found.entries {
+            let listed = before.iter().flat_map(|before| &before.segments).find(|old| old.base == entry.base);
+            let known = listed.and_then(|old| old.closed_ms);
+            entry.closed_ms = known.or_else(|| self.closed_ms(entry, found.written_ms.get(&entry.base).copied()));
+        }
         self.cut(&directory, &found)?;
         // An empty last segment at the log end becomes the active one; otherwise a new one does.
         if found.entries.last().is_some_and(|last| last.bytes == 0 && last.base == found.end) {
@@ -293,7 +308,9 @@ impl<'a> Adoption<'a> {
             segments,
             removing: Vec::new(),
             clean_end: 0,
-            tombstone_floor: 0,
+            // Which tombstones the broker dropped is not known: a reader with state of this partition has to begin anew.
+            tombstone_floor: if settings.needs_key { found.end } else { 0 }
+                .max(before.map_or(0, |before| before.tombstone_floor)),
             next_horizon_ms: None,
             pending: None,
         };
@@ -306,6 +323,21 @@ impl<'a> Adoption<'a> {
         replace_file(vfs, &directory, kafka_state::EPOCHS_NAME, epochs.as_bytes(), true)?;
         replace_file(vfs, &directory, "partition.metadata", kafka_metadata(topic.topic_id).as_bytes(), true)?;
         self.commit_partition(&directory, &manifest, found.end)
+    }
+
+    /// What this library said of the partition before a broker wrote to it.
+    fn manifest_before(&self, directory: &Path, id: &TopicPartition, topic: &TopicEntry) -> Result<Option<Manifest>> {
+        let newest = manifest::slots(directory).read(&*self.vfs)?.newest;
+        let before = newest.and_then(|slot| Manifest::decode(&slot.payload).ok());
+        Ok(before.filter(|before| before.topic_id == topic.topic_id && before.partition == id.partition.get()))
+    }
+
+    /// No record arrived after the file was last written to, whatever its timestamp says: where the timestamps lie in the
+    /// future, or there are none, retention goes by that.
+    fn closed_ms(&self, entry: &SegmentEntry, written_ms: Option<i64>) -> Option<i64> {
+        let now_ms = self.env.clock.now_ms();
+        let is_past = entry.max_timestamp.is_some_and(|newest| (0..=now_ms).contains(&newest));
+        if is_past { None } else { written_ms.map(|written| written.min(now_ms)) }
     }
 
     fn commit_partition(&self, directory: &Path, manifest: &Manifest, end: i64) -> Result<()> {

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use topiclog::{AdoptOptions, Error, Repair, Store, Upkeep, verify};
+use topiclog::clock::{Clock, ManualClock, SystemClock};
+use topiclog::{AdoptOptions, CleanupPolicy, Error, ReadOptions, Record, Repair, Store, TopicConfig, Upkeep, verify};
 
 use crate::kafka_dirs::{check_store, copy_of, fixtures};
 
@@ -255,4 +257,127 @@ fn a_complete_segment_that_is_damaged_is_told_of() {
     assert!(matches!(&refused, Error::Corrupt { path, .. } if *path == swap), "{refused}");
     assert!(verify(&root).unwrap().damages().any(|finding| finding.path == swap));
     assert!(Store::adopt(&root, &AdoptOptions::new()).is_err());
+}
+
+fn remove_store_manifests(root: &Path) {
+    for slot in ["topiclog.manifest.0", "topiclog.manifest.1"] {
+        fs::remove_file(root.join(slot)).unwrap_or_default();
+    }
+}
+
+/// Partition manifests without one of the store: a reader once took them for files of two copies.
+#[test]
+fn an_adoption_that_was_interrupted_before_its_commit_is_read_and_repeated() {
+    for state in STATES {
+        let (_guard, root) = copy_of(state);
+        let adopt = AdoptOptions::new().broker_is_gone(true);
+        Store::adopt(&root, &adopt).unwrap();
+        remove_store_manifests(&root);
+        let expected = fixtures().join(format!("{state}.expected"));
+        check_store(&open(&root), &expected);
+        assert!(verify(&root).unwrap().damages().any(|finding| finding.path == root), "it is no whole store");
+        assert!(matches!(Store::open(&root), Err(Error::NeedsAdopt { .. })));
+        Store::adopt(&root, &adopt).unwrap();
+        check_store(&open(&root), &expected);
+        Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap().close().unwrap();
+    }
+}
+
+#[test]
+fn a_broker_that_went_on_after_an_interrupted_adoption_is_read_too() {
+    let (_guard, root) = copy_of("clean");
+    Store::adopt(&root, &AdoptOptions::new()).unwrap();
+    remove_store_manifests(&root);
+    let log = files(&root.join("large-0"), ".log").pop().unwrap();
+    let base: i64 = log.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let mut batch = topiclog::record::BatchBuilder::new(topiclog::record::BatchSpec {
+        leader_epoch: 1000,
+        ..topiclog::record::BatchSpec::new(base)
+    });
+    batch.push(Record::keyed("k", "the broker's").timestamp_ms(1_700_000_000_000)).unwrap();
+    fs::write(&log, batch.finish().unwrap()).unwrap();
+    let partition = open(&root).topic("large").unwrap().partition(0).unwrap();
+    assert_eq!(partition.record(base).unwrap().unwrap().value(), Some(&b"the broker's"[..]));
+}
+
+/// Adopts, writes, and adopts anew as after a broker that wrote: what the topic was configured to be stays.
+#[test]
+fn what_a_topic_was_configured_to_be_outlives_another_adoption() {
+    let (_guard, root) = copy_of("clean");
+    let compact = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).segment_bytes(5000);
+    let first = AdoptOptions::new().config("compacted", compact).config("large", TopicConfig::default());
+    Store::adopt(&root, &first).unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let config = store.topic("compacted").unwrap().config();
+    let floor = |store: &Store, topic: &str| {
+        let partition = store.topic(topic).unwrap().partition(0).unwrap();
+        (partition.tombstone_floor(), partition.end())
+    };
+    let (dropped_to, end) = floor(&store, "compacted");
+    assert_eq!(dropped_to, end, "what the broker dropped of it is not known");
+    assert_eq!(floor(&store, "large").0.get(), 0);
+    let stale = ReadOptions::new().state_since(0.into());
+    let partition = store.topic("compacted").unwrap().partition(0).unwrap();
+    let mut reader = partition.reader(partition.start(), &stale).unwrap();
+    assert!(matches!(reader.next().unwrap(), Err(Error::SnapshotRequired { .. })));
+    drop((reader, partition));
+    store.close().unwrap();
+
+    Store::adopt(&root, &AdoptOptions::new()).unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    assert_eq!(store.topic("compacted").unwrap().config(), config);
+    store.close().unwrap();
+    // Without a configuration, and after one that says otherwise, the floor does not fall.
+    Store::adopt(&root, &AdoptOptions::new().config("compacted", TopicConfig::default())).unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    assert_eq!(store.topic("compacted").unwrap().config(), TopicConfig::default());
+    assert_eq!(floor(&store, "compacted").0, end);
+    store.close().unwrap();
+}
+
+#[test]
+fn timestamps_of_the_future_do_not_keep_adopted_segments_for_ever() {
+    let (_guard, root) = copy_of("clean");
+    // The clock of this machine stands years after the file's times and before those of its records.
+    let log = files(&root.join("large-0"), ".log").remove(0);
+    let now_ms = SystemClock.now_ms();
+    let mut batch = topiclog::record::BatchBuilder::new(topiclog::record::BatchSpec::new(0));
+    batch.push(Record::keyed("k", "v").timestamp_ms(now_ms + 100 * 365 * 86_400_000)).unwrap();
+    for path in fs::read_dir(root.join("large-0")).unwrap() {
+        fs::remove_file(path.unwrap().path()).unwrap();
+    }
+    fs::write(&log, batch.finish().unwrap()).unwrap();
+    let week = TopicConfig::default().retention_ms(7 * 86_400_000);
+    Store::adopt(&root, &AdoptOptions::new().config("large", week)).unwrap();
+    let clock = Arc::new(ManualClock::new(now_ms));
+    let store = Store::builder().upkeep(Upkeep::Manual).clock(clock.clone()).open(&root).unwrap();
+    let partition = store.topic("large").unwrap().partition(0).unwrap();
+    store.tick_topic("large").unwrap();
+    assert_eq!(partition.start().get(), 0);
+    clock.advance_ms(8 * 86_400_000);
+    store.tick_topic("large").unwrap();
+    assert_eq!(partition.start().get(), 1);
+    store.close().unwrap();
+}
+
+/// The one partition that was there once got the records of all keys.
+#[test]
+fn a_key_goes_to_no_other_partition_because_its_own_is_not_here() {
+    let (_guard, root) = copy_of("clean");
+    for directory in partitions(&root).iter().filter(|directory| !directory.ends_with("partitioned-3")) {
+        fs::remove_dir_all(directory).unwrap();
+    }
+    Store::adopt(&root, &AdoptOptions::new()).unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let topic = store.topic("partitioned").unwrap();
+    assert_eq!((topic.partition_count(), topic.partitions().count()), (4, 1));
+    let expected = |key: &str| (topiclog::murmur2(key.as_bytes()) & 0x7fff_ffff) % 4;
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        match topic.append(Record::keyed(key, "v")) {
+            Ok(placed) => assert_eq!((placed.partition.get(), expected(key)), (3, 3)),
+            Err(error) => assert!(matches!(error, Error::UnknownTopic { .. }) && expected(key) != 3, "{key}: {error}"),
+        }
+    }
+    assert_eq!(topic.append(Record::of_value("no key")).unwrap().partition.get(), 3);
+    store.close().unwrap();
 }
