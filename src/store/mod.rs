@@ -138,7 +138,9 @@ impl Store {
     /// # Errors
     /// [`Error::Locked`] if another writer or a Kafka broker has it; [`Error::NeedsAdopt`] if a broker wrote there;
     /// [`Error::Corrupt`] if something that was synced is damaged; [`Error::Unsupported`] if a newer version wrote it.
-    /// Nothing is changed then.
+    /// No record is changed then. What a crash left of partitions before the refused one may have been repaired by then, and
+    /// the lock files `topiclog.lock`, `topiclog.follow` and `.lock` may remain, also in a directory of Kafka's. An open
+    /// for reading leaves nothing.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         StoreBuilder::default().open(root)
     }
