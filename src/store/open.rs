@@ -295,8 +295,13 @@ fn holds_records(vfs: &dyn Vfs, directory: &Path) -> Result<bool> {
 
 /// Removes what an interrupted replacement of one of our own files, or of Kafka's checkpoints, left in the root.
 fn sweep_temporaries(env: &Env, root: &Path, listed: &[crate::io::DirEntry]) -> Result<()> {
-    let ours =
-        [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, checkpoints::CLEAN_SHUTDOWN];
+    let ours = [
+        checkpoints::RECOVERY_POINT,
+        checkpoints::LOG_START,
+        checkpoints::HIGH_WATERMARK,
+        checkpoints::CLEANER,
+        checkpoints::CLEAN_SHUTDOWN,
+    ];
     let mut swept = false;
     for entry in listed.iter().filter(|entry| entry.kind == EntryKind::File) {
         let Some(target) = entry.name.strip_suffix(".tmp") else { continue };
