@@ -6,7 +6,6 @@
 //! time instead, and then the one for the largest timestamp.
 //!
 //! Compressed batches need the features of their codecs: `cargo run --release --all-features --example dump -- ..`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this tool is for")]
 
 use std::error::Error;
 use std::io::Write;
@@ -25,18 +24,11 @@ mod jsonl;
 const USAGE: &str = "usage: dump DIR TOPIC PARTITION [--full] [--committed] [--times T,..] [--from OFFSET] [--max N]";
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("dump: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    args::run("dump", USAGE, || run().map(|()| ExitCode::SUCCESS))
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let args = args::Args::read(&["full", "committed"])?;
-    args.check(&["full", "committed", "times", "from", "max"])?;
+    let args = args::Args::read(&["full", "committed"], &["times", "from", "max"], USAGE)?;
     let [directory, topic, partition] = args.words() else { return Err(USAGE.into()) };
     let number: u32 = partition.parse().map_err(|_| format!("{partition:?} is not a partition number"))?;
     let store = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(directory)?;

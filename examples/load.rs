@@ -2,16 +2,16 @@
 //!
 //! Lines are those that `dump --full` prints; a first line of start and end is passed over. A record goes to the
 //! `"partition"` of its line, else by its key; timestamps and headers are as given. The topic is created if it is not
-//! there; an existing one keeps its configuration. Options: `--partitions N --batch N --compression
+//! there; an existing one keeps its configuration. A line that is none ends the load: those before it are appended, and
+//! it is named. Options: `--partitions N --batch N --compression
 //! none|gzip|snappy|lz4|zstd --durability os|interval|sync --segment-bytes N --index-interval-bytes N`, and `--config
 //! key=value` with Kafka's names, as often as wanted.
 //!
 //! Codecs need their features: `cargo run --release --all-features --example load -- ..`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this tool is for")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{BufRead, Read};
+use std::io::{BufRead, Read, Write};
 use std::process::ExitCode;
 
 use topiclog::{AppendOptions, Record, Store, Topic, TopicConfig};
@@ -29,22 +29,13 @@ const USAGE: &str = "usage: load DIR TOPIC [--partitions N] [--batch N] [--compr
 const LINE_BYTES_MAX: u64 = 256 << 20;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(count) => {
-            println!("{count} records");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("load: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    args::run("load", USAGE, || run().map(|()| ExitCode::SUCCESS))
 }
 
-fn run() -> Result<u64, Box<dyn Error>> {
-    let args = args::Args::read(&[])?;
-    let known = ["partitions", "batch", "compression", "durability", "segment-bytes", "index-interval-bytes", "config"];
-    args.check(&known)?;
+fn run() -> Result<(), Box<dyn Error>> {
+    let options =
+        ["partitions", "batch", "compression", "durability", "segment-bytes", "index-interval-bytes", "config"];
+    let args = args::Args::read(&[], &options, USAGE)?;
     let [directory, topic] = args.words() else { return Err(USAGE.into()) };
     let mut config = TopicConfig::default().partitions(args.number("partitions")?.unwrap_or(1));
     for (option, key) in [
@@ -67,47 +58,78 @@ fn run() -> Result<u64, Box<dyn Error>> {
     let closed = store.close();
     let count = loaded?;
     closed?;
-    Ok(count)
+    writeln!(std::io::stdout(), "{count} records")?;
+    Ok(())
 }
 
+/// Appends every line. Of a line that cannot be, the good ones before it are appended all the same.
 fn load(topic: &Topic, batch: usize) -> Result<u64, Box<dyn Error>> {
-    let mut input = std::io::stdin().lock();
-    let mut waiting: BTreeMap<u32, Vec<Record>> = BTreeMap::new();
-    let (mut count, mut number, mut line) = (0, 0u64, Vec::new());
-    loop {
-        line.clear();
-        number += 1;
-        let read = input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-        if read == 0 {
-            break;
-        }
-        if read as u64 == LINE_BYTES_MAX {
-            return Err(format!("line {number} is longer than {LINE_BYTES_MAX} bytes").into());
-        }
-        let text = std::str::from_utf8(&line).map_err(|error| format!("line {number}: {error}"))?.trim();
-        if text.is_empty() {
-            continue;
-        }
-        let Some(record) = jsonl::parse(text).map_err(|why| format!("line {number}: {why}"))? else { continue };
-        let partition = topic.partition_for(&record).get();
-        let records = waiting.entry(partition).or_default();
-        records.push(record);
-        if records.len() >= batch {
-            count += append(topic, partition, records).map_err(|error| format!("line {number}: {error}"))?;
+    let mut load = Load { topic, batch, waiting: BTreeMap::new(), count: 0, number: 0 };
+    match load.lines().and_then(|()| Ok(load.flush()?)) {
+        Ok(()) => Ok(load.count),
+        Err(error) => {
+            let rest = load.flush();
+            let Load { count, number, .. } = load;
+            let rest = rest.map_or_else(|why| format!(", and then: {why}"), |()| String::new());
+            Err(format!("line {number}: {error}; {count} records before it were appended{rest}").into())
         }
     }
-    for (partition, records) in &mut waiting {
-        count += append(topic, *partition, records)?;
-    }
-    Ok(count)
 }
 
-fn append(topic: &Topic, partition: u32, records: &mut Vec<Record>) -> topiclog::Result<u64> {
-    if records.is_empty() {
-        return Ok(0);
+struct Load<'a> {
+    topic: &'a Topic,
+    batch: usize,
+    waiting: BTreeMap<u32, Vec<Record>>,
+    /// Records that were appended.
+    count: u64,
+    /// The line that is looked at.
+    number: u64,
+}
+
+impl Load<'_> {
+    fn lines(&mut self) -> Result<(), Box<dyn Error>> {
+        let mut input = std::io::stdin().lock();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.number += 1;
+            if read as u64 == LINE_BYTES_MAX {
+                return Err(format!("longer than {LINE_BYTES_MAX} bytes").into());
+            }
+            let text = std::str::from_utf8(&line)?.trim();
+            if text.is_empty() {
+                continue;
+            }
+            let Some(record) = jsonl::parse(text)? else { continue };
+            let partition = self.topic.partition_for(&record).get();
+            // Asked for now, so that the line that names it is told of.
+            self.topic.partition(partition)?;
+            let records = self.waiting.entry(partition).or_default();
+            records.push(record);
+            if records.len() >= self.batch {
+                self.append(partition)?;
+            }
+        }
     }
-    topic.partition(partition)?.append_batch_with(records, &AppendOptions::new())?;
-    let count = records.len() as u64;
-    records.clear();
-    Ok(count)
+
+    fn flush(&mut self) -> topiclog::Result<()> {
+        while let Some(&partition) = self.waiting.keys().next() {
+            self.append(partition)?;
+        }
+        Ok(())
+    }
+
+    /// Appends what waits for a partition. If that fails it does not wait any longer.
+    fn append(&mut self, partition: u32) -> topiclog::Result<()> {
+        let records = self.waiting.remove(&partition).unwrap_or_default();
+        if !records.is_empty() {
+            self.topic.partition(partition)?.append_batch_with(&records, &AppendOptions::new())?;
+            self.count += records.len() as u64;
+        }
+        Ok(())
+    }
 }

@@ -6,7 +6,6 @@
 //! Options: `--key HEX` prints the newest record of this key alone, `--full` shows byte strings of any length.
 //!
 //! Compressed batches need the features of their codecs: `cargo run --release --all-features --example table -- ..`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this tool is for")]
 
 use std::error::Error;
 use std::io::Write;
@@ -24,18 +23,11 @@ mod jsonl;
 const USAGE: &str = "usage: table DIR TOPIC [--key HEX] [--full]";
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("table: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    args::run("table", USAGE, || run().map(|()| ExitCode::SUCCESS))
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let args = args::Args::read(&["full"])?;
-    args.check(&["full", "key"])?;
+    let args = args::Args::read(&["full"], &["key"], USAGE)?;
     let [directory, topic] = args.words() else { return Err(USAGE.into()) };
     let full = args.flag("full");
     let builder = Store::builder().read_only(true).upkeep(Upkeep::Manual).key_index_memory_bytes(usize::MAX);

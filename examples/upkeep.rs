@@ -6,9 +6,9 @@
 //! alone, `--config key=value` changes a setting of that topic first.
 //!
 //! Compressed batches need the features of their codecs: `cargo run --release --all-features --example upkeep -- ..`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this tool is for")]
 
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -23,13 +23,7 @@ mod args;
 const USAGE: &str = "usage: upkeep DIR [--now MS] [--topic T [--config key=value]..]";
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("upkeep: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    args::run("upkeep", USAGE, || run().map(|()| ExitCode::SUCCESS))
 }
 
 /// What a partition holds.
@@ -40,11 +34,12 @@ struct Held {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let args = args::Args::read(&[])?;
-    args.check(&["now", "topic", "config"])?;
+    let args = args::Args::read(&[], &["now", "topic", "config"], USAGE)?;
     let [directory] = args.words() else { return Err(USAGE.into()) };
-    if !std::path::Path::new(directory).is_dir() {
-        return Err(format!("{directory} is not a directory").into());
+    // Opened for writing, a directory that is empty or not there would become a store.
+    let path = std::path::Path::new(directory);
+    if !["topiclog.manifest.0", "topiclog.manifest.1"].iter().any(|slot| path.join(slot).exists()) {
+        return Err(format!("{directory} holds no store; a broker's directory becomes one by `Store::adopt`").into());
     }
     let mut builder = Store::builder().upkeep(Upkeep::Manual);
     if let Some(now) = args.number::<i64>("now")? {
@@ -72,10 +67,12 @@ fn run() -> Result<(), Box<dyn Error>> {
             break;
         }
     }
+    let mut out = std::io::stdout().lock();
     for (partition, before) in &partitions {
         let after = hold(partition)?;
         let stats = partition.stats();
-        println!(
+        writeln!(
+            out,
             "{{\"topic\":\"{}\",\"partition\":{},\"segments_before\":{},\"segments_after\":{},\"bytes_before\":{},\
              \"bytes_after\":{},\"records_before\":{},\"records_after\":{},\"tombstones_dropped\":{},\"log_start\":{},\
              \"log_end\":{}}}",
@@ -90,8 +87,9 @@ fn run() -> Result<(), Box<dyn Error>> {
             stats.tombstones_dropped,
             partition.start(),
             partition.end(),
-        );
+        )?;
     }
+    out.flush()?;
     drop(partitions);
     store.close()?;
     Ok(())

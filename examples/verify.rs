@@ -5,34 +5,40 @@
 //!
 //! Records in compressed batches are looked into where the codec's feature is enabled:
 //! `cargo run --release --all-features --example verify -- DIR`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this tool is for")]
 
+use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
+#[path = "support/args.rs"]
+#[allow(dead_code, reason = "other tools use the rest")]
+mod args;
+
+const USAGE: &str = "usage: verify DIR";
+
 fn main() -> ExitCode {
-    let Some(directory) = std::env::args().nth(1) else {
-        eprintln!("usage: verify DIR");
-        return ExitCode::FAILURE;
-    };
-    let report = match topiclog::verify(&directory) {
-        Ok(report) => report,
-        Err(error) => {
-            eprintln!("verify: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    args::run("verify", USAGE, run)
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
+    let args = args::Args::read(&[], &[], USAGE)?;
+    let [directory] = args.words() else { return Err(USAGE.into()) };
+    let report = topiclog::verify(directory)?;
+    let damaged = report.damages().count();
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for finding in &report.findings {
-        println!("{finding}");
+        writeln!(out, "{finding}")?;
     }
-    println!(
-        "{} partitions, {} segments, {} batches, {} records, {} bytes: {} damaged, {} notices",
+    writeln!(
+        out,
+        "{} partitions, {} segments, {} batches, {} records, {} bytes: {damaged} damaged, {} notices",
         report.partitions,
         report.segments,
         report.batches,
         report.records,
         report.bytes,
-        report.damages().count(),
-        report.findings.len() - report.damages().count(),
-    );
-    if report.damages().next().is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        report.findings.len() - damaged,
+    )?;
+    out.flush()?;
+    Ok(if damaged == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -173,7 +173,7 @@ pub enum Error {
         what: String,
     },
     /// Another program wrote here, or never had a manifest: run `adopt` first, or open read-only.
-    #[error("{path} must be adopted before it can be written: {why}")]
+    #[error("{path} must be adopted by `Store::adopt` before it can be written: {why}")]
     NeedsAdopt {
         /// The directory.
         path: PathBuf,

@@ -1,5 +1,24 @@
 //! Command lines of the tools: words, `--name value` options and bare `--flags`.
 
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Runs a tool. What goes wrong is told in a sentence, also where nobody can read it: a closed pipe is no panic.
+pub(crate) fn run(tool: &str, usage: &str, body: impl FnOnce() -> Result<ExitCode, Box<dyn Error>>) -> ExitCode {
+    let wants_help = std::env::args().skip(1).any(|word| word == "--help" || word == "-h");
+    let done = if wants_help {
+        let told = writeln!(std::io::stdout(), "{usage}");
+        told.map(|()| ExitCode::SUCCESS).map_err(Into::into)
+    } else {
+        body()
+    };
+    done.unwrap_or_else(|error| {
+        writeln!(std::io::stderr(), "{tool}: {error}").ok();
+        ExitCode::FAILURE
+    })
+}
+
 /// The words and options of a command line.
 pub(crate) struct Args {
     words: Vec<String>,
@@ -7,13 +26,15 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Reads the process's own. Names of `flags` take no value.
-    pub(crate) fn read(flags: &[&str]) -> Result<Self, String> {
+    /// Reads the process's own. Names of `flags` take no value, those of `options` one; any other is refused.
+    pub(crate) fn read(flags: &[&str], options: &[&str], usage: &str) -> Result<Self, String> {
+        let known = options;
         let (mut words, mut options) = (Vec::new(), Vec::new());
         let mut given = std::env::args().skip(1);
         while let Some(word) = given.next() {
             match word.strip_prefix("--") {
                 Some(name) if flags.contains(&name) => options.push((name.to_owned(), None)),
+                Some(name) if !known.contains(&name) => return Err(format!("there is no option --{name}\n{usage}")),
                 Some(name) => {
                     let value = given.next().ok_or_else(|| format!("--{name} needs a value"))?;
                     options.push((name.to_owned(), Some(value)));
@@ -27,14 +48,6 @@ impl Args {
     /// The words that are no options.
     pub(crate) fn words(&self) -> &[String] {
         &self.words
-    }
-
-    /// Refuses options that are not among these.
-    pub(crate) fn check(&self, known: &[&str]) -> Result<(), String> {
-        match self.options.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            Some((name, _)) => Err(format!("there is no option --{name}")),
-            None => Ok(()),
-        }
     }
 
     /// Whether a flag was given.

@@ -8,6 +8,10 @@ use topiclog::{Header, PartitionId, Record, StoredRecord, TimestampType};
 /// Longer byte strings are shown by checksum and length.
 const SHOWN_BYTES_MAX: usize = 96;
 
+/// What a line may have: what `dump` prints, and where the record is to go.
+const FIELDS: [&str; 8] =
+    ["offset", "timestamp", "timestamp_type", "leader_epoch", "key", "value", "headers", "partition"];
+
 /// One record as a line.
 pub(crate) fn record_line(record: &StoredRecord, full: bool) -> String {
     let kind = match record.timestamp_type() {
@@ -67,8 +71,11 @@ pub(crate) fn max_timestamp_line(found: Option<(i64, i64)>) -> String {
 pub(crate) fn parse(line: &str) -> Result<Option<Record>, String> {
     let json: serde_json::Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let fields = json.as_object().ok_or("not a JSON object")?;
-    if !fields.contains_key("value") && fields.contains_key("start") {
+    if fields.contains_key("start") && fields.keys().all(|name| matches!(name.as_str(), "start" | "end")) {
         return Ok(None);
+    }
+    if let Some(name) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
+        return Err(format!("{name}: not a field of a record"));
     }
     let field = |name: &str| {
         unhex(fields.get(name).unwrap_or(&serde_json::Value::Null)).map_err(|why| format!("{name}: {why}"))
@@ -85,8 +92,11 @@ pub(crate) fn parse(line: &str) -> Result<Option<Record>, String> {
             record = record.to_partition(PartitionId::new(partition.ok_or("partition: not a partition number")?));
         }
     }
-    let none = Vec::new();
-    for header in fields.get("headers").and_then(serde_json::Value::as_array).unwrap_or(&none) {
+    let headers = match fields.get("headers") {
+        None => &[][..],
+        Some(headers) => headers.as_array().ok_or("headers: not an array")?,
+    };
+    for header in headers {
         let [name, value] = header.as_array().map(Vec::as_slice).unwrap_or_default() else {
             return Err("headers: each must be a pair of name and value".into());
         };

@@ -13,14 +13,16 @@ use super::reader::marker_of;
 use super::repair::{PartitionReport, Repair};
 use super::{Log, SegmentSet};
 use crate::error::{Error, Result};
-use crate::io::{OpenMode, Vfs, read_full_at, read_small};
+use crate::io::{EntryKind, OpenMode, Vfs, read_full_at, read_small};
 use crate::record::{BatchHeader, BatchView};
-use crate::segment::name::{Suffix, file_name};
+use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::offset_index;
 use crate::segment::recover::{Scan, ScanRules, Stop, scan};
 use crate::segment::txn_index::{self, AbortedTxn};
 
 const INDEX_BYTES_MAX: u64 = 64 << 20;
+const SWAP: &str = ".swap";
+const CLEANED: &str = ".cleaned";
 
 /// What a broker's checkpoint files say of a partition: hints, cross-checked and never obeyed blindly.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,11 +47,119 @@ pub(crate) struct Found {
     pub(crate) torn: Option<(Scan, String)>,
     /// Highest leader epoch of the scanned batches, -1 if there is none.
     pub(crate) highest_epoch: i32,
+    /// An exchange of segments that was interrupted, and through which this was seen.
+    pub(crate) exchange: Exchange,
+    /// When each log was last written to, by base offset.
+    pub(crate) written_ms: BTreeMap<i64, i64>,
 }
+
+/// An exchange of segments that a broker, or a store without its manifest, was interrupted in. Which files are the log is
+/// said by their names alone, as Kafka's loader has it.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange {
+    /// Output that was not complete, in the order in which it has to go: as long as a `.cleaned` file is there, no `.swap`
+    /// file at or above its base offset counts.
+    pub(crate) unfinished: Vec<String>,
+    /// Files of complete output, by the names that end in `.swap`.
+    pub(crate) finished: Vec<String>,
+    /// Length of each log among them, by base offset.
+    logs: BTreeMap<i64, u64>,
+    /// What they replace: files whose number is at least the first and below the second.
+    replaced: (i64, i64),
+}
+
+impl Exchange {
+    /// Finds out what a directory shows. Every complete log is scanned, as it says only by its batches how far it goes.
+    pub(crate) fn find(vfs: &dyn Vfs, directory: &Path) -> Result<Self> {
+        let listed = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+        let swap = |name: &str| name.strip_suffix(SWAP).and_then(number);
+        let cleaned = |name: &str| name.strip_suffix(CLEANED).and_then(number);
+        let unfinished = listed.iter().filter_map(|entry| cleaned(&entry.name)).min().unwrap_or(i64::MAX);
+        let mut found = Self { replaced: (i64::MAX, i64::MIN), ..Self::default() };
+        for entry in &listed {
+            match swap(&entry.name) {
+                Some(base) if base >= unfinished => found.unfinished.push(entry.name.clone()),
+                Some(base) => {
+                    found.finished.push(entry.name.clone());
+                    if entry.name == swap_name(base, Suffix::Log) {
+                        let next = scan_swap(vfs, &directory.join(&entry.name), entry.kind, base)?;
+                        found.logs.insert(base, entry.bytes);
+                        found.replaced = (found.replaced.0.min(base), found.replaced.1.max(next));
+                    }
+                }
+                None => {}
+            }
+        }
+        found.unfinished.extend(listed.into_iter().map(|entry| entry.name).filter(|name| name.ends_with(CLEANED)));
+        Ok(found)
+    }
+
+    /// Whether a file of this name goes, as the complete output stands for it.
+    pub(crate) fn replaces(&self, name: &str) -> bool {
+        !name.ends_with(SWAP) && !name.ends_with(CLEANED) && number(name).is_some_and(|number| self.covers(number))
+    }
+
+    fn covers(&self, number: i64) -> bool {
+        self.replaced.0 <= number && number < self.replaced.1
+    }
+
+    /// Whether the log of this base offset still has its name of the exchange.
+    pub(crate) fn has_log(&self, base: i64) -> bool {
+        self.logs.contains_key(&base)
+    }
+
+    /// The name that a file has now.
+    pub(crate) fn name(&self, base: i64, suffix: Suffix) -> String {
+        let swap = swap_name(base, suffix);
+        if self.finished.contains(&swap) { swap } else { file_name(base, suffix) }
+    }
+
+    /// Lists the directory as if the exchange had been carried out.
+    pub(crate) fn see_through(&self, listing: &mut Listing) {
+        listing.logs.retain(|&base, _| !self.covers(base));
+        listing.snapshots.retain(|&offset, _| !self.covers(offset));
+        listing.side_files.retain(|&(base, _)| !self.covers(base) && !self.has_log(base));
+        listing.logs.extend(self.logs.iter().map(|(&base, &bytes)| (base, bytes)));
+        for (base, suffix) in self.finished.iter().filter_map(|name| name::parse(name.strip_suffix(SWAP)?)) {
+            if !matches!(suffix, Suffix::Log | Suffix::Snapshot) {
+                listing.side_files.push((base, suffix));
+            }
+        }
+    }
+}
+
+/// The number that a file's name begins with.
+fn number(name: &str) -> Option<i64> {
+    name.split('.').next()?.parse().ok()
+}
+
+fn swap_name(base: i64, suffix: Suffix) -> String {
+    format!("{}{SWAP}", file_name(base, suffix))
+}
+
+/// The next offset of a complete output, which must be whole: it was synced before it got its name.
+fn scan_swap(vfs: &dyn Vfs, path: &Path, kind: EntryKind, base: i64) -> Result<i64> {
+    if kind != EntryKind::File {
+        return Err(Error::corrupt(path, 0, NO_FILE));
+    }
+    let file = vfs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
+    let rules = ScanRules { position: 0, next_offset: base, base_offset: base, is_foreign: true, epochs: None };
+    let found = scan(&*file, &rules, |_, _, _| {}).map_err(|error| Error::io("read", path, error))?;
+    match found.stop {
+        Stop::End => Ok(found.next_offset),
+        Stop::Zeros => Err(Error::corrupt(path, found.position, "zeros follow the last batch")),
+        Stop::Bad(why) => Err(Error::corrupt(path, found.position, why)),
+        Stop::Unsupported(what) => Err(Error::unsupported(format!("{what} ({})", path.display()))),
+    }
+}
+
+/// What a link, a pipe or a directory in the place of a log is told of.
+pub(crate) const NO_FILE: &str = "this is no regular file, and it is not followed";
 
 /// Opens it for reading.
 pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
     let found = look(&opening, false)?;
+    let directory = opening.directory.clone();
     let report = PartitionReport {
         partition: opening.id.clone(),
         unclean: !opening.hints.was_clean,
@@ -73,6 +183,12 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
     };
     let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;
     let set = (*log.snapshot()).clone();
+    for segment in &set.segments {
+        let base = segment.base_offset();
+        if found.exchange.has_log(base) {
+            segment.log().file().is_at(directory.join(found.exchange.name(base, Suffix::Log)));
+        }
+    }
     log.swap(SegmentSet { epochs: None, ..set });
     Ok((log, report))
 }
@@ -80,7 +196,12 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
 /// Looks at a directory. With `every_batch`, all batches are checked; otherwise only what is needed to find the end.
 pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
     let vfs = &*opening.env.vfs;
-    let listing = list(vfs, &opening.directory)?;
+    let mut listing = list(vfs, &opening.directory)?;
+    if let Some(base) = listing.no_files().next() {
+        return Err(Error::corrupt(&opening.directory.join(file_name(base, Suffix::Log)), 0, NO_FILE));
+    }
+    let exchange = Exchange::find(vfs, &opening.directory)?;
+    exchange.see_through(&mut listing);
     let bases: Vec<i64> = listing.logs.keys().copied().collect();
     let mut found = Found {
         entries: Vec::new(),
@@ -92,6 +213,8 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         repairs: Vec::new(),
         torn: None,
         highest_epoch: -1,
+        exchange,
+        written_ms: std::mem::take(&mut listing.written_ms),
     };
     let mut scans: BTreeMap<i64, Scan> = BTreeMap::new();
     for (index, &base) in bases.iter().enumerate() {
@@ -102,7 +225,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         if let (Some(next), false) = (next_base, every_batch) {
             (entry.state, entry.bytes, entry.next) = (EntryState::Closed, bytes, next);
         } else {
-            let scan = scan_file(opening, base, bytes, every_batch, &mut found.highest_epoch)?;
+            let scan = scan_file(opening, &mut found, base, bytes, every_batch)?;
             entry.state = if next_base.is_some() { EntryState::Closed } else { EntryState::Active };
             (entry.bytes, entry.next, entry.batches) = (scan.position, scan.next_offset, scan.batches);
             if every_batch {
@@ -132,7 +255,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
 fn judge_ends(opening: &Opening<'_>, found: &mut Found, scans: &BTreeMap<i64, Scan>, bases: &[i64]) -> Result<()> {
     for (index, &base) in bases.iter().enumerate() {
         let Some(scan) = scans.get(&base) else { continue };
-        let path = opening.directory.join(file_name(base, Suffix::Log));
+        let path = opening.directory.join(found.exchange.name(base, Suffix::Log));
         let next_base = bases.get(index + 1).copied();
         let reason = match &scan.stop {
             Stop::End | Stop::Zeros if next_base.is_none() => continue,
@@ -167,12 +290,15 @@ fn judge_ends(opening: &Opening<'_>, found: &mut Found, scans: &BTreeMap<i64, Sc
     Ok(())
 }
 
-fn scan_file(opening: &Opening<'_>, base: i64, bytes: u64, every_batch: bool, highest_epoch: &mut i32) -> Result<Scan> {
-    let path = opening.directory.join(file_name(base, Suffix::Log));
+fn scan_file(opening: &Opening<'_>, found: &mut Found, base: i64, bytes: u64, every_batch: bool) -> Result<Scan> {
+    let path = opening.directory.join(found.exchange.name(base, Suffix::Log));
     let file = opening.env.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
-    let hint = if every_batch { None } else { last_hint(opening, &*file, base, bytes) };
+    // An index beside the log of an exchange may be the one of the log before.
+    let may_hint = !every_batch && !found.exchange.has_log(base);
+    let hint = if may_hint { last_hint(opening, &*file, base, bytes) } else { None };
     let (position, next_offset) = hint.unwrap_or((0, base));
     let rules = ScanRules { position, next_offset, base_offset: base, is_foreign: true, epochs: None };
+    let highest_epoch = &mut found.highest_epoch;
     let visit = |_, header: &BatchHeader, _: Option<&[u8]>| *highest_epoch = header.leader_epoch.max(*highest_epoch);
     scan(&*file, &rules, visit).map_err(|error| Error::io("read", &path, error))
 }
@@ -239,7 +365,7 @@ fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool
     let mut aborted: Vec<AbortedTxn> = Vec::new();
     for &(base, suffix) in &listing.side_files {
         if suffix == Suffix::TxnIndex && listing.logs.contains_key(&base) {
-            let path = opening.directory.join(file_name(base, Suffix::TxnIndex));
+            let path = opening.directory.join(found.exchange.name(base, Suffix::TxnIndex));
             aborted.extend(read_txn_index(vfs, &path, base, &mut found.repairs)?);
         }
     }
@@ -274,7 +400,7 @@ fn read_txn_index(vfs: &dyn Vfs, path: &Path, base: i64, repairs: &mut Vec<Repai
 fn replay(opening: &Opening<'_>, found: &Found, start: i64, producers: &mut Producers) -> Result<Vec<AbortedTxn>> {
     let mut aborted = Vec::new();
     for entry in found.entries.iter().filter(|entry| entry.next > start) {
-        let path = opening.directory.join(file_name(entry.base, Suffix::Log));
+        let path = opening.directory.join(found.exchange.name(entry.base, Suffix::Log));
         let file = match opening.env.vfs.open(&path, OpenMode::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,

@@ -45,6 +45,9 @@ pub(crate) struct Opening<'a> {
     pub(crate) settings: LogSettings,
     /// Whether no other process may have the files mapped, so that a tail can be written again where it stands.
     pub(crate) may_rewrite_in_place: bool,
+    /// Whether the ids come from a manifest of the store. Where it is lost, nothing vouches for them, and those in the
+    /// partition's own manifest hold.
+    pub(crate) ids_are_known: bool,
     /// What a broker's checkpoints say, for a directory without a manifest.
     pub(crate) hints: super::foreign::Hints,
 }
@@ -57,6 +60,8 @@ pub(crate) struct Listing {
     /// Length of each `.snapshot` file by offset.
     pub(crate) snapshots: BTreeMap<i64, u64>,
     pub(crate) side_files: Vec<(i64, Suffix)>,
+    /// When each `.log` file was last written to, by base offset.
+    pub(crate) written_ms: BTreeMap<i64, i64>,
     /// New logs that do not have their final name yet, by base offset, with their length.
     in_transit: BTreeMap<i64, (String, u64)>,
     temporary: Vec<String>,
@@ -67,6 +72,15 @@ impl Listing {
     /// Names that neither Kafka nor this library gives.
     pub(crate) fn strangers(&self) -> &[String] {
         &self.strangers
+    }
+
+    /// Base offsets of logs in whose place there is something that is no regular file.
+    pub(crate) fn no_files(&self) -> impl Iterator<Item = i64> {
+        self.strangers
+            .iter()
+            .filter_map(|name| name::parse(name))
+            .filter(|(_, suffix)| *suffix == Suffix::Log)
+            .map(|(base, _)| base)
     }
 
     /// Whether the new log of a segment waits for its final name.
@@ -82,6 +96,7 @@ pub(crate) fn list(vfs: &dyn Vfs, directory: &Path) -> Result<Listing> {
         match (name::parse(&entry.name), entry.kind) {
             (Some((base, Suffix::Log)), EntryKind::File) => {
                 listing.logs.insert(base, entry.bytes);
+                listing.written_ms.insert(base, entry.modified_ms);
             }
             (Some((base, Suffix::Snapshot)), EntryKind::File) => {
                 listing.snapshots.insert(base, entry.bytes);
@@ -232,14 +247,14 @@ impl Opening<'_> {
         let generation = slot.generation;
         let path = self.directory.join(slots.slot_name(generation));
         let manifest = Manifest::decode(&slot.payload).map_err(|why| Error::corrupt(&path, 32, why))?;
-        let belongs = manifest.store_id == self.env.store_id
-            && manifest.topic_id == self.topic_id
-            && manifest.partition == self.id.partition.get();
+        let has_ids = manifest.store_id == self.env.store_id && manifest.topic_id == self.topic_id;
+        let belongs = (has_ids || !self.ids_are_known) && manifest.partition == self.id.partition.get();
         if !belongs {
             return Err(Error::corrupt(
                 &path,
                 32,
-                "this manifest belongs to another store, topic or partition: files of two copies were mixed",
+                "this manifest belongs to another store, topic or partition: files of two copies were mixed; restore the \
+                 whole directory from one copy, or open read-only to save the other partitions",
             ));
         }
         Ok(Some((generation, manifest)))
@@ -311,7 +326,11 @@ impl Opening<'_> {
                 what: what.to_owned(),
             };
             let Some(&bytes) = listing.logs.get(&entry.base) else {
-                return Err(missing(0, "the segment's file is missing"));
+                return Err(missing(
+                    0,
+                    "the segment's file is missing; restore the directory from a copy, or open read-only to save the other \
+                     partitions",
+                ));
             };
             if entry.state == EntryState::Sealed && bytes != entry.bytes {
                 return Err(missing(

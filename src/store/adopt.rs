@@ -18,14 +18,13 @@ use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::replace::replace_file;
 use crate::io::{EntryKind, OpenMode, Vfs};
 use crate::partition::floor::{self, Floor, Kind};
-use crate::partition::foreign::{Found, Hints, look};
+use crate::partition::foreign::{Exchange, Found, Hints, look};
 use crate::partition::kafka_state;
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
 use crate::partition::open::{Opening, kafka_metadata};
 use crate::partition::repair::Repair;
 use crate::partition::{Env, quarantine};
 use crate::segment::name::{Suffix, file_name};
-use crate::segment::recover::{ScanRules, Stop, scan};
 use crate::segment::{Segment, SegmentOptions, State, txn_index};
 use crate::sync::atomic::AtomicBool;
 use crate::topic::TopicConfig;
@@ -72,7 +71,8 @@ impl AdoptOptions {
         self
     }
 
-    /// The configuration of a topic; others get [`TopicConfig::default`]. The number of partitions is the directory's.
+    /// The configuration of a topic. Others keep the one that the store has for them, where the directory was one before,
+    /// and get [`TopicConfig::default`] otherwise. The number of partitions is the directory's.
     #[must_use]
     pub fn config(mut self, topic: impl Into<String>, config: TopicConfig) -> Self {
         self.configs.insert(topic.into(), config);
@@ -228,7 +228,15 @@ impl<'a> Adoption<'a> {
                 None => new_id(None, count as u64)?,
             };
             let most = partitions.iter().max().map_or(1, |most| most.saturating_add(1));
-            let config = self.options.configs.get(name.as_str()).cloned().unwrap_or_default().partitions(most);
+            let known = self.catalog.topics.iter().find(|entry| entry.name == name && entry.topic_id == topic_id);
+            let config = match (self.options.configs.get(name.as_str()), known) {
+                (Some(config), _) => {
+                    config.check_codec()?;
+                    config.clone().partitions(most)
+                }
+                (None, Some(known)) => known.config.clone().partitions(most.max(known.config.partition_count())),
+                (None, None) => TopicConfig::default().partitions(most),
+            };
             config.check()?;
             topics.push(TopicEntry { name, topic_id, partitions, config });
         }
@@ -263,6 +271,12 @@ impl<'a> Adoption<'a> {
     fn take_over(&self, id: &TopicPartition, topic: &TopicEntry, mut found: Found) -> Result<()> {
         let directory = self.root.join(id.directory_name());
         let vfs = &*self.vfs;
+        let before = self.manifest_before(&directory, id, topic)?;
+        for entry in &mut found.entries {
+            let listed = before.iter().flat_map(|before| &before.segments).find(|old| old.base == entry.base);
+            let known = listed.and_then(|old| old.closed_ms);
+            entry.closed_ms = known.or_else(|| self.closed_ms(entry, found.written_ms.get(&entry.base).copied()));
+        }
         self.cut(&directory, &found)?;
         // An empty last segment at the log end becomes the active one; otherwise a new one does.
         if found.entries.last().is_some_and(|last| last.bytes == 0 && last.base == found.end) {
@@ -294,7 +308,9 @@ impl<'a> Adoption<'a> {
             segments,
             removing: Vec::new(),
             clean_end: 0,
-            tombstone_floor: 0,
+            // Which tombstones the broker dropped is not known: a reader with state of this partition has to begin anew.
+            tombstone_floor: if settings.needs_key { found.end } else { 0 }
+                .max(before.map_or(0, |before| before.tombstone_floor)),
             next_horizon_ms: None,
             pending: None,
         };
@@ -307,6 +323,21 @@ impl<'a> Adoption<'a> {
         replace_file(vfs, &directory, kafka_state::EPOCHS_NAME, epochs.as_bytes(), true)?;
         replace_file(vfs, &directory, "partition.metadata", kafka_metadata(topic.topic_id).as_bytes(), true)?;
         self.commit_partition(&directory, &manifest, found.end)
+    }
+
+    /// What this library said of the partition before a broker wrote to it.
+    fn manifest_before(&self, directory: &Path, id: &TopicPartition, topic: &TopicEntry) -> Result<Option<Manifest>> {
+        let newest = manifest::slots(directory).read(&*self.vfs)?.newest;
+        let before = newest.and_then(|slot| Manifest::decode(&slot.payload).ok());
+        Ok(before.filter(|before| before.topic_id == topic.topic_id && before.partition == id.partition.get()))
+    }
+
+    /// No record arrived after the file was last written to, whatever its timestamp says: where the timestamps lie in the
+    /// future, or there are none, retention goes by that.
+    fn closed_ms(&self, entry: &SegmentEntry, written_ms: Option<i64>) -> Option<i64> {
+        let now_ms = self.env.clock.now_ms();
+        let is_past = entry.max_timestamp.is_some_and(|newest| (0..=now_ms).contains(&newest));
+        if is_past { None } else { written_ms.map(|written| written.min(now_ms)) }
     }
 
     fn commit_partition(&self, directory: &Path, manifest: &Manifest, end: i64) -> Result<()> {
@@ -390,56 +421,22 @@ impl<'a> Adoption<'a> {
     fn finish_swaps(&self, id: &TopicPartition) -> Result<()> {
         let vfs = &*self.vfs;
         let directory = self.root.join(id.directory_name());
-        let listed = vfs.list(&directory).map_err(|error| Error::io("list", &directory, error))?;
-        let numbered =
-            |name: &str, suffix: &str| -> Option<i64> { name.strip_suffix(suffix)?.split('.').next()?.parse().ok() };
+        let exchange = Exchange::find(vfs, &directory)?;
         let remove = |name: &str| {
             let path = directory.join(name);
             vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))
         };
-        let cleaned: Vec<_> = listed.iter().filter_map(|entry| numbered(&entry.name, ".cleaned")).collect();
-        let unfinished = cleaned.iter().min().copied().unwrap_or(i64::MAX);
-        let (mut low, mut high) = (i64::MAX, i64::MIN);
-        for entry in &listed {
-            if entry.name.ends_with(".cleaned") || numbered(&entry.name, ".swap").is_some_and(|base| base >= unfinished)
-            {
-                remove(&entry.name)?;
-            } else if let Some(base) = numbered(&entry.name, ".log.swap") {
-                (low, high) = (low.min(base), high.max(self.scan_swap(&directory.join(&entry.name), base)?));
-            }
-        }
-        let swaps: Vec<_> = listed
-            .iter()
-            .filter(|entry| numbered(&entry.name, ".swap").is_some_and(|base| base < unfinished))
-            .collect();
-        if swaps.is_empty() {
+        exchange.unfinished.iter().try_for_each(|name| remove(name))?;
+        if exchange.finished.is_empty() {
             return Ok(());
         }
-        for entry in &listed {
-            let number = entry.name.split('.').next().and_then(|digits| digits.parse::<i64>().ok());
-            let is_replaced = number.is_some_and(|number| low <= number && number < high);
-            if is_replaced && !entry.name.ends_with(".swap") && !entry.name.ends_with(".cleaned") {
-                remove(&entry.name)?;
-            }
-        }
-        for entry in swaps {
-            let (from, to) = (directory.join(&entry.name), directory.join(entry.name.trim_end_matches(".swap")));
+        let listed = vfs.list(&directory).map_err(|error| Error::io("list", &directory, error))?;
+        listed.iter().filter(|entry| exchange.replaces(&entry.name)).try_for_each(|entry| remove(&entry.name))?;
+        for name in &exchange.finished {
+            let (from, to) = (directory.join(name), directory.join(name.trim_end_matches(".swap")));
             vfs.rename(&from, &to).map_err(|error| Error::io("rename", &from, error))?;
         }
         vfs.sync_dir(&directory).map_err(|error| Error::io("sync directory", &directory, error))
-    }
-
-    /// The next offset of a finished compaction's output, which must be whole.
-    fn scan_swap(&self, path: &Path, base: i64) -> Result<i64> {
-        let file = self.vfs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
-        let rules = ScanRules { position: 0, next_offset: base, base_offset: base, is_foreign: true, epochs: None };
-        let found = scan(&*file, &rules, |_, _, _| {}).map_err(|error| Error::io("read", path, error))?;
-        match found.stop {
-            Stop::End => Ok(found.next_offset),
-            Stop::Zeros => Err(Error::corrupt(path, found.position, "zeros follow the last batch")),
-            Stop::Bad(why) => Err(Error::corrupt(path, found.position, why)),
-            Stop::Unsupported(what) => Err(Error::unsupported(format!("{what} ({})", path.display()))),
-        }
     }
 }
 

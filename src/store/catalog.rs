@@ -76,9 +76,10 @@ pub(crate) fn read(vfs: &dyn Vfs, root: &Path) -> Result<CatalogRead> {
     // The first generation stands alone; each later one has the one before it beside it.
     damaged.extend(read.missing.into_iter().filter(|_| slot.generation > 1).map(|path| (path, "missing".to_owned())));
     let path = root.join(slots.slot_name(slot.generation));
-    let catalog: Catalog =
+    let mut catalog: Catalog =
         serde_json::from_slice(&slot.payload).map_err(|error| Error::corrupt(&path, 32, error.to_string()))?;
-    for topic in &catalog.topics {
+    for topic in &mut catalog.topics {
+        topic.config.settle_level();
         topic.config.check()?;
     }
     Ok(CatalogRead { newest: Some((slot.generation, catalog)), damaged })

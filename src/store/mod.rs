@@ -138,7 +138,9 @@ impl Store {
     /// # Errors
     /// [`Error::Locked`] if another writer or a Kafka broker has it; [`Error::NeedsAdopt`] if a broker wrote there;
     /// [`Error::Corrupt`] if something that was synced is damaged; [`Error::Unsupported`] if a newer version wrote it.
-    /// Nothing is changed then.
+    /// No record is changed then. What a crash left of partitions before the refused one may have been repaired by then, and
+    /// the lock files `topiclog.lock`, `topiclog.follow` and `.lock` may remain, also in a directory of Kafka's. An open
+    /// for reading leaves nothing.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         StoreBuilder::default().open(root)
     }
@@ -202,6 +204,7 @@ impl Store {
         self.inner.check_writable("create a topic")?;
         let name = TopicName::new(name)?;
         config.check()?;
+        config.check_codec()?;
         let mut admin = self.inner.lock_admin()?;
         self.inner.create_topic(&mut admin, name, config).map(|topic| self.handle(topic))
     }
@@ -231,6 +234,7 @@ impl Store {
     pub fn alter_topic(&self, name: &str, config: TopicConfig) -> Result<()> {
         self.inner.check_writable("alter a topic")?;
         config.check()?;
+        config.check_codec()?;
         let topic = self.topic(name)?;
         if config.partition_count() != topic.partition_count() {
             return Err(Error::config("partitions", "cannot be changed: keys would move to other partitions"));

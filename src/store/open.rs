@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::{EntryKind, LockKind, Vfs, VfsLock};
 use crate::key_index::Budget;
-use crate::partition::foreign::Hints;
+use crate::partition::foreign::{self, Hints};
 use crate::partition::open::Opening;
 use crate::partition::repair::Repair;
 use crate::partition::{Env, Partition, manifest, quarantine};
@@ -45,6 +45,7 @@ pub(crate) fn opening<'a>(
         topic_id,
         settings: config.log_settings(),
         may_rewrite_in_place: false,
+        ids_are_known: true,
         hints: Hints::default(),
     }
 }
@@ -318,6 +319,11 @@ fn sweep_temporaries(env: &Env, root: &Path, listed: &[crate::io::DirEntry]) -> 
     if swept { env.vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)) } else { Ok(()) }
 }
 
+fn manifest_of(vfs: &dyn Vfs, directory: &Path) -> Option<manifest::Manifest> {
+    let newest = manifest::slots(directory).read(vfs).ok()?.newest?;
+    manifest::Manifest::decode(&newest.payload).ok()
+}
+
 /// Topics as the directory names show them.
 fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -> Result<Catalog> {
     let mut by_name: BTreeMap<TopicName, Vec<u32>> = BTreeMap::new();
@@ -327,7 +333,9 @@ fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -
     let mut topics = Vec::new();
     for (name, partitions) in by_name {
         let first = TopicPartition::new(name.clone(), partitions.first().copied().unwrap_or(0));
-        let topic_id = checkpoints::read_topic_id(vfs, &root.join(first.directory_name())).ok().flatten();
+        let directory = root.join(first.directory_name());
+        let topic_id = checkpoints::read_topic_id(vfs, &directory).ok().flatten();
+        let topic_id = topic_id.or_else(|| manifest_of(vfs, &directory).map(|manifest| manifest.topic_id));
         let count = partitions.iter().max().map_or(1, |most| most.saturating_add(1));
         topics.push(TopicEntry {
             name,
@@ -441,9 +449,17 @@ fn open_foreign(
         for &partition in &entry.partitions {
             let id = TopicPartition::new(entry.name.clone(), partition);
             let hints = Hints { log_start: starts.get(&id).copied(), was_clean };
-            let directory = root.join(id.directory_name());
-            let opening = Opening { hints, ..opening(env, &id, directory, entry.topic_id, &entry.config) };
-            let (log, partition_report) = match opening.open() {
+            let opening = || {
+                let directory = root.join(id.directory_name());
+                let ids_are_known = false;
+                Opening { hints, ids_are_known, ..opening(env, &id, directory, entry.topic_id, &entry.config) }
+            };
+            // A broker that went on after an adoption was interrupted made the partition's manifest void.
+            let opened = opening().open().or_else(|error| match error {
+                Error::NeedsAdopt { .. } => foreign::open(opening()),
+                error => Err(error),
+            });
+            let (log, partition_report) = match opened {
                 Ok(opened) => opened,
                 Err(error) => {
                     let path = root.join(id.directory_name());

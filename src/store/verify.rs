@@ -14,12 +14,13 @@ use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
 use crate::io::{DiskVfs, EntryKind, OpenMode, Vfs, VfsFile, read_exact_at, read_small};
 use crate::partition::floor::{self, Floor, Kind};
+use crate::partition::foreign::{Exchange, NO_FILE};
 use crate::partition::kafka_state::{self, Producers};
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
 use crate::partition::open::{Listing, list};
 use crate::partition::quarantine;
 use crate::record::{self, BatchHeader, DecodeLimits, RecordsIter};
-use crate::segment::name::{Suffix, file_name};
+use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
 use crate::segment::seal::{Seal, SealBuilder};
 use crate::segment::{offset_index, time_index, txn_index};
@@ -148,10 +149,20 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
     if catalog.is_none() && !read.damaged.is_empty() {
         report.damage(root, None, "neither copy of the store manifest can be read");
     }
+    let mut is_told = catalog.is_some() || !read.damaged.is_empty();
     let mut expected: BTreeSet<TopicPartition> = BTreeSet::new();
     for entry in catalog.iter().flat_map(|catalog| &catalog.topics) {
         let ids = entry.partitions.iter().map(|&partition| TopicPartition::new(entry.name.clone(), partition));
         expected.extend(ids);
+    }
+    for entry in listed.iter().filter(|entry| entry.kind == EntryKind::Other) {
+        if TopicPartition::from_directory_name(&entry.name).is_some() {
+            report.notice(
+                &root.join(&entry.name),
+                None,
+                "named like a partition, but no directory; it is not followed",
+            );
+        }
     }
     for entry in listed.iter().filter(|entry| entry.kind == EntryKind::Directory) {
         let path = root.join(&entry.name);
@@ -164,6 +175,12 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
                     continue;
                 }
                 report.partitions += 1;
+                if !is_told && has_manifest(vfs, &path)? {
+                    let what = "a partition here has a manifest of this library, and the store has none: it was lost, or an \
+                                adoption was interrupted";
+                    report.damage(root, None, what);
+                    is_told = true;
+                }
                 let mut partition = PartitionCheck { vfs, directory: &path, report: &mut report, was_clean };
                 partition.run(catalog.as_ref(), &id)?;
             }
@@ -174,6 +191,13 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
         report.damage(&root.join(id.directory_name()), None, "the store lists this partition, but it is missing");
     }
     Ok(report)
+}
+
+fn has_manifest(vfs: &dyn Vfs, directory: &Path) -> Result<bool> {
+    let listed = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    Ok(listed
+        .iter()
+        .any(|entry| entry.name.strip_prefix(manifest::NAME).is_some_and(|slot| matches!(slot, ".0" | ".1"))))
 }
 
 struct PartitionCheck<'a> {
@@ -192,14 +216,22 @@ struct LogCheck<'a> {
     /// Where the next segment begins; `None` for the last one.
     next_base: Option<i64>,
     floor: Option<Floor>,
+    /// Where the files may have names of an interrupted exchange.
+    exchange: Option<&'a Exchange>,
+}
+
+impl LogCheck<'_> {
+    fn name(&self, suffix: Suffix) -> String {
+        self.exchange.map_or_else(|| file_name(self.base, suffix), |exchange| exchange.name(self.base, suffix))
+    }
 }
 
 impl PartitionCheck<'_> {
     fn run(&mut self, catalog: Option<&Catalog>, id: &TopicPartition) -> Result<()> {
-        let listing = list(self.vfs, self.directory)?;
+        let mut listing = list(self.vfs, self.directory)?;
         self.small_files(&listing)?;
         let Some(catalog) = catalog else {
-            self.foreign(&listing)?;
+            self.foreign(&mut listing)?;
             return Ok(());
         };
         let slots = manifest::slots(self.directory);
@@ -213,7 +245,7 @@ impl PartitionCheck<'_> {
         }
         let Some(slot) = read.newest else {
             self.report.damage(self.directory, None, "no copy of the partition manifest can be read");
-            self.foreign(&listing)?;
+            self.foreign(&mut listing)?;
             return Ok(());
         };
         for path in read.missing.iter().filter(|_| slot.generation > 1) {
@@ -237,11 +269,25 @@ impl PartitionCheck<'_> {
         }
     }
 
-    fn foreign(&mut self, listing: &Listing) -> Result<()> {
+    fn foreign(&mut self, listing: &mut Listing) -> Result<()> {
+        let exchange = match Exchange::find(self.vfs, self.directory) {
+            Ok(exchange) => exchange,
+            Err(Error::Corrupt { path, position, what, .. }) => {
+                self.report.damage(&path, Some(position), what);
+                Exchange::default()
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(name) = exchange.finished.first() {
+            let what = "an exchange of segments was interrupted: this file stands for those that it replaces";
+            self.report.notice(&self.directory.join(name), None, what);
+        }
+        exchange.see_through(listing);
         let bases: Vec<i64> = listing.logs.keys().copied().collect();
         for (index, &base) in bases.iter().enumerate() {
             let next_base = bases.get(index + 1).copied();
-            self.log(&LogCheck { base, manifest: None, entry: None, next_base, floor: None })?;
+            let exchange = Some(&exchange);
+            self.log(&LogCheck { base, manifest: None, entry: None, next_base, floor: None, exchange })?;
         }
         Ok(())
     }
@@ -276,7 +322,8 @@ impl PartitionCheck<'_> {
                 self.report.damage(&path, None, format!("{bytes} bytes long, the manifest says {}", entry.bytes));
             }
             let next_base = manifest.segments.get(index + 1).map(|next| next.base);
-            self.log(&LogCheck { base: entry.base, manifest: Some(manifest), entry: Some(entry), next_base, floor })?;
+            let (base, manifest, entry) = (entry.base, Some(manifest), Some(entry));
+            self.log(&LogCheck { base, manifest, entry, next_base, floor, exchange: None })?;
         }
         for (&base, &bytes) in &listing.logs {
             if bytes > 0 && manifest.segments.iter().all(|entry| entry.base != base) && !in_transit.contains(&base) {
@@ -289,7 +336,7 @@ impl PartitionCheck<'_> {
 
     /// Every batch of one file, and its indexes beside it.
     fn log(&mut self, check: &LogCheck<'_>) -> Result<()> {
-        let path = self.directory.join(file_name(check.base, Suffix::Log));
+        let path = self.directory.join(check.name(Suffix::Log));
         let file = self.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
         self.report.segments += 1;
         let is_foreign = check.entry.is_none_or(|entry| entry.foreign);
@@ -325,7 +372,7 @@ impl PartitionCheck<'_> {
         self.judge_stop(check, &path, &*file, &found)?;
         let whole = matches!(found.stop, Stop::End | Stop::Zeros);
         for (suffix, what) in indexes.finish(whole && is_settled) {
-            let path = self.directory.join(file_name(check.base, suffix));
+            let path = self.directory.join(check.name(suffix));
             self.report.damage(&path, None, what);
         }
         self.seal(check, &path, &*file, &found)
@@ -435,7 +482,7 @@ impl PartitionCheck<'_> {
     /// The index files of a segment. Of one that was not left in order nothing is expected: they are made anew.
     fn indexes(&mut self, check: &LogCheck<'_>, is_settled: bool) -> Result<IndexCheck> {
         let mut read = |suffix: Suffix| -> Result<Option<Vec<u8>>> {
-            let path = self.directory.join(file_name(check.base, suffix));
+            let path = self.directory.join(check.name(suffix));
             match read_small(self.vfs, &path, SMALL_FILE_BYTES_MAX) {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -488,8 +535,15 @@ impl PartitionCheck<'_> {
         if let Err(error) = checkpoints::read_topic_id(self.vfs, self.directory) {
             self.report.damage(&self.directory.join("partition.metadata"), None, error.to_string());
         }
-        for name in listing.strangers() {
-            self.report.notice(&self.directory.join(name), None, "not a file of Kafka or of this library");
+        let no_files: Vec<String> = listing.no_files().map(|base| file_name(base, Suffix::Log)).collect();
+        for name in &no_files {
+            self.report.damage(&self.directory.join(name), None, NO_FILE);
+        }
+        for name in listing.strangers().iter().filter(|name| !no_files.contains(name)) {
+            let is_swap = name.strip_suffix(".swap").and_then(name::parse).is_some();
+            let what =
+                if is_swap { "part of an exchange of segments" } else { "not a file of Kafka or of this library" };
+            self.report.notice(&self.directory.join(name), None, what);
         }
         let quarantined = self.directory.join(quarantine::DIRECTORY);
         match self.vfs.list(&quarantined) {

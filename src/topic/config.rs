@@ -9,6 +9,8 @@ use crate::record::{Compression, TimestampType};
 
 /// Most partitions that a topic may have.
 pub(crate) const PARTITIONS_MAX: u32 = 1024;
+/// Kafka's default for LZ4, and the only level of the encoder here.
+const LZ4_LEVEL: i32 = 9;
 /// Smallest segment: one small batch must fit.
 const SEGMENT_BYTES_MIN: u32 = 256;
 
@@ -55,7 +57,13 @@ pub struct TopicConfig {
     timestamp_before_max_ms: i64,
     timestamp_after_max_ms: i64,
     compression: Compression,
+    /// One level for whichever codec: how stores had it once. Read and never written.
+    #[serde(default, skip_serializing)]
     compression_level: Option<i32>,
+    #[serde(default = "default_gzip_level")]
+    gzip_level: i32,
+    #[serde(default = "default_zstd_level")]
+    zstd_level: i32,
     cleanup_policy: CleanupPolicy,
     #[serde(default = "unlimited")]
     retention_ms: i64,
@@ -81,6 +89,14 @@ const fn unlimited() -> i64 {
 
 const fn default_dirty_ratio() -> f64 {
     0.5
+}
+
+const fn default_gzip_level() -> i32 {
+    -1
+}
+
+const fn default_zstd_level() -> i32 {
+    3
 }
 
 const fn forever() -> i64 {
@@ -112,6 +128,8 @@ impl Default for TopicConfig {
             timestamp_after_max_ms: i64::MAX,
             compression: Compression::None,
             compression_level: None,
+            gzip_level: default_gzip_level(),
+            zstd_level: default_zstd_level(),
             cleanup_policy: CleanupPolicy::Delete,
             retention_ms: unlimited(),
             retention_bytes: unlimited(),
@@ -167,8 +185,10 @@ impl TopicConfig {
         "message.timestamp.after.max.ms" timestamp_after_max_ms: i64;
         /// The codec of appended batches.
         "compression.type" compression: Compression;
-        /// The codec's level; `None` is the codec's default.
-        "compression.zstd.level" compression_level: Option<i32>;
+        /// The level of gzip: 1 to 9, or -1 for its default.
+        "compression.gzip.level" gzip_level: i32;
+        /// The level of zstd: -131072 to 22; 3 by default.
+        "compression.zstd.level" zstd_level: i32;
         /// What may be removed.
         "cleanup.policy" cleanup_policy: CleanupPolicy;
         /// Segments whose newest record is older than this go, in milliseconds; -1 keeps them. Needs a policy with `delete`.
@@ -206,16 +226,12 @@ impl TopicConfig {
         };
         let codec =
             if self.compression == Compression::None { "producer".into() } else { self.compression.to_string() };
-        let level = |of: Compression, default: &str| match self.compression_level {
-            Some(level) if self.compression == of => level.to_string(),
-            _ => default.to_owned(),
-        };
         vec![
             ("cleanup.policy", policy.to_owned()),
-            ("compression.gzip.level", level(Compression::Gzip, "-1")),
-            ("compression.lz4.level", level(Compression::Lz4, "9")),
+            ("compression.gzip.level", self.gzip_level.to_string()),
+            ("compression.lz4.level", LZ4_LEVEL.to_string()),
             ("compression.type", codec),
-            ("compression.zstd.level", level(Compression::Zstd, "3")),
+            ("compression.zstd.level", self.zstd_level.to_string()),
             ("delete.retention.ms", self.delete_retention_ms.to_string()),
             ("index.interval.bytes", self.index_interval_bytes.to_string()),
             ("max.compaction.lag.ms", self.max_compaction_lag_ms.to_string()),
@@ -275,9 +291,12 @@ impl TopicConfig {
                     other => other.parse().map_err(|_| Error::config(key, "must be a codec that Kafka knows"))?,
                 };
             }
-            "compression.gzip.level" | "compression.lz4.level" | "compression.zstd.level" => {
-                self.compression_level = Some(number(key, value)?);
+            "compression.gzip.level" => self.gzip_level = number(key, value)?,
+            "compression.lz4.level" if number::<i32>(key, value)? == LZ4_LEVEL => {}
+            "compression.lz4.level" => {
+                return Err(Error::config(key, format!("must be {LZ4_LEVEL}: the LZ4 encoder has one level")));
             }
+            "compression.zstd.level" => self.zstd_level = number(key, value)?,
             "index.interval.bytes" => self.index_interval_bytes = number(key, value)?,
             "max.message.bytes" => self.batch_bytes_max = number(key, value)?,
             "message.timestamp.after.max.ms" => self.timestamp_after_max_ms = number(key, value)?,
@@ -354,6 +373,18 @@ impl TopicConfig {
         {
             return Err(Error::config("topiclog.durability", "an interval has at least 4096 bytes and 1 ms"));
         }
+        if !is_gzip_level(self.gzip_level) {
+            return Err(Error::config("compression.gzip.level", "must be -1 or 1 to 9"));
+        }
+        if !is_zstd_level(self.zstd_level) {
+            return Err(Error::config("compression.zstd.level", "must be -131072 to 22"));
+        }
+        Ok(())
+    }
+
+    /// Refuses a codec that appends could not use. Not part of [`check`](Self::check): what such a topic holds can be opened
+    /// without it.
+    pub(crate) fn check_codec(&self) -> Result<()> {
         if !self.compression.is_built_in() {
             return Err(Error::config(
                 "compression.type",
@@ -361,6 +392,15 @@ impl TopicConfig {
             ));
         }
         Ok(())
+    }
+
+    /// Gives the level that an older store kept to the codec it was for. One that the codec does not have never worked.
+    pub(crate) fn settle_level(&mut self) {
+        match (self.compression_level.take(), self.compression) {
+            (Some(level), Compression::Gzip) if is_gzip_level(level) => self.gzip_level = level,
+            (Some(level), Compression::Zstd) if is_zstd_level(level) => self.zstd_level = level,
+            _ => {}
+        }
     }
 
     pub(crate) fn log_settings(&self) -> LogSettings {
@@ -381,7 +421,11 @@ impl TopicConfig {
             timestamp_before_max_ms: self.timestamp_before_max_ms,
             timestamp_after_max_ms: self.timestamp_after_max_ms,
             compression: self.compression,
-            compression_level: self.compression_level,
+            compression_level: match self.compression {
+                Compression::Gzip => Some(self.gzip_level),
+                Compression::Zstd => Some(self.zstd_level),
+                Compression::None | Compression::Snappy | Compression::Lz4 => None,
+            },
             needs_key: self.cleanup_policy != CleanupPolicy::Delete,
             retention: RetentionSettings {
                 deletes: self.cleanup_policy != CleanupPolicy::Compact,
@@ -406,6 +450,14 @@ impl TopicConfig {
     pub(crate) fn durability_level(&self) -> Durability {
         self.durability
     }
+}
+
+fn is_gzip_level(level: i32) -> bool {
+    level == -1 || (1..=9).contains(&level)
+}
+
+fn is_zstd_level(level: i32) -> bool {
+    (-131_072..=22).contains(&level)
 }
 
 fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<T> {
@@ -447,7 +499,6 @@ mod tests {
         for (key, value) in TopicConfig::default().entries() {
             config.set(key, &value).unwrap();
         }
-        config.compression_level = None;
         assert_eq!(config, TopicConfig::default());
         config.set("topiclog.durability", "interval:8192:5").unwrap();
         assert_eq!(config.get("topiclog.durability").as_deref(), Some("interval:8192:5"));
@@ -557,7 +608,8 @@ mod tests {
         for codec in Compression::ALL.into_iter().filter(|codec| *codec != Compression::None) {
             let mut config = TopicConfig::default();
             config.set("compression.type", codec.name()).unwrap();
-            assert_eq!(config.check().is_ok(), codec.is_built_in(), "{codec}");
+            assert!(config.check().is_ok(), "{codec}");
+            assert_eq!(config.check_codec().is_ok(), codec.is_built_in(), "{codec}");
             assert_eq!(config.get("compression.type").as_deref(), Some(codec.name()));
         }
         for none in ["none", "uncompressed", "producer"] {
@@ -566,11 +618,39 @@ mod tests {
             assert_eq!(config.get("compression.type").as_deref(), Some("producer"));
         }
         check_bad("compression.type", &["", "brotli", "GZIP"]);
-        check_bad("compression.zstd.level", &["high", "", "2147483648"]);
+        check_good("compression.zstd.level", &["-131072", "-1", "0", "1", "3", "22"]);
+        check_bad("compression.zstd.level", &["high", "", "2147483648", "-131073", "23", "500"]);
+        check_good("compression.gzip.level", &["-1", "1", "9"]);
+        check_bad("compression.gzip.level", &["-2", "0", "10", "99", "best"]);
+        check_good("compression.lz4.level", &["9"]);
+        check_bad("compression.lz4.level", &["1", "17", "-1", ""]);
         let mut config = TopicConfig::default().compression(Compression::Zstd);
         config.set("compression.zstd.level", "7").unwrap();
-        let level = |config: &TopicConfig, codec: &str| config.get(&format!("compression.{codec}.level")).unwrap();
-        assert_eq!((level(&config, "zstd"), level(&config, "gzip")), ("7".to_owned(), "-1".to_owned()));
+        config.set("compression.gzip.level", "2").unwrap();
+        let level = |config: &TopicConfig| config.log_settings().compression_level;
+        assert_eq!(level(&config), Some(7));
+        assert_eq!(level(&config.clone().compression(Compression::Gzip)), Some(2));
+        assert_eq!(level(&config.compression(Compression::Lz4)), None);
+    }
+
+    /// Stores once kept one level for whichever codec a topic had.
+    #[test]
+    fn a_level_that_an_older_store_kept_goes_to_its_codec() {
+        let read = |codec: &str, level: &str| {
+            let text = serde_json::to_string(&TopicConfig::default()).unwrap();
+            let text = text.replacen("\"compression\":\"none\"", &format!("\"compression\":\"{codec}\""), 1);
+            let text =
+                text.replacen("\"gzip_level\":-1,\"zstd_level\":3", &format!("\"compression_level\":{level}"), 1);
+            let mut config: TopicConfig = serde_json::from_str(&text).unwrap();
+            config.settle_level();
+            assert!(config.check().is_ok());
+            (config.gzip_level, config.zstd_level)
+        };
+        assert_eq!(read("gzip", "4"), (4, 3));
+        assert_eq!(read("zstd", "-7"), (-1, -7));
+        for (codec, level) in [("lz4", "4"), ("gzip", "99"), ("zstd", "500"), ("none", "1"), ("gzip", "null")] {
+            assert_eq!(read(codec, level), (-1, 3), "{codec} {level}");
+        }
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl Topic {
         let count = self.inner.partitions.len() as u32;
         match (record.partition, record.partitioning_key()) {
             (Some(partition), _) => partition.get(),
-            _ if count == 1 => self.inner.partitions.keys().next().copied().unwrap_or(0),
+            // Of a broker's directory with one of many partitions, the others' keys have no place here.
+            _ if count == 1 && self.partition_count() == 1 => self.inner.partitions.keys().next().copied().unwrap_or(0),
             (None, Some(key)) => partition_for_key(key, self.partition_count()),
             (None, None) => {
                 let bytes = record.value.map_or(0, <[u8]>::len);

@@ -1,11 +1,91 @@
 //! Every bug that was found, as the smallest test that tells its story.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{Fault, FaultPlan, FaultVfs, OpKind, Vfs, errno};
+use topiclog::io::{
+    DirEntry, Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsLock, errno,
+};
 use topiclog::{Durability, Error, Record, Store, TopicConfig, Upkeep};
+
+/// A file system without locks.
+#[derive(Debug)]
+struct WithoutLocks(MemoryVfs);
+
+impl Vfs for WithoutLocks {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
+        self.0.open(path, mode)
+    }
+    fn list(&self, directory: &Path) -> io::Result<Vec<DirEntry>> {
+        self.0.list(directory)
+    }
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.create_dir(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_file(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_dir(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_dir(path)
+    }
+    fn lock(&self, _: &Path, _: LockKind) -> io::Result<Box<dyn VfsLock>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[test]
+fn a_file_system_without_locks_is_used_only_with_consent() {
+    let vfs = Arc::new(WithoutLocks(MemoryVfs::new()));
+    let builder = || Store::builder().vfs(Arc::clone(&vfs) as Arc<dyn Vfs>).upkeep(Upkeep::Manual);
+    let refused = builder().open("/s").unwrap_err();
+    assert!(matches!(refused, Error::LockUnsupported { .. }), "{refused}");
+    assert!(refused.to_string().contains("without_locks"), "{refused}");
+    let store = builder().without_locks().open("/s").unwrap();
+    store.create_topic("t", TopicConfig::default()).unwrap().append(Record::of_value("v")).unwrap();
+    store.close().unwrap();
+    let store = builder().read_only(true).open("/s").unwrap();
+    assert_eq!(store.topic("t").unwrap().partition(0).unwrap().end().get(), 1);
+}
+
+#[test]
+fn without_a_free_descriptor_the_error_says_so_and_nothing_is_lost() {
+    let vfs = machine();
+    let store = open(&vfs);
+    store.create_topic("t", TopicConfig::default()).unwrap().append(Record::of_value("v")).unwrap();
+    store.close().unwrap();
+    vfs.inject(FaultPlan::new(Fault::Error(errno::EMFILE)).on(OpKind::Open));
+    let refused = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap_err();
+    assert!(matches!(refused, Error::TooManyFiles { .. }), "{refused}");
+    vfs.clear_faults();
+    assert_eq!(open(&vfs).topic("t").unwrap().partition(0).unwrap().end().get(), 1);
+}
+
+/// What an error is for is known only once something provoked it.
+#[test]
+fn some_test_expects_every_error() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = std::fs::read_to_string(root.join("src/error.rs")).unwrap();
+    let code = source.split("pub fn code").nth(1).unwrap().split("pub(crate) fn").next().unwrap();
+    let variants: Vec<&str> =
+        code.lines().filter_map(|line| line.trim().strip_prefix("Error::")?.split(" {").next()).collect();
+    assert!(variants.len() >= 19, "{variants:?}");
+    let tests: String = std::fs::read_dir(root.join("tests/it"))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok())
+        .collect();
+    for variant in variants {
+        let is_expected = tests.contains(&format!("Error::{variant} {{"));
+        assert!(is_expected, "no test expects {variant}");
+    }
+}
 
 fn machine() -> FaultVfs {
     let vfs = FaultVfs::new();

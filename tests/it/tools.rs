@@ -118,3 +118,121 @@ fn quickstart_resumes() {
     let again = text(&run(&quickstart, &["--dir", root], ""));
     assert!(again.contains("published 0 lines") && again.contains("90 were there already"), "{again}");
 }
+
+/// The tool ends with 1 and a sentence that has these words.
+fn check_refused(output: &Output, words: &[&str]) {
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    words.iter().for_each(|word| assert!(told.contains(word), "{word:?} is not in {told:?}"));
+    assert!(!told.contains("panicked"), "{told}");
+}
+
+const TOOLS: [&str; 6] = ["dump", "load", "quickstart", "table", "upkeep", "verify"];
+
+#[test]
+fn every_tool_tells_its_usage_and_refuses_what_it_does_not_know() {
+    for name in TOOLS {
+        let Some(tool) = tool(name) else { return };
+        let usage = format!("usage: {name}");
+        assert!(text(&run(&tool, &["--help"], "")).starts_with(&usage));
+        check_refused(&run(&tool, &["--bogus"], ""), &["no option --bogus", &usage]);
+        check_refused(&run(&tool, &["a", "b", "c", "d"], ""), &[&usage]);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    let Some(verify) = tool("verify") else { return };
+    check_refused(&run(&verify, &[root, "extra"], ""), &["usage: verify"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_tool_that_cannot_print_says_so_and_does_not_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("q");
+    let root = root.to_str().unwrap();
+    let full = |name: &str, args: &[&str]| {
+        let out = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let stdin = if name == "load" { "{\"value\":\"00\"}\n" } else { "" };
+        let input = directory.path().join("input");
+        std::fs::write(&input, stdin).unwrap();
+        let command = Command::new(tool(name)?)
+            .args(args)
+            .stdin(std::fs::File::open(input).unwrap())
+            .stdout(out)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        check_refused(&command, &[name, "No space left"]);
+        Some(())
+    };
+    let Some(()) = full("quickstart", &["--dir", root]) else { return };
+    let quickstart = tool("quickstart").unwrap();
+    let again = text(&run(&quickstart, &["--dir", root], ""));
+    assert!(again.contains("(0 repairs at open)"), "the store was closed in order: {again}");
+    full("upkeep", &[root]);
+    full("verify", &[root]);
+    full("load", &[root, "other"]);
+    full("dump", &[root, "lines", "0"]);
+    full("table", &[root, "lines"]);
+    full("verify", &["--help"]);
+}
+
+#[test]
+fn upkeep_makes_no_store_where_there_is_none() {
+    let Some(upkeep) = tool("upkeep") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    check_refused(&run(&upkeep, &[root], ""), &["holds no store"]);
+    assert_eq!(std::fs::read_dir(root).unwrap().count(), 0);
+    let none = directory.path().join("none");
+    check_refused(&run(&upkeep, &[none.to_str().unwrap()], ""), &["holds no store"]);
+    assert!(!none.exists());
+}
+
+#[test]
+fn load_names_the_line_that_it_cannot_take_and_keeps_those_before_it() {
+    let (Some(dump), Some(load)) = (tool("dump"), tool("load")) else { return };
+    let good = "{\"key\":\"6b\",\"value\":\"00\"}\n";
+    for (number, (bad, why)) in [
+        ("{\"value\":\"00\",\"headers\":{\"a\":\"00\"}}", "headers: not an array"),
+        ("{\"value\":\"00\",\"headers\":null}", "headers: not an array"),
+        ("{\"value\":\"00\",\"vaule\":\"00\"}", "vaule"),
+        ("{\"start\":0,\"key\":\"6b\"}", "start"),
+        ("{\"value\":\"00\",\"partition\":7}", "t-7"),
+        ("nonsense", "expected"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for batch in ["1", "2", "100"] {
+            let directory = tempfile::tempdir().unwrap();
+            let root = directory.path().to_str().unwrap();
+            let lines = [&good.repeat(3), bad, "\n", good].concat();
+            let refused = run(&load, &[root, "t", "--batch", batch], &lines);
+            check_refused(&refused, &["line 4", why, "3 records before it were appended"]);
+            let held = text(&run(&dump, &[root, "t", "0"], ""));
+            assert_eq!(held.lines().count(), 4, "case {number}: {held}");
+        }
+    }
+}
+
+/// Lines of a second file were once passed over, as if they were there already.
+#[test]
+fn quickstart_refuses_another_file_and_takes_one_that_grew() {
+    let Some(quickstart) = tool("quickstart") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let lines = |from: u32, to: u32| (from..to).map(|n| format!("key{n},value {n}\n")).collect::<String>();
+    let (file, root) = (path("file"), path("q"));
+    let run = |file: &str| run(&quickstart, &[file, "--dir", &root], "");
+    std::fs::write(&file, lines(0, 50)).unwrap();
+    assert!(text(&run(&file)).contains("published 50 lines"));
+    for other in [lines(50, 100), lines(0, 20), lines(50, 5000), String::new()] {
+        std::fs::write(path("other"), other).unwrap();
+        check_refused(&run(&path("other")), &["another file"]);
+    }
+    std::fs::write(&file, lines(0, 70)).unwrap();
+    let grown = text(&run(&file));
+    assert!(grown.contains("published 20 lines") && grown.contains("50 were there already"), "{grown}");
+    assert!(grown.contains("read 70 records"), "nothing of the others was published: {grown}");
+}
