@@ -93,7 +93,7 @@ pub(crate) fn parse(line: &str) -> Result<Option<Record>, String> {
         }
     }
     let headers = match fields.get("headers") {
-        None => &[][..],
+        None | Some(serde_json::Value::Null) => &[][..],
         Some(headers) => headers.as_array().ok_or("headers: not an array")?,
     };
     for header in headers {

@@ -195,7 +195,7 @@ fn load_names_the_line_that_it_cannot_take_and_keeps_those_before_it() {
     let good = "{\"key\":\"6b\",\"value\":\"00\"}\n";
     for (number, (bad, why)) in [
         ("{\"value\":\"00\",\"headers\":{\"a\":\"00\"}}", "headers: not an array"),
-        ("{\"value\":\"00\",\"headers\":null}", "headers: not an array"),
+        ("{\"value\":\"00\",\"headers\":7}", "headers: not an array"),
         ("{\"value\":\"00\",\"vaule\":\"00\"}", "vaule"),
         ("{\"start\":0,\"key\":\"6b\"}", "start"),
         ("{\"value\":\"00\",\"partition\":7}", "t-7"),
@@ -235,4 +235,89 @@ fn quickstart_refuses_another_file_and_takes_one_that_grew() {
     let grown = text(&run(&file));
     assert!(grown.contains("published 20 lines") && grown.contains("50 were there already"), "{grown}");
     assert!(grown.contains("read 70 records"), "nothing of the others was published: {grown}");
+}
+
+/// The last value of each key that is not null, as hex, of lines that `dump` or `table` printed.
+fn folded(lines: &str) -> std::collections::BTreeMap<String, String> {
+    let mut table = std::collections::BTreeMap::new();
+    for line in lines.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        let (Some(key), value) = (json["key"].as_str(), &json["value"]) else { continue };
+        match value.as_str() {
+            Some(value) => table.insert(key.to_owned(), value.to_owned()),
+            None => table.remove(key),
+        };
+    }
+    table
+}
+
+#[test]
+fn a_table_is_what_the_log_folds_to_before_and_after_upkeep() {
+    let tools = (tool("load"), tool("dump"), tool("table"), tool("upkeep"), tool("verify"));
+    let (Some(load), Some(dump), Some(table), Some(upkeep), Some(verify)) = tools else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let root = root.to_str().unwrap();
+    let lines: String = (0..3000)
+        .map(|n| {
+            let value = if n % 7 == 0 { "null".to_owned() } else { format!("\"{n:08x}\"") };
+            let time = 1_700_000_000_000_u64 + n;
+            format!("{{\"timestamp\":{time},\"key\":\"{:04x}\",\"value\":{value},\"headers\":[]}}\n", n * 7919 % 100)
+        })
+        .collect();
+    let options =
+        ["--batch", "10", "--segment-bytes", "2000", "--durability", "os", "--config", "cleanup.policy=compact"];
+    let never = ["--config", "min.cleanable.dirty.ratio=1", "--config", "delete.retention.ms=1000"];
+    text(&run(&load, &[&[root, "t", "--partitions", "3"][..], &options, &never].concat(), &lines));
+    let dumped = || (0..3).map(|p| text(&run(&dump, &[root, "t", &p.to_string()], ""))).collect::<String>();
+    let expected = folded(&lines);
+    assert_eq!(folded(&dumped()), expected);
+    assert_eq!(folded(&text(&run(&table, &[root, "t"], ""))), expected);
+
+    let ratio = ["--topic", "t", "--config", "min.cleanable.dirty.ratio=0"];
+    let first = text(&run(&upkeep, &[&[root, "--now", "1700000100000"][..], &ratio].concat(), ""));
+    assert_eq!(first.lines().count(), 3);
+    for line in first.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(json["records_after"].as_u64() < json["records_before"].as_u64(), "{line}");
+        assert_eq!((&json["topic"], &json["log_start"]), (&"t".into(), &0.into()), "{line}");
+    }
+    assert_eq!(folded(&dumped()), expected);
+    let printed = text(&run(&table, &[root, "t"], ""));
+    assert_eq!(folded(&printed), expected);
+    assert_eq!(printed.lines().count(), expected.len(), "each key once");
+    let (key, value) = expected.first_key_value().unwrap();
+    let one = text(&run(&table, &[root, "t", "--key", key], ""));
+    assert!(one.lines().count() == 1 && one.contains(value) && one.contains("\"partition\":"), "{one}");
+    assert_eq!(text(&run(&table, &[root, "t", "--key", "ffff"], "")), "");
+    check_refused(&run(&table, &[root, "t", "--key", "xyz"], ""), &["not hex"]);
+
+    // The tombstones' time is over: they go, and nothing else does.
+    let second = text(&run(&upkeep, &[root, "--now", "1700000200000"], ""));
+    let dropped = second.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    assert!(dropped.map(|json| json["tombstones_dropped"].as_u64().unwrap()).sum::<u64>() > 0, "{second}");
+    assert_eq!(folded(&dumped()), expected);
+    assert!(text(&run(&verify, &[root], "")).contains("0 damaged"));
+}
+
+#[test]
+fn a_table_of_a_brokers_directory_has_no_record_of_an_aborted_transaction() {
+    let (Some(dump), Some(table)) = (tool("dump"), tool("table")) else { return };
+    for case in ["clean", "killed"] {
+        let root = fixtures().join(case);
+        let root = root.to_str().unwrap();
+        for topic in ["compacted", "transactions"] {
+            let committed = run(&dump, &[root, topic, "0", "--committed", "--full"], "");
+            if !committed.status.success() {
+                continue;
+            }
+            let table = text(&run(&table, &[root, topic, "--full"], ""));
+            let of_partition: String = table
+                .lines()
+                .filter(|line| line.contains("\"partition\":0,"))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            assert_eq!(folded(&of_partition), folded(&text(&committed)), "{case}/{topic}");
+        }
+    }
 }
