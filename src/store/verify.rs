@@ -278,7 +278,8 @@ impl PartitionCheck<'_> {
             }
             Err(error) => return Err(error),
         };
-        if let Some(name) = exchange.finished.first() {
+        let of_log = exchange.finished.iter().find(|name| name.ends_with(".log.swap"));
+        if let Some(name) = of_log.or(exchange.finished.first()) {
             let what = "an exchange of segments was interrupted: this file stands for those that it replaces";
             self.report.notice(&self.directory.join(name), None, what);
         }
