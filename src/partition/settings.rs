@@ -18,7 +18,8 @@ pub(crate) struct LogSettings {
     pub(crate) timestamp_before_max_ms: i64,
     pub(crate) timestamp_after_max_ms: i64,
     pub(crate) compression: Compression,
-    pub(crate) compression_level: Option<i32>,
+    pub(crate) gzip_level: i32,
+    pub(crate) zstd_level: i32,
     /// Compacted topics refuse records without a key.
     pub(crate) needs_key: bool,
     pub(crate) retention: RetentionSettings,
@@ -49,6 +50,15 @@ pub(crate) struct CompactionSettings {
 }
 
 impl LogSettings {
+    /// The level of a codec, where it has one.
+    pub(crate) fn level_of(&self, codec: Compression) -> Option<i32> {
+        match codec {
+            Compression::Gzip => Some(self.gzip_level),
+            Compression::Zstd => Some(self.zstd_level),
+            _ => None,
+        }
+    }
+
     /// The cap on unsynced bytes, where there is one.
     pub(crate) fn unsynced_cap(&self) -> Option<u64> {
         (self.durability != Durability::Os).then_some(self.max_unsynced_bytes)

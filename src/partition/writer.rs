@@ -84,9 +84,10 @@ impl Log {
                 for record in records {
                     check_record(&record.as_record(), &settings, now_ms)?;
                 }
+                let compression = options.compression.unwrap_or(settings.compression);
                 let spec = BatchSpec {
-                    compression: options.compression.unwrap_or(settings.compression),
-                    compression_level: settings.compression_level,
+                    compression,
+                    compression_level: settings.level_of(compression),
                     timestamp_type: settings.timestamp_type,
                     append_time_ms: now_ms,
                     ..BatchSpec::new(0)

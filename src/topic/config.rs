@@ -421,11 +421,8 @@ impl TopicConfig {
             timestamp_before_max_ms: self.timestamp_before_max_ms,
             timestamp_after_max_ms: self.timestamp_after_max_ms,
             compression: self.compression,
-            compression_level: match self.compression {
-                Compression::Gzip => Some(self.gzip_level),
-                Compression::Zstd => Some(self.zstd_level),
-                Compression::None | Compression::Snappy | Compression::Lz4 => None,
-            },
+            gzip_level: self.gzip_level,
+            zstd_level: self.zstd_level,
             needs_key: self.cleanup_policy != CleanupPolicy::Delete,
             retention: RetentionSettings {
                 deletes: self.cleanup_policy != CleanupPolicy::Compact,
@@ -627,7 +624,7 @@ mod tests {
         let mut config = TopicConfig::default().compression(Compression::Zstd);
         config.set("compression.zstd.level", "7").unwrap();
         config.set("compression.gzip.level", "2").unwrap();
-        let level = |config: &TopicConfig| config.log_settings().compression_level;
+        let level = |config: &TopicConfig| config.log_settings().level_of(config.compression);
         assert_eq!(level(&config), Some(7));
         assert_eq!(level(&config.clone().compression(Compression::Gzip)), Some(2));
         assert_eq!(level(&config.compression(Compression::Lz4)), None);

@@ -137,3 +137,14 @@ fn opening_and_closing_again_leaves_the_directory_as_it_is() {
     }
     assert!(before == crate::kafka_dirs::tree(directory.path()));
 }
+
+#[cfg(all(feature = "gzip", feature = "zstd"))]
+#[test]
+fn an_append_in_another_codec_takes_the_level_of_that_codec() {
+    let store = Store::in_memory().unwrap();
+    let config = TopicConfig::default().compression(topiclog::Compression::Zstd).zstd_level(-100);
+    let topic = store.create_topic("t", config).unwrap();
+    for codec in [topiclog::Compression::Gzip, topiclog::Compression::Zstd] {
+        topic.append_with(Record::of_value(vec![7; 1000]), &AppendOptions::new().compression(codec)).unwrap();
+    }
+}
