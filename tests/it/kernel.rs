@@ -9,6 +9,14 @@ use topiclog::{Durability, Error, Partition, ReadLevel, ReadOptions, ReadPath, R
 
 use crate::processes::{child, ready, said, skip, tell};
 
+/// How often each is done.
+const FULL_DISKS: usize = 6;
+const FEW_DESCRIPTORS: usize = 4;
+const SHORTENED: usize = 16;
+const GONE_PAGES: usize = 16;
+const FAILING_SYNCS: usize = 20;
+const _: () = assert!(FULL_DISKS + FEW_DESCRIPTORS + SHORTENED + GONE_PAGES + FAILING_SYNCS >= 60);
+
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
@@ -35,7 +43,7 @@ fn a_full_disk_stops_appends_and_nothing_else() {
     let _mounted = Mounted(directory.path());
     let (root, ballast) = (directory.path().join("store"), directory.path().join("ballast"));
     fs::write(&ballast, vec![1; 300 << 10]).unwrap();
-    for durability in [Durability::Sync, Durability::Os] {
+    for durability in [Durability::Sync, Durability::Os].repeat(FULL_DISKS / 2) {
         let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
         let config = TopicConfig::default().durability(durability).segment_bytes(100_000).preallocate_bytes(0);
         let topic = store.create_topic("t", config).unwrap();
@@ -90,12 +98,15 @@ pub(crate) fn use_many_partitions(root: &Path) {
 
 #[test]
 fn many_partitions_live_with_few_descriptors() {
-    let directory = tempfile::tempdir().unwrap();
-    let inner = child("descriptors", directory.path());
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
-    limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    assert_eq!(said(limited, "read"), ["600"]);
+    for _ in 0..FEW_DESCRIPTORS {
+        let directory = tempfile::tempdir().unwrap();
+        let inner = child("descriptors", directory.path());
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+        limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        assert_eq!(said(limited, "read"), ["600"]);
+    }
+    tell!("few descriptors: {FEW_DESCRIPTORS}");
 }
 
 /// In a child, as a map has no other way to complain than a signal: the file gets shorter after its first part was read.
@@ -126,12 +137,13 @@ fn filled() -> tempfile::TempDir {
 
 #[test]
 fn a_file_that_got_shorter_is_an_error_at_its_first_read() {
-    for (role, expected) in [("shorten mapped", &["corrupt", "io"][..]), ("shorten positional", &["corrupt"])] {
+    let roles = [("shorten mapped", &["corrupt", "io"][..]), ("shorten positional", &["corrupt"])];
+    for (role, expected) in roles.repeat(SHORTENED / 2) {
         let directory = filled();
         let codes = said(child(role, directory.path()), "code");
-        tell!("{role}: {codes:?}");
         assert!(codes.len() == 2 && codes.iter().all(|code| expected.contains(&code.as_str())), "{role}: {codes:?}");
     }
+    tell!("shortened before it was read: {SHORTENED}");
 }
 
 /// In a child: reads a record, which checks it, and reads it again once the parent has had its way with the file.
@@ -155,7 +167,8 @@ pub(crate) fn read_twice(root: &Path, reads: ReadPath) {
 fn a_checked_page_that_is_gone_kills_a_mapped_reader_and_is_an_error_to_a_positional_one() {
     use std::os::unix::process::ExitStatusExt as _;
 
-    for (role, signal) in [("watch mapped", Some(nix::libc::SIGBUS)), ("watch positional", None)] {
+    for (role, signal) in [("watch mapped", Some(nix::libc::SIGBUS)), ("watch positional", None)].repeat(GONE_PAGES / 2)
+    {
         let directory = filled();
         let inner = child(role, directory.path());
         // A child that dies as it should leaves no core behind.
@@ -169,12 +182,12 @@ fn a_checked_page_that_is_gone_kills_a_mapped_reader_and_is_an_error_to_a_positi
         process.stdin.take().unwrap().write_all(b"x").unwrap();
         let output = process.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
-        tell!("{role}: {}, {:?}", output.status, said.lines().find(|line| line.starts_with("code")));
         assert_eq!(output.status.signal(), signal, "{role}: {}", output.status);
         if signal.is_none() {
             assert!(said.contains("code corrupt") || said.contains("code io"), "{said}");
         }
     }
+    tell!("shortened after it was read: {GONE_PAGES}");
 }
 
 fn run(program: &str, words: &[&str]) -> Result<String, String> {
@@ -247,7 +260,7 @@ impl Drop for Thin {
 #[test]
 fn a_failing_fsync_is_told_of_and_loses_nothing_acknowledged() {
     let (mut acked, mut unknown) = (0, 0);
-    for _ in 0..ROUNDS {
+    for _ in 0..FAILING_SYNCS {
         let thin = match Thin::new() {
             Ok(thin) => thin,
             Err(why) => return skip("a failing fsync", &format!("it needs root and a loop device: {why}")),
@@ -255,10 +268,8 @@ fn a_failing_fsync_is_told_of_and_loses_nothing_acknowledged() {
         let (kept, unsure) = fail_once(&thin);
         (acked, unknown) = (acked + kept, unknown + unsure);
     }
-    tell!("failing fsync: {ROUNDS}, {acked} acknowledged, {unknown} of those that were not are there");
+    tell!("failing fsync: {FAILING_SYNCS}, {acked} acknowledged, {unknown} of those that were not are there");
 }
-
-const ROUNDS: usize = 5;
 
 /// How many records were acknowledged before the sync failed, and how many are there besides.
 fn fail_once(thin: &Thin) -> (i64, i64) {
