@@ -110,6 +110,8 @@ const QUEUED_BYTES: usize = 16;
 const QUEUED_MAX: usize = 1 << 16;
 /// More offsets than these that wait for a comparison, and an appender makes some.
 const UNRESOLVED_MAX: usize = 1 << 20;
+/// No more offsets than these wait under one hash.
+const CHAIN_MAX: usize = 4;
 /// How many comparisons one step of upkeep makes.
 const STEP: usize = 4096;
 
@@ -145,7 +147,7 @@ impl KeyIndex {
         let mut state = self.state.lock();
         let ready = self.ready(&mut state)?;
         // Taken over once more together with the log end, so that exactly what lies below it is in the table.
-        let Some(position) = self.take_over(ready) else {
+        let Some(position) = self.take_over(ready)? else {
             return Err(self.too_large());
         };
         let set = self.log.snapshot();
@@ -308,13 +310,18 @@ impl KeyIndex {
             };
         } else if let State::Ready(ready) = state {
             let counted = ready.counted;
-            if !self.log.env.read_only && !self.log.key_queue.is_wanted() {
-                // More was appended than anybody took over: the log itself tells the rest.
+            if self.has_been_outrun() {
+                // The log itself tells the rest.
                 self.budget.exchange(counted, 0);
                 *state = State::Unused;
                 return self.ready(state);
             }
-            if self.log.key_queue.len() > 0 && self.take_over(ready).is_none() {
+            if self.log.key_queue.len() > 0 && self.take_over(ready)?.is_none() {
+                if self.has_been_outrun() {
+                    self.budget.exchange(ready.counted, 0);
+                    *state = State::Unused;
+                    return self.ready(state);
+                }
                 *state = self.give_up(counted);
             }
         }
@@ -322,6 +329,11 @@ impl KeyIndex {
             State::Ready(ready) => Ok(ready),
             State::Unused | State::TooLarge => Err(self.too_large()),
         }
+    }
+
+    /// Whether more was appended than anybody took over, so that the queue has ended.
+    fn has_been_outrun(&self) -> bool {
+        !self.log.env.read_only && !self.log.key_queue.is_wanted()
     }
 
     fn too_large(&self) -> Error {
@@ -346,8 +358,13 @@ impl KeyIndex {
         };
         let mut ready = Ready { secret, table, unresolved: VecDeque::new(), counted: 0, saved };
         let end = self.log.start_key_queue(secret);
-        if !self.count(&mut ready, 0) || !self.read_on(&mut ready, from, end)? || self.take_over(&mut ready).is_none() {
+        if !self.count(&mut ready, 0) || !self.read_on(&mut ready, from, end)? || self.take_over(&mut ready)?.is_none()
+        {
             self.budget.exchange(ready.counted, 0);
+            if self.has_been_outrun() {
+                let what = "a key index while more is appended than it can follow; ask again";
+                return Err(Error::unsupported(format!("{}: {what}", self.log.id)));
+            }
             return Ok(None);
         }
         Ok(Some(ready))
@@ -366,7 +383,7 @@ impl KeyIndex {
                 let view = view.map_err(|error| Error::corrupt(&self.log.directory, 0, error.to_string()))?;
                 let Some(key) = view.key() else { continue };
                 let hash = key_queue::hash(&ready.secret, key);
-                if !self.insert(ready, hash, view.offset()) {
+                if !self.insert(ready, hash, view.offset())? {
                     return Ok(false);
                 }
             }
@@ -380,24 +397,36 @@ impl KeyIndex {
 
     /// Moves what appends have queued into the table. Returns the log end up to which the table then is whole; `None` if
     /// there is no room.
-    fn take_over(&self, ready: &mut Ready) -> Option<i64> {
+    fn take_over(&self, ready: &mut Ready) -> Result<Option<i64>> {
         let (appended, end) = self.log.take_key_queue();
-        let appended = appended?;
-        let fits = self.count(ready, appended.len())
-            && appended.into_iter().all(|appended| self.insert(ready, appended.hash, appended.offset));
-        fits.then_some(end)
+        let Some(appended) = appended.filter(|appended| self.count(ready, appended.len())) else { return Ok(None) };
+        for appended in appended {
+            match self.insert(ready, appended.hash, appended.offset) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) => {
+                    // What was taken and not put in is in the log alone: the next look-up reads it again.
+                    self.log.key_queue.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Some(end))
     }
 
-    fn insert(&self, ready: &mut Ready, hash: u64, offset: i64) -> bool {
+    fn insert(&self, ready: &mut Ready, hash: u64, offset: i64) -> Result<bool> {
         if ready.table.memory_bytes_with(1) > ready.table.memory_bytes() && !self.count(ready, 1) {
-            return false;
+            return Ok(false);
         }
         match ready.table.insert(hash, offset) {
-            Ok(true) => ready.unresolved.push_back(hash),
-            Ok(false) => {}
-            Err(table::OutOfRange) => return false,
+            // Looked at once for however many come to it meanwhile.
+            Ok(1) => ready.unresolved.push_back(hash),
+            // A key that is written again and again: what stands under its hash is walked by every look-up and insertion.
+            Ok(others) if others >= CHAIN_MAX => self.resolve_hash(ready, &self.log.snapshot(), hash)?,
+            Ok(_) => {}
+            Err(table::OutOfRange) => return Ok(false),
         }
-        true
+        Ok(true)
     }
 
     /// Counts the memory that it takes with so many more entries; false if that is too much.
@@ -419,21 +448,28 @@ impl KeyIndex {
         while done < most {
             let Some(hash) = ready.unresolved.pop_front() else { break };
             done += 1;
-            let offsets = ready.table.offsets(hash);
-            let mut keys: Vec<StoredRecord> = Vec::new();
-            for offset in offsets {
-                // Without a look at the checksum: a damaged key is taken for another one, and stays.
-                match self.log.record_checked(&set, offset, Verify::Trusted)? {
-                    Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
-                    // Superseded, or gone with the log start or by compaction.
-                    _ => ready.table.remove(hash, offset),
-                }
+            if let Err(error) = self.resolve_hash(ready, &set, hash) {
+                ready.unresolved.push_front(hash);
+                return Err(error);
             }
         }
         if done > 0 && ready.unresolved.is_empty() {
             ready.unresolved.shrink_to_fit();
         }
         Ok(done)
+    }
+
+    fn resolve_hash(&self, ready: &mut Ready, set: &SegmentSet, hash: u64) -> Result<()> {
+        let mut keys: Vec<StoredRecord> = Vec::new();
+        for offset in ready.table.offsets(hash) {
+            // Without a look at the checksum: a damaged key is taken for another one, and stays.
+            match self.log.record_checked(set, offset, Verify::Trusted)? {
+                Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
+                // Superseded, or gone with the log start or by compaction.
+                _ => ready.table.remove(hash, offset),
+            }
+        }
+        Ok(())
     }
 }
 

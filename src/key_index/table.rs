@@ -58,19 +58,19 @@ impl Table {
         Self { entries: HashTable::new(), base }
     }
 
-    /// Adds an offset under a hash. True if there was another one already.
-    pub(crate) fn insert(&mut self, hash: u64, offset: i64) -> Result<bool, OutOfRange> {
+    /// Adds an offset under a hash. Returns how many others stand there.
+    pub(crate) fn insert(&mut self, hash: u64, offset: i64) -> Result<usize, OutOfRange> {
         let relative = u64::try_from(offset.wrapping_sub(self.base)).map_err(|_| OutOfRange)?;
         if u128::from(relative) > OFFSET_MASK || offset < self.base {
             return Err(OutOfRange);
         }
         let entry = Entry::new(hash, relative);
         let wanted = hash & HASH_MASK;
-        let mut others = false;
+        let mut others = 0;
         let mut is_there = false;
         for found in self.entries.iter_hash(spread(hash)).filter(|found| found.hash() == wanted) {
             is_there |= *found == entry;
-            others |= *found != entry;
+            others += usize::from(*found != entry);
         }
         if !is_there {
             self.entries.insert_unique(spread(hash), entry, |entry| spread(entry.hash()));
@@ -162,8 +162,10 @@ mod tests {
         assert_eq!(table.insert(1, 99), Err(OutOfRange));
         assert_eq!(table.insert(1, 100 + (1 << 40)), Err(OutOfRange));
         assert_eq!(table.insert(1, i64::MAX), Err(OutOfRange));
-        assert_eq!(table.insert(1, 100), Ok(false));
-        assert_eq!(table.insert(1, 101), Ok(true));
+        assert_eq!(table.insert(1, 100), Ok(0));
+        assert_eq!(table.insert(1, 101), Ok(1));
+        assert_eq!(table.insert(1, 102), Ok(2));
+        assert_eq!(table.insert(1, 102), Ok(2), "it is there already");
     }
 
     #[test]

@@ -233,3 +233,24 @@ fn a_key_expires_by_its_age_or_its_header_and_ends_in_a_tombstone() {
     topic.append(Record::keyed("by age", "again")).unwrap();
     assert_eq!((settle(), live()), (0, vec!["by age".to_owned()]));
 }
+
+#[test]
+fn an_index_that_was_outrun_reads_the_log_again() {
+    let store = builder(&MemoryVfs::new()).open("/s").unwrap();
+    let topic = store.create_topic("t", config().segment_bytes(1 << 30)).unwrap();
+    let partition = topic.partition(0).unwrap();
+    partition.append(Record::keyed("first", "v")).unwrap();
+    assert!(topic.contains("first").unwrap(), "in use from here on");
+    let batch: Vec<Record> = (0..100).map(|n| Record::keyed(format!("{n}"), "v")).collect();
+    // Past the topic, and without upkeep: nobody takes over what is queued.
+    for _ in 0..10_600 {
+        partition.append_batch_with(&batch, &topiclog::AppendOptions::new()).unwrap();
+    }
+    partition.append(Record::keyed("last", "v")).unwrap();
+    for key in ["first", "7", "99", "last"] {
+        assert!(topic.contains(key).unwrap(), "{key}");
+    }
+    assert_eq!(topic.latest(0).unwrap().count(), 102);
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    assert_eq!((stats.entries, stats.waiting), (102, 0));
+}
