@@ -106,7 +106,7 @@ impl Load<'_> {
             }
             let Some(record) = jsonl::parse(text)? else { continue };
             let partition = self.topic.partition_for(&record).get();
-            // Asked for now, so that the line that names it is told of.
+            // Asked here, so that the line that names it is told of.
             self.topic.partition(partition)?;
             let records = self.waiting.entry(partition).or_default();
             records.push(record);

@@ -254,3 +254,22 @@ fn an_index_that_was_outrun_reads_the_log_again() {
     let stats = topic.key_index_stats(0).unwrap().unwrap();
     assert_eq!((stats.entries, stats.waiting), (102, 0));
 }
+
+/// The file once held the keys below the open transaction alone, without those that a record behind it had superseded: a
+/// crash that took that record away would have left a file without the key.
+#[test]
+fn no_file_is_written_while_a_transaction_is_open() {
+    use crate::support::broker::{Bench, BrokerLog, kv};
+
+    let log = BrokerLog::new(0).batch(0, &[kv("a", "1")]).in_txn(1, 7, &[kv("b", "open")]);
+    let bench = Bench::adopt(&log, config());
+    let topic = bench.store.topic("t").unwrap();
+    assert_eq!(text(topic.get("a").unwrap().unwrap().value()), "1");
+    topic.append(Record::keyed("a", "2")).unwrap();
+    assert_eq!(text(topic.get("a").unwrap().unwrap().value()), "2");
+    assert!(bench.partition().last_stable_offset() < bench.partition().end());
+    drop(topic);
+    bench.store.close().unwrap();
+    let listed = bench.vfs.list(Path::new("/data/t-0")).unwrap();
+    assert!(listed.iter().all(|entry| entry.name != "topiclog.keys"), "{listed:?}");
+}
