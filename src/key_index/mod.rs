@@ -68,6 +68,8 @@ struct Expiry {
     next_ms: i64,
     /// The newest records that are still to be looked at, in a pass over all of them.
     pass: Option<Latest>,
+    /// The setting that all of this was found under.
+    expire_after_ms: i64,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +92,26 @@ struct Ready {
     counted: usize,
     /// Position of the file, -1 if there is none.
     saved: i64,
+}
+
+/// How often a use of the index begins anew because appends were ahead of it.
+const TRIES: usize = 4;
+
+/// What became of what appends have queued.
+enum Taken {
+    /// The table is whole up to this offset.
+    All(i64),
+    /// There is no room for all of it.
+    NoRoom,
+    /// The queue has ended before: the log has to be read.
+    Outrun,
+}
+
+/// What became of an attempt to make the index.
+enum Made {
+    Ready(Ready),
+    NoRoom,
+    Outrun,
 }
 
 /// What the key index of one partition holds.
@@ -117,7 +139,7 @@ const STEP: usize = 4096;
 
 impl KeyIndex {
     pub(crate) fn new(log: Arc<Log>, budget: Arc<Budget>) -> Self {
-        let expiry = Mutex::new(Expiry { seen: 0, next_ms: i64::MIN, pass: None });
+        let expiry = Mutex::new(Expiry { seen: 0, next_ms: i64::MIN, pass: None, expire_after_ms: -1 });
         Self { log, budget, state: Mutex::new(State::Unused), expiry }
     }
 
@@ -147,9 +169,20 @@ impl KeyIndex {
         let mut state = self.state.lock();
         let ready = self.ready(&mut state)?;
         // Taken over once more together with the log end, so that exactly what lies below it is in the table.
-        let Some(position) = self.take_over(ready)? else {
-            return Err(self.too_large());
+        let taken = self.take_over(ready)?;
+        let counted = ready.counted;
+        let position = match taken {
+            Taken::All(end) => end,
+            Taken::NoRoom => {
+                *state = self.give_up(counted);
+                return Err(self.too_large());
+            }
+            Taken::Outrun => {
+                let what = "a listing while more is appended than the key index can follow; ask again";
+                return Err(Error::unsupported(format!("{}: {what}", self.log.id)));
+            }
         };
+        let State::Ready(ready) = &mut *state else { return Err(self.too_large()) };
         let set = self.log.snapshot();
         self.resolve(ready, usize::MAX)?;
         let mut offsets: Vec<i64> = ready.table.iter().map(|(_, offset)| offset).collect();
@@ -171,6 +204,9 @@ impl KeyIndex {
             return Ok((0, 0));
         }
         let Some(mut expiry) = self.expiry.try_lock() else { return Ok((0, 0)) };
+        if expiry.expire_after_ms != expire_after_ms {
+            *expiry = Expiry { seen: 0, next_ms: i64::MIN, pass: None, expire_after_ms };
+        }
         let (mut ended, mut looked_at) = (0, 0);
         if expiry.pass.is_none() {
             looked_at = self.look_at_new(&mut expiry, expire_after_ms, now_ms)?;
@@ -182,9 +218,17 @@ impl KeyIndex {
             (expiry.seen, expiry.next_ms, expiry.pass) = (pass.position, i64::MAX, Some(pass));
         }
         for _ in 0..STEP {
-            let Some(record) = expiry.pass.as_mut().and_then(Latest::next).transpose()? else {
-                expiry.pass = None;
-                break;
+            let record = match expiry.pass.as_mut().and_then(Latest::next) {
+                Some(Ok(record)) => record,
+                // The next step begins anew: a pass that failed would go on failing, and hold its segments.
+                Some(Err(error)) => {
+                    (expiry.pass, expiry.next_ms) = (None, i64::MIN);
+                    return Err(error);
+                }
+                None => {
+                    expiry.pass = None;
+                    break;
+                }
             };
             looked_at += 1;
             match expiry::expires_at(&record, expire_after_ms) {
@@ -240,7 +284,7 @@ impl KeyIndex {
         }
         match self.log.append_at(end, &RecordRef::new(Some(key), None)) {
             Ok(_) => Ok(true),
-            Err(Error::Invalid { .. }) => Ok(false),
+            Err(Error::Invalid { .. }) if self.log.end_offset() != end => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -287,50 +331,60 @@ impl KeyIndex {
         }
     }
 
-    /// Writes the table beside the log, so that the next use need not read the log again.
+    /// Writes the table beside the log, so that the next use need not read the log again. Makes no index for that.
     pub(crate) fn write_snapshot(&self) -> Result<()> {
         let mut state = self.state.lock();
-        if !matches!(*state, State::Ready(_)) || self.log.env.read_only {
+        let State::Ready(ready) = &mut *state else { return Ok(()) };
+        if self.log.env.read_only || self.has_been_outrun() {
             return Ok(());
         }
-        let ready = self.ready(&mut state)?;
-        let position = self.log.last_stable_offset();
-        // With a transaction open the table knows records beyond that position, and has let older ones of their keys go. A
-        // crash that takes the records away would leave a file without those keys.
-        if ready.saved == position || position != self.log.end_offset() {
+        let Taken::All(end) = self.take_over(ready)? else { return Ok(()) };
+        // With a transaction open the table knows records behind it, and has let older ones of their keys go. A crash that
+        // takes the records away would leave a file without those keys.
+        if ready.saved == end || self.log.last_stable_offset() < end {
             return Ok(());
         }
         self.resolve(ready, usize::MAX)?;
-        ready.saved = snapshot::write(&self.log, &ready.secret, &ready.table)?;
+        snapshot::write(&self.log, &ready.secret, &ready.table, end)?;
+        ready.saved = end;
         Ok(())
     }
 
     fn ready<'a>(&self, state: &'a mut State) -> Result<&'a mut Ready> {
-        if matches!(state, State::Unused) {
-            *state = match self.make()? {
-                Some(ready) => State::Ready(ready),
-                None => self.give_up(0),
-            };
-        } else if let State::Ready(ready) = state {
-            let counted = ready.counted;
-            if self.has_been_outrun() {
-                // The log itself tells the rest.
-                self.budget.exchange(counted, 0);
-                *state = State::Unused;
-                return self.ready(state);
-            }
-            if self.log.key_queue.len() > 0 && self.take_over(ready)?.is_none() {
-                if self.has_been_outrun() {
-                    self.budget.exchange(ready.counted, 0);
-                    *state = State::Unused;
-                    return self.ready(state);
+        for _ in 0..TRIES {
+            if let State::Ready(ready) = state {
+                let taken = match self.has_been_outrun() {
+                    true => Taken::Outrun,
+                    false if self.log.key_queue.len() == 0 => break,
+                    false => self.take_over(ready)?,
+                };
+                let counted = ready.counted;
+                match taken {
+                    Taken::All(_) => break,
+                    Taken::NoRoom => *state = self.give_up(counted),
+                    // The log itself tells the rest.
+                    Taken::Outrun => {
+                        self.budget.exchange(counted, 0);
+                        *state = State::Unused;
+                    }
                 }
-                *state = self.give_up(counted);
             }
+            if matches!(state, State::Unused) {
+                match self.make()? {
+                    Made::Ready(ready) => *state = State::Ready(ready),
+                    Made::NoRoom => *state = self.give_up(0),
+                    Made::Outrun => continue,
+                }
+            }
+            break;
         }
         match state {
             State::Ready(ready) => Ok(ready),
-            State::Unused | State::TooLarge => Err(self.too_large()),
+            State::TooLarge => Err(self.too_large()),
+            State::Unused => {
+                let what = "a key index while more is appended than it can follow; ask again";
+                Err(Error::unsupported(format!("{}: {what}", self.log.id)))
+            }
         }
     }
 
@@ -353,7 +407,7 @@ impl KeyIndex {
     }
 
     /// Loads the file, if it holds, and reads what was appended since; otherwise reads the whole log.
-    fn make(&self) -> Result<Option<Ready>> {
+    fn make(&self) -> Result<Made> {
         let loaded = snapshot::read(&self.log, |bytes| self.budget.taken() + bytes <= self.budget.bytes_max)?;
         let (secret, table, from, saved) = match loaded {
             Some(loaded) => (loaded.secret, loaded.table, loaded.position, loaded.position),
@@ -361,16 +415,20 @@ impl KeyIndex {
         };
         let mut ready = Ready { secret, table, unresolved: VecDeque::new(), counted: 0, saved };
         let end = self.log.start_key_queue(secret);
-        if !self.count(&mut ready, 0) || !self.read_on(&mut ready, from, end)? || self.take_over(&mut ready)?.is_none()
-        {
-            self.budget.exchange(ready.counted, 0);
-            if self.has_been_outrun() {
-                let what = "a key index while more is appended than it can follow; ask again";
-                return Err(Error::unsupported(format!("{}: {what}", self.log.id)));
-            }
-            return Ok(None);
+        let filled = self.fill(&mut ready, from, end);
+        if let Ok(Taken::All(_)) = filled {
+            return Ok(Made::Ready(ready));
         }
-        Ok(Some(ready))
+        self.log.key_queue.stop();
+        self.budget.exchange(ready.counted, 0);
+        Ok(if matches!(filled?, Taken::Outrun) { Made::Outrun } else { Made::NoRoom })
+    }
+
+    fn fill(&self, ready: &mut Ready, from: i64, end: i64) -> Result<Taken> {
+        if !self.count(ready, 0) || !self.read_on(ready, from, end)? {
+            return Ok(Taken::NoRoom);
+        }
+        self.take_over(ready)
     }
 
     /// Reads what committed records there are from an offset on. Those of open transactions come in once they are decided.
@@ -398,23 +456,28 @@ impl KeyIndex {
         Ok(true)
     }
 
-    /// Moves what appends have queued into the table. Returns the log end up to which the table then is whole; `None` if
-    /// there is no room.
-    fn take_over(&self, ready: &mut Ready) -> Result<Option<i64>> {
+    /// Moves what appends have queued into the table. What was taken and finds no place there is in the log alone, so that
+    /// the queue then ends.
+    fn take_over(&self, ready: &mut Ready) -> Result<Taken> {
         let (appended, end) = self.log.take_key_queue();
-        let Some(appended) = appended.filter(|appended| self.count(ready, appended.len())) else { return Ok(None) };
-        for appended in appended {
-            match self.insert(ready, appended.hash, appended.offset) {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(error) => {
-                    // What was taken and not put in is in the log alone: the next look-up reads it again.
-                    self.log.key_queue.stop();
-                    return Err(error);
-                }
+        let Some(appended) = appended else { return Ok(Taken::Outrun) };
+        let put = self.put(ready, &appended);
+        if !matches!(put, Ok(true)) {
+            self.log.key_queue.stop();
+        }
+        Ok(if put? { Taken::All(end) } else { Taken::NoRoom })
+    }
+
+    fn put(&self, ready: &mut Ready, appended: &[key_queue::Appended]) -> Result<bool> {
+        if !self.count(ready, appended.len()) {
+            return Ok(false);
+        }
+        for one in appended {
+            if !self.insert(ready, one.hash, one.offset)? {
+                return Ok(false);
             }
         }
-        Ok(Some(end))
+        Ok(true)
     }
 
     fn insert(&self, ready: &mut Ready, hash: u64, offset: i64) -> Result<bool> {

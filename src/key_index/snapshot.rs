@@ -112,9 +112,8 @@ fn epoch_below(log: &Log, position: i64) -> i32 {
     log.snapshot().epochs.as_ref().and_then(|epochs| epoch_of(epochs, position - 1)).unwrap_or(-1)
 }
 
-/// Replaces the file and returns its position. Everything below that is in the table.
-pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table) -> Result<i64> {
-    let position = log.last_stable_offset();
+/// Replaces the file. Everything below the position is in the table.
+pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table, position: i64) -> Result<()> {
     let below = || table.iter().filter(|(_, offset)| *offset < position);
     let head = Head {
         secret: *secret,
@@ -123,8 +122,7 @@ pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table) -> Result<i64> {
         epoch: epoch_below(log, position),
         count: below().count() as u64,
     };
-    replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, below()), true)?;
-    Ok(position)
+    replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, below()), true)
 }
 
 /// Reads the file, if there is one that holds. `fits` is asked before anything is allocated for it.

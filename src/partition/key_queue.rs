@@ -82,13 +82,18 @@ impl KeyQueue {
         self.is_wanted.load(Ordering::Acquire)
     }
 
-    /// Adds what an append gathered; the first record has this offset. `None` stands for a record without a key. The
-    /// partition's writer is held, so that the queue and the log end can be looked at together.
-    pub(crate) fn push(&self, first_offset: i64, hashes: &[Option<u64>]) {
+    /// Adds what an append gathered under a secret; the first record has this offset. `None` stands for a record without a
+    /// key, and for the secret if nothing was gathered. The partition's writer is held, so that the queue and the log end can
+    /// be looked at together. If the gathering has begun since the keys were hashed, or with another secret, it ends here:
+    /// whoever wants the keys finds this append in the log.
+    pub(crate) fn push(&self, first_offset: i64, secret: Option<&HashKey>, hashes: &[Option<u64>]) {
         let mut state = self.state.lock();
+        if !self.is_wanted() {
+            return;
+        }
         let keyed = (first_offset..).zip(hashes).filter_map(|(offset, hash)| Some(Appended { hash: (*hash)?, offset }));
         state.waiting.extend(keyed);
-        if state.waiting.len() > WAITING_MAX {
+        if secret != Some(&state.secret) || state.waiting.len() > WAITING_MAX {
             state.waiting = Vec::new();
             self.is_wanted.store(false, Ordering::Release);
         }

@@ -96,10 +96,10 @@ impl Log {
             };
             let summary = summary.map_err(|error| encode_error(&error))?;
             match self.key_queue.wanted() {
-                None => self.append_encoded(buffer, &summary, options, now_ms, &[]),
+                None => self.append_encoded(buffer, &summary, options, now_ms, (None, &[])),
                 // Hashed before the writer is taken.
                 Some(secret) => with_hashes(&secret, records, |hashes| {
-                    self.append_encoded(buffer, &summary, options, now_ms, hashes)
+                    self.append_encoded(buffer, &summary, options, now_ms, (Some(&secret), hashes))
                 }),
             }
         })
@@ -133,7 +133,7 @@ impl Log {
         summary: &BatchSummary,
         options: &AppendSpec,
         now_ms: Timestamp,
-        hashes: &[Option<u64>],
+        (secret, hashes): (Option<&HashKey>, &[Option<u64>]),
     ) -> Result<RecordMetadata> {
         let (metadata, window_bytes) = {
             let mut writer = self.lock_writer()?;
@@ -169,8 +169,8 @@ impl Log {
             let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
             self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
-            if !hashes.is_empty() {
-                self.key_queue.push(base, hashes);
+            if self.key_queue.is_wanted() {
+                self.key_queue.push(base, secret, hashes);
             }
             let timestamp_ms = match writer.settings.timestamp_type {
                 TimestampType::LogAppendTime => now_ms,

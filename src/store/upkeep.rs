@@ -155,7 +155,8 @@ impl StoreInner {
         for topic in &topics {
             let expire_after_ms = topic.config.read().expiry_ms();
             for index in topic.indexes() {
-                match index.expire(expire_after_ms, now_ms) {
+                // A clock that jumped ends no key: a tombstone cannot be taken back.
+                match index.expire(if has_jumped { -1 } else { expire_after_ms }, now_ms) {
                     Ok((ended, looked_at)) => {
                         report.expired_keys += ended;
                         report.keys_looked_at += looked_at;

@@ -273,3 +273,35 @@ fn no_file_is_written_while_a_transaction_is_open() {
     let listed = bench.vfs.list(Path::new("/data/t-0")).unwrap();
     assert!(listed.iter().all(|entry| entry.name != "topiclog.keys"), "{listed:?}");
 }
+
+#[test]
+fn appends_of_other_threads_are_found_however_they_meet_the_making_of_the_index_and_its_file() {
+    for round in 0..30 {
+        let vfs = MemoryVfs::new();
+        let store = builder(&vfs).open("/s").unwrap();
+        let topic = store.create_topic("t", config()).unwrap();
+        (0..200).for_each(|n| {
+            topic.append(Record::keyed(format!("old {n}"), "v")).unwrap();
+        });
+        // Each thread counts what was acknowledged, some of it while the index is made, some while the store closes.
+        let acknowledged: Vec<u32> = std::thread::scope(|scope| {
+            let append = |thread: u32| {
+                let topic = topic.clone();
+                move || {
+                    (0..).take_while(|n| topic.append(Record::keyed(format!("{thread} {n}"), "v")).is_ok()).count()
+                        as u32
+                }
+            };
+            let threads: Vec<_> = (0..2).map(|thread| scope.spawn(append(thread))).collect();
+            assert!(topic.contains("old 7").unwrap(), "round {round}");
+            store.close().unwrap();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let topic = builder(&vfs).open("/s").unwrap().topic("t").unwrap();
+        for (thread, count) in acknowledged.iter().enumerate() {
+            for n in 0..*count {
+                assert!(topic.contains(format!("{thread} {n}")).unwrap(), "round {round}: {thread} {n} of {count}");
+            }
+        }
+    }
+}
