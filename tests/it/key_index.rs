@@ -288,7 +288,7 @@ fn appends_of_other_threads_are_found_however_they_meet_the_making_of_the_index_
             let append = |thread: u32| {
                 let topic = topic.clone();
                 move || {
-                    (0..).take_while(|n| topic.append(Record::keyed(format!("{thread} {n}"), "v")).is_ok()).count()
+                    (0..400).take_while(|n| topic.append(Record::keyed(format!("{thread} {n}"), "v")).is_ok()).count()
                         as u32
                 }
             };
