@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::map::map_file;
-use super::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap};
+use super::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, VfsWindow};
 use crate::clock::Timestamp;
 
 /// The file system of the operating system.
@@ -127,6 +127,15 @@ fn open_regular(path: &Path, mode: OpenMode) -> io::Result<File> {
     }
 }
 
+/// Whether space that was taken ahead is there when it is written. Where every write goes to a new place (btrfs, zfs), or
+/// over a network, it may not be, and a write through a map would end in a signal.
+#[cfg(target_os = "linux")]
+fn keeps_what_it_allocated(file: &File) -> bool {
+    use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+    let kind = fstatfs(file).map(|status| status.filesystem_type());
+    matches!(kind, Ok(EXT4_SUPER_MAGIC | TMPFS_MAGIC | XFS_SUPER_MAGIC))
+}
+
 fn to_ms(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Timestamp::try_from(after.as_millis()).unwrap_or(Timestamp::MAX),
@@ -208,6 +217,15 @@ impl VfsFile for DiskFile {
 
     fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>> {
         Ok(Some(Box::new(map_file(&self.file, bytes)?)))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn window(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsWindow>>> {
+        if !keeps_what_it_allocated(&self.file) {
+            return Ok(None);
+        }
+        let window = super::map::map_window(&self.file, position, bytes)?;
+        Ok(window.map(|window| Box::new(window) as Box<dyn VfsWindow>))
     }
 
     fn set_modified(&self, modified_ms: Timestamp) -> io::Result<()> {

@@ -1,7 +1,9 @@
-//! Read-only maps of files, handed out as [`Bytes`]: the only file of the crate with `unsafe` in it.
+//! Maps of files: read-only ones, handed out as [`Bytes`], and windows to write into. The only file of the crate with
+//! `unsafe` in it.
 //!
 //! It knows a file and a length. It does not know who may write the file; that promise is the caller's
-//! ([`VfsFile::map`](super::VfsFile::map)), and the crate keeps it by never changing or cutting published bytes.
+//! ([`VfsFile::map`](super::VfsFile::map), [`VfsFile::window`](super::VfsFile::window)), and the crate keeps it by never
+//! changing or cutting published bytes, and by dropping a window before it cuts its file.
 #![allow(unsafe_code, reason = "mapping a file is unsafe by nature; this is the one file where it is done")]
 
 use std::fs::File;
@@ -9,9 +11,13 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+#[cfg(target_os = "linux")]
+use memmap2::MmapRaw;
 use memmap2::{Mmap, MmapOptions};
 
 use super::VfsMap;
+#[cfg(target_os = "linux")]
+use super::VfsWindow;
 
 /// Maps `[0, bytes)` of a file for reading. The file must be at least that long: a page past its end could not be read
 /// and would kill the process with a signal.
@@ -92,6 +98,76 @@ fn populate(map: &Mmap, position: u64, bytes: u64) -> io::Result<bool> {
 #[cfg(not(target_os = "linux"))]
 fn populate(_: &Mmap, _: u64, _: u64) -> io::Result<bool> {
     Ok(false)
+}
+
+/// A part of a file that is mapped for writing.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(super) struct FileWindow {
+    map: MmapRaw,
+    /// Position in the file of the first mapped byte.
+    start: u64,
+    /// Below this, counted from the start, the pages are there and may be written without asking the file system.
+    populated: usize,
+}
+
+/// How much of a window is made ready at once: a longer piece would make the append that meets it wait longer.
+#[cfg(target_os = "linux")]
+const POPULATE_BYTES: usize = 64 << 10;
+
+/// Maps `[position, position + bytes)` of a file for writing; `None` if the kernel cannot make pages ready ahead (before
+/// 5.14), so that a failure would be a signal and no error.
+#[cfg(target_os = "linux")]
+pub(super) fn map_window(file: &File, position: u64, bytes: u64) -> io::Result<Option<FileWindow>> {
+    let end = position.checked_add(bytes).filter(|end| bytes > 0 && i64::try_from(*end).is_ok());
+    let length = usize::try_from(bytes).ok().filter(|length| isize::try_from(*length).is_ok());
+    let (Some(end), Some(length)) = (end, length) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    if file.metadata()?.len() < end {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the window reaches beyond the end of the file"));
+    }
+    let map = MmapOptions::new().offset(position).len(length).map_raw(file)?;
+    let mut window = FileWindow { map, start: position, populated: 0 };
+    match window.populate_to(1) {
+        Ok(()) => Ok(Some(window)),
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::ENOSYS)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl FileWindow {
+    fn populate_to(&mut self, end: usize) -> io::Result<()> {
+        while self.populated < end {
+            let bytes = POPULATE_BYTES.min(self.map.len() - self.populated);
+            match self.map.advise_range(memmap2::Advice::PopulateWrite, self.populated, bytes) {
+                Ok(()) => self.populated += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl VfsWindow for FileWindow {
+    #[inline]
+    fn write(&mut self, bytes: &[u8], position: u64) -> io::Result<()> {
+        let at = position.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
+        let inside = at.and_then(|at| Some((at, at.checked_add(bytes.len())?)));
+        let Some((at, end)) = inside.filter(|(_, end)| *end <= self.map.len()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the bytes are not inside the window"));
+        };
+        if end > self.populated {
+            self.populate_to(end)?;
+        }
+        // SAFETY: `at + bytes.len()` was found to lie inside the map, which is writable and lives as long as `self`. The
+        // source is no part of it, as nobody is ever given a reference into it. `&mut self` keeps other writers of this
+        // window away; that there is no second window, and that the file is not cut below it, is the promise in the
+        // contract of `VfsFile::window`. Read-only maps of the file cover published bytes only, which are never written.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.map.as_mut_ptr().add(at), bytes.len()) };
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -131,8 +131,25 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// then reads positionally. The caller promises that nobody changes those bytes or cuts the file below them while
     /// the mapping, or a slice of its bytes, lives.
     fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>>;
+    /// Maps `[position, position + bytes)` of the file for writing. `Ok(None)` if this back end or file system cannot, or
+    /// cannot promise that a write into space that [`allocate`](Self::allocate) took finds its room: the caller then
+    /// writes positionally. The range must lie inside the file. The caller promises to drop the window before it cuts the
+    /// file below the window's end, and that no other window of the range is written at the same time.
+    fn window(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsWindow>>> {
+        let _ = (position, bytes);
+        Ok(None)
+    }
     /// Sets the modification time.
     fn set_modified(&self, modified_ms: Timestamp) -> io::Result<()>;
+}
+
+/// A part of a file that is mapped for writing: what is written is at once what [`VfsFile::read_at`] reads, is kept if the
+/// process dies, and becomes durable by [`VfsFile::sync_data`] of the file, as if it had been written by
+/// [`VfsFile::write_at`].
+pub trait VfsWindow: Send + Sync + fmt::Debug {
+    /// Writes all bytes at a position of the file. They must lie inside the window. After an error nothing of them is
+    /// there, and the window is of no more use.
+    fn write(&mut self, bytes: &[u8], position: u64) -> io::Result<()>;
 }
 
 /// A read-only mapping of the first bytes of a file.

@@ -56,6 +56,8 @@ pub(crate) struct Env {
     pub(crate) read_only: bool,
     /// Done once, durably, before the first byte is written after an open: Kafka's clean marker goes.
     pub(crate) before_first_write: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Called when the disk has no room for a change that frees some. True if there may be room now.
+    pub(crate) make_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Called when bytes wait for a sync behind.
     pub(crate) wake_upkeep: Arc<dyn Fn() + Send + Sync>,
     /// Whether somebody runs upkeep; without it an appender keeps the windows of `Interval` by itself.

@@ -16,7 +16,7 @@ use super::repair::{PartitionReport, Repair};
 use super::settings::LogSettings;
 use super::swap;
 use super::sync::GroupCommit;
-use super::writer::Writer;
+use super::writer::{Reserve, Writer};
 use super::{Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
@@ -836,8 +836,7 @@ impl Opening<'_> {
                 active,
                 is_ready: false,
                 must_close: false,
-                allocated_to: 0,
-                sync_appends: 0,
+                reserve: Reserve::default(),
                 active_since_ms: now_ms,
                 has_pending: false,
             }),

@@ -138,6 +138,14 @@ impl Log {
     ///
     /// Durable when this returns: the new log start.
     pub(crate) fn raise_log_start(&self, to: i64) -> Result<Removed> {
+        match self.try_to_raise_log_start(to) {
+            // A full disk must not keep what would make room on it from being deleted.
+            Err(Error::NoSpace { .. }) if (self.env.make_room)() => self.try_to_raise_log_start(to),
+            result => result,
+        }
+    }
+
+    fn try_to_raise_log_start(&self, to: i64) -> Result<Removed> {
         // A log that a crash left shorter than its start would give out offsets that nobody can read.
         let unsealed = self.snapshot().segments.iter().find(|segment| segment.state() != State::Sealed).cloned();
         let sealed_end = unsealed.map_or(i64::MAX, |segment| segment.base_offset());

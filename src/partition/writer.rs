@@ -53,10 +53,8 @@ pub(crate) struct Writer {
     pub(crate) is_ready: bool,
     /// A repair left files to be written at close, even if nothing is appended.
     pub(crate) must_close: bool,
-    /// The active file has zeroed space up to here.
-    pub(crate) allocated_to: u64,
-    /// `Sync` appends into the active segment: the first alone is no reason to preallocate.
-    pub(crate) sync_appends: u64,
+    /// What says how much space is taken ahead.
+    pub(crate) reserve: Reserve,
     /// Wall time at which the active segment was made, for rolling by time where records have no timestamp.
     pub(crate) active_since_ms: Timestamp,
     /// The newest manifest on the disk names a change that was carried out since.
@@ -156,13 +154,11 @@ impl Log {
                 self.roll_when_due(&mut writer, due, now_ms)?;
             }
             self.keep_cap(&writer.settings, batch.len() as u64)?;
-            if durability == Durability::Sync {
-                preallocate(&mut writer, batch.len() as u64);
-            }
+            writer.reserve_ahead(batch.len() as u64, durability);
             record::set_base_offset(batch, base);
             record::set_leader_epoch(batch, writer.manifest.epoch());
             let facts = BatchFacts { last_offset: last, max_timestamp: summary.max_timestamp };
-            if let Err((error, cut)) = writer.active.append(batch, facts) {
+            if let Err((error, cut)) = writer.active.append(batch, facts, durability != Durability::Sync) {
                 return Err(self.append_failed(&mut writer, error, cut, base));
             }
             // Only the writer changes it, so that a load and a store are enough.
@@ -264,8 +260,6 @@ impl Log {
 
     #[cold]
     fn append_failed(&self, writer: &mut Writer, error: io::Error, cut: CutBack, base: i64) -> Error {
-        // Cutting the file gave preallocated space back as well.
-        writer.allocated_to = writer.allocated_to.min(writer.active.bytes());
         if cut == CutBack::Failed && is(Bug::OffsetReused) {
             return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };
         }
@@ -304,7 +298,7 @@ impl Log {
         }
         let synced = self.durable_end() >= end || is(Bug::NoSyncAtRoll);
         let time_index = old.write_indexes(false)?;
-        trim(writer)?;
+        old.log().trim()?;
 
         self.write_snapshot(end)?;
         let new = self.create_segment(end, settings)?;
@@ -330,7 +324,7 @@ impl Log {
         set.segments.push(Arc::clone(&new));
         self.swap(set);
         writer.active = new;
-        (writer.allocated_to, writer.sync_appends, writer.active_since_ms) = (0, 0, now_ms);
+        (writer.reserve, writer.active_since_ms) = (Reserve::default(), now_ms);
         Ok(())
     }
 
@@ -394,8 +388,8 @@ impl Log {
         self.make_ready(&mut writer)?;
         self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
         let damage = self.seal_closed(&mut writer)?;
-        trim(&mut writer)?;
         let active = Arc::clone(&writer.active);
+        active.log().trim()?;
         active.log().file().sync_data().map_err(|source| self.sync_failed(&source))?;
         let time_index = active.write_indexes(true)?;
         self.write_snapshot(self.end_offset())?;
@@ -469,8 +463,9 @@ impl Log {
         }
         let is_idle = self.note_activity(now);
         let idle = now.saturating_sub(self.last_append_ms.load(Ordering::Relaxed));
-        if writer.allocated_to > writer.active.bytes() && is_idle && idle >= TRIM_AFTER_MS {
-            trim(&mut writer)?;
+        if writer.active.log().allocated_to() > writer.active.bytes() && is_idle && idle >= TRIM_AFTER_MS {
+            writer.active.log().trim()?;
+            writer.reserve = Reserve::default();
             step.trimmed = true;
         }
         Ok(step)
@@ -677,33 +672,51 @@ fn encode_error(error: &record::BatchError) -> Error {
     }
 }
 
-/// Takes zeroed space ahead of the log, from the second `Sync` append on: a sync then need not write the file's length.
-fn preallocate(writer: &mut Writer, bytes: u64) {
-    writer.sync_appends += 1;
-    let settings = &writer.settings;
-    let end = writer.active.bytes() + bytes;
-    if settings.preallocate_bytes == 0 || writer.sync_appends < 2 || end <= writer.allocated_to {
-        return;
+/// What says how much space is taken ahead, since the file was opened, rolled or trimmed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reserve {
+    appended_bytes: u64,
+    /// `Sync` appends: the first alone is no reason to take space.
+    sync_appends: u64,
+    /// The disk had no room: not asked again before so much was appended.
+    not_before_bytes: u64,
+}
+
+impl Writer {
+    /// Takes zeroed space ahead of the log. A sync then need not write the file's length, so that the second `Sync` append
+    /// takes a whole step; others write faster into it, and take as much as they have appended, so that a quiet partition
+    /// takes none and none takes much more than it needs.
+    #[inline]
+    fn reserve_ahead(&mut self, bytes: u64, durability: Durability) {
+        let reserve = &mut self.reserve;
+        reserve.appended_bytes += bytes;
+        reserve.sync_appends += u64::from(durability == Durability::Sync);
+        if self.active.bytes() + bytes > self.active.log().allocated_to() {
+            self.reserve_now(bytes, durability);
+        }
     }
-    let from = writer.allocated_to.max(writer.active.bytes());
-    let to = (end + settings.preallocate_bytes).min(settings.segment_bytes.max(end));
-    // A hint for speed: without space the append itself will say so.
-    let taken = writer.active.log().file().write_with(|file| file.allocate(from, to - from));
-    if matches!(taken, Ok(Ok(()))) {
-        writer.allocated_to = to;
+
+    fn reserve_now(&mut self, bytes: u64, durability: Durability) {
+        let (reserve, settings) = (&mut self.reserve, &self.settings);
+        let step = match durability {
+            Durability::Sync if reserve.sync_appends < 2 => 0,
+            Durability::Sync => settings.preallocate_bytes,
+            _ if reserve.appended_bytes < settings.preallocate_bytes / RESERVE_FROM => 0,
+            _ => settings.preallocate_bytes.min(reserve.appended_bytes),
+        };
+        if step == 0 || reserve.appended_bytes < reserve.not_before_bytes {
+            return;
+        }
+        let end = self.active.bytes() + bytes;
+        let to = (end + step).min(settings.segment_bytes.max(end));
+        if !self.active.log().allocate(to) {
+            reserve.not_before_bytes = reserve.appended_bytes + settings.preallocate_bytes / RESERVE_FROM;
+        }
     }
 }
 
-/// Gives space behind the log back. Nobody maps or reads beyond the published end.
-pub(crate) fn trim(writer: &mut Writer) -> Result<()> {
-    let active = &writer.active;
-    if writer.allocated_to > active.bytes() {
-        let cut = active.log().file().write_with(|file| file.set_len(active.bytes()));
-        cut.and_then(|cut| cut).map_err(|error| Error::io("cut", active.log().path(), error))?;
-        writer.allocated_to = 0;
-    }
-    Ok(())
-}
+/// Without syncs, space is taken once this part of a step was appended.
+const RESERVE_FROM: u64 = 64;
 
 fn sync_file(log: &Log, path: &Path) -> Result<()> {
     match log.env.vfs.open(path, crate::io::OpenMode::Write) {

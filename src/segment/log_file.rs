@@ -3,6 +3,10 @@
 //! The file's length is never taken for the log's end: it may be preallocated, and a failed write may have left bytes.
 //! The published position is where the last whole batch ends whose write completed; nobody reads beyond it, nobody
 //! writes below it.
+//!
+//! There are two ways to write. A positional write gives its error to the append that caused it, and is the better one for
+//! large batches. Small ones, where nobody waits for a sync, are copied into a window: a part of the space that was taken
+//! ahead, mapped for writing. Nobody but this file knows which way was taken.
 
 use std::io;
 use std::path::Path;
@@ -13,10 +17,10 @@ use bytes::Bytes;
 use super::file_pool::PooledFile;
 use super::seal::Seal;
 use crate::error::{Error, Result};
-use crate::io::{VfsMap, read_exact_at, write_all_at};
+use crate::io::{VfsMap, VfsWindow, read_exact_at, write_all_at};
 use crate::planted::{Bug, is};
-use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 
 /// How bytes are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -37,6 +41,11 @@ const POSITIONAL_READ_BYTES: u64 = 256 << 10;
 /// What a scan reads in at once before it touches it.
 const POPULATE_BYTES: u64 = 4 << 20;
 
+/// Up to here a copy into a window costs less than a positional write: it has no call, but a page costs more.
+const WINDOW_WRITE_BYTES_MAX: usize = 1600;
+/// A window is no longer than this; the next one goes on where it ends.
+const WINDOW_BYTES_MAX: u64 = 16 << 20;
+
 /// The file of one segment's batches.
 #[derive(Debug)]
 pub(crate) struct LogFile {
@@ -48,6 +57,21 @@ pub(crate) struct LogFile {
     read_path: ReadPath,
     /// Set after a failed sync: mapped pages may no longer be what was written.
     distrusts_maps: AtomicBool,
+    /// The file has zeroed space up to here. Only the writer changes it.
+    allocated_to: AtomicU64,
+    /// Where small batches go. Only the writer asks for it; dropped before the file is cut.
+    window: Mutex<Window>,
+}
+
+/// A part of a file that is mapped for writing.
+#[derive(Debug)]
+enum Window {
+    /// None is open.
+    Closed,
+    /// It ends at this position.
+    Open(Box<dyn VfsWindow>, u64),
+    /// This file gets none.
+    Never,
 }
 
 /// A map and what of it was checked.
@@ -124,6 +148,9 @@ impl LogFile {
             map: RwLock::new(None),
             read_path,
             distrusts_maps: AtomicBool::new(false),
+            allocated_to: AtomicU64::new(0),
+            // Who does not want signals for failed reads does not want them for failed writes.
+            window: Mutex::new(if read_path == ReadPath::Mapped { Window::Closed } else { Window::Never }),
         }
     }
 
@@ -141,15 +168,23 @@ impl LogFile {
     }
 
     /// Writes whole batches behind the published position, without publishing them. On an error nothing of them counts;
-    /// the second value says whether what was written in part was cut off again.
+    /// the second value says whether what was written in part was cut off again. Small ones may go through a window, if
+    /// the caller wants that.
     #[inline]
-    pub(crate) fn write(&self, bytes: &[u8]) -> std::result::Result<(), (io::Error, CutBack)> {
+    pub(crate) fn write(&self, bytes: &[u8], in_window: bool) -> std::result::Result<(), (io::Error, CutBack)> {
         let position = self.published.load(Ordering::Relaxed);
+        if in_window && bytes.len() <= WINDOW_WRITE_BYTES_MAX && self.write_in_window(bytes, position) {
+            return Ok(());
+        }
         let written = self.file.write_with(|file| {
             write_all_at(file, bytes, position).map_err(|(done, error)| {
-                // Even a failed write may have left bytes: the file is cut in any case.
+                // Even a failed write may have left bytes: the file is cut in any case, and with it what was taken ahead.
+                self.close_window();
                 let stays = is(Bug::FailedAppendStays);
                 let cut = if stays || file.set_len(position).is_ok() { CutBack::Done } else { CutBack::Failed };
+                if cut == CutBack::Done {
+                    self.allocated_to.store(0, Ordering::Relaxed);
+                }
                 let cut = if done == 0 && cut == CutBack::Failed { CutBack::NothingWritten } else { cut };
                 (error, cut)
             })
@@ -157,6 +192,74 @@ impl LogFile {
         match written {
             Ok(outcome) => outcome,
             Err(error) => Err((error, CutBack::NothingWritten)),
+        }
+    }
+
+    /// Writes through the window if there is or can be one. False if nothing was written.
+    #[inline]
+    fn write_in_window(&self, bytes: &[u8], position: u64) -> bool {
+        let end = position + bytes.len() as u64;
+        let allocated_to = self.allocated_to.load(Ordering::Relaxed);
+        if end > allocated_to {
+            return false;
+        }
+        let mut window = self.window.lock();
+        // Through the file, so that it counts as not synced, and is open to hear of a write-back that fails.
+        let written = self.file.write_with(|file| match &mut *window {
+            Window::Open(open, to) if end <= *to => open.write(bytes, position).map(|()| true),
+            Window::Never => Ok(false),
+            _ => {
+                let to = allocated_to.min(position + WINDOW_BYTES_MAX);
+                *window = Window::Never;
+                let Some(mut open) = file.window(position, to - position)? else { return Ok(false) };
+                open.write(bytes, position)?;
+                *window = Window::Open(open, to);
+                Ok(true)
+            }
+        });
+        match written {
+            Ok(Ok(written)) => written,
+            // The positional write that follows says what is wrong, if something is.
+            Ok(Err(_)) | Err(_) => {
+                *window = Window::Never;
+                false
+            }
+        }
+    }
+
+    /// Zeroed space reaches up to here; 0 if none was taken.
+    #[inline]
+    pub(crate) fn allocated_to(&self) -> u64 {
+        self.allocated_to.load(Ordering::Relaxed)
+    }
+
+    /// Takes zeroed space ahead of the log. It is a hint for speed: without space the append itself will say so.
+    pub(crate) fn allocate(&self, to: u64) -> bool {
+        let from = self.allocated_to().max(self.published());
+        let taken = self.file.write_with(|file| file.allocate(from, to - from));
+        let is_taken = matches!(taken, Ok(Ok(())));
+        if is_taken {
+            self.allocated_to.store(to, Ordering::Relaxed);
+        }
+        is_taken
+    }
+
+    /// Gives space behind the log back. Nobody maps or reads beyond the published end.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.close_window();
+        let published = self.published();
+        if self.allocated_to() > published {
+            let cut = self.file.write_with(|file| file.set_len(published));
+            cut.and_then(|cut| cut).map_err(|error| Error::io("cut", self.path(), error))?;
+        }
+        self.allocated_to.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn close_window(&self) {
+        let mut window = self.window.lock();
+        if matches!(*window, Window::Open(..)) {
+            *window = Window::Closed;
         }
     }
 
@@ -328,4 +431,109 @@ pub(crate) enum CutBack {
     NothingWritten,
     /// They may be in the file, and cutting them off failed as well.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, OpenMode, Vfs as _, errno};
+    use crate::segment::file_pool::FilePool;
+
+    /// A log file with space taken ahead, on a simulated disk.
+    fn log(read_path: ReadPath) -> (FaultVfs, LogFile) {
+        let vfs = FaultVfs::new();
+        let file = FilePool::new(Arc::new(vfs.clone()), 4).file("/1.log".into(), OpenMode::CreateNew);
+        file.create().unwrap();
+        vfs.sync_dir("/".as_ref()).unwrap();
+        (vfs, LogFile::new(file, 0, read_path))
+    }
+
+    fn append(log: &LogFile, bytes: &[u8], in_window: bool) {
+        log.write(bytes, in_window).unwrap();
+        log.publish(bytes.len() as u64);
+    }
+
+    /// How many writes went which way: positional ones, and those into a window.
+    fn ways(vfs: &FaultVfs) -> (u64, u64) {
+        let calls = |op| vfs.sites_seen().iter().filter(|((seen, _), _)| *seen == op).map(|(_, site)| site.calls).sum();
+        (calls(OpKind::Write), calls(OpKind::WindowWrite))
+    }
+
+    #[test]
+    fn small_batches_go_through_a_window_into_space_that_was_taken() {
+        let (vfs, log) = log(ReadPath::Mapped);
+        append(&log, b"a", true);
+        assert_eq!(ways(&vfs), (1, 0), "no space was taken");
+        assert!(log.allocate(3000));
+        append(&log, b"b", true);
+        append(&log, b"c", false);
+        append(&log, &[b'd'; WINDOW_WRITE_BYTES_MAX + 1], true);
+        append(&log, b"e", true);
+        assert_eq!(ways(&vfs), (3, 2));
+        append(&log, &[b'f'; 1500], true);
+        assert_eq!(ways(&vfs), (4, 2), "it would reach beyond the space");
+        let bytes = log.chunk(0, log.published(), None).unwrap().bytes;
+        assert!(bytes.starts_with(b"abcd") && bytes[1604..].starts_with(b"ef"), "{bytes:?}");
+    }
+
+    #[test]
+    fn who_wants_errors_instead_of_signals_gets_no_window() {
+        let (vfs, log) = log(ReadPath::Positional);
+        assert!(log.allocate(3000));
+        append(&log, b"a", true);
+        assert_eq!(ways(&vfs), (1, 0));
+    }
+
+    /// A file that counts as synced may be closed, and would not hear of a write-back that fails.
+    #[test]
+    fn what_was_written_into_a_window_waits_for_a_sync_as_any_write() {
+        let (vfs, log) = log(ReadPath::Mapped);
+        assert!(log.allocate(3000));
+        log.file().sync_data().unwrap();
+        append(&log, b"abc", true);
+        assert_eq!((ways(&vfs), log.file().is_unsynced()), ((0, 1), true));
+        assert_ne!(vfs.durable_image().read("/1.log").unwrap()[..3], *b"abc");
+        log.file().sync_data().unwrap();
+        assert_eq!(vfs.durable_image().read("/1.log").unwrap()[..3], *b"abc");
+        assert!(!log.file().is_unsynced());
+    }
+
+    #[test]
+    fn a_window_that_fails_is_given_up_and_the_write_goes_the_other_way() {
+        for op in [OpKind::Window, OpKind::WindowWrite] {
+            let (vfs, log) = log(ReadPath::Mapped);
+            assert!(log.allocate(3000));
+            vfs.inject(FaultPlan::new(Fault::Error(errno::ENOMEM)).on(op));
+            append(&log, b"abc", true);
+            append(&log, b"def", true);
+            assert_eq!(vfs.image().read("/1.log").unwrap()[..6], *b"abcdef", "{op:?}");
+            assert_eq!((vfs.faults_hit(), ways(&vfs).0), (1, 2), "{op:?}");
+        }
+    }
+
+    /// The simulated disk ends the test if a window is written that the file was cut below.
+    #[test]
+    fn space_that_is_given_back_takes_its_window_along() {
+        let (vfs, log) = log(ReadPath::Mapped);
+        for round in 1..4 {
+            assert!(log.allocate(3000 * round));
+            append(&log, b"abc", true);
+            log.trim().unwrap();
+            assert_eq!(vfs.image().read("/1.log").unwrap().len() as u64, 3 * round);
+            assert_eq!((log.allocated_to(), ways(&vfs)), (0, (0, round)));
+        }
+    }
+
+    /// Otherwise the space would still be there at the close, and the file longer than its clean flag says.
+    #[test]
+    fn space_that_could_not_be_cut_off_after_a_failed_write_is_not_forgotten() {
+        let (vfs, log) = log(ReadPath::Mapped);
+        assert!(log.allocate(3000));
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::Write));
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::SetLen));
+        assert!(matches!(log.write(b"abc", false), Err((_, CutBack::NothingWritten))));
+        log.trim().unwrap();
+        assert_eq!(vfs.image().read("/1.log").unwrap(), b"");
+    }
 }

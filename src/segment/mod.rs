@@ -268,11 +268,17 @@ impl Segment {
         self.directory.join(file_name(self.base_offset, suffix))
     }
 
-    /// Writes one whole batch and publishes it. Only one thread may be here at a time.
+    /// Writes one whole batch, in the way that is best if nobody waits for a sync or in the one where an error is told at
+    /// once, and publishes it. Only one thread may be here at a time.
     #[inline]
-    pub(crate) fn append(&self, batch: &[u8], facts: BatchFacts) -> std::result::Result<(), (io::Error, CutBack)> {
+    pub(crate) fn append(
+        &self,
+        batch: &[u8],
+        facts: BatchFacts,
+        in_window: bool,
+    ) -> std::result::Result<(), (io::Error, CutBack)> {
         let position = self.log.published();
-        self.log.write(batch)?;
+        self.log.write(batch, in_window)?;
         self.index_batch(position, batch.len() as u64, facts);
         self.next_offset.store(facts.last_offset + 1, Ordering::Release);
         self.log.publish(batch.len() as u64);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::builder::StoreBuilder;
 use super::catalog::{self, Catalog, TopicEntry};
 use super::open::{make_env, new_id, opening, partition_directories, read_hints, take_locks};
+use super::reserve::Reserve;
 use super::{RecoveryReport, Signal, Store, checkpoints};
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicName, TopicPartition};
@@ -162,7 +163,8 @@ impl<'a> Adoption<'a> {
             }
         };
         let wrote = Arc::new(AtomicBool::new(false));
-        let env = make_env(builder, &root, catalog.store_id, &Arc::new(Signal::default()), &wrote, true);
+        let reserve = Arc::new(Reserve::new(&builder.vfs, &root, 0));
+        let env = make_env(builder, &root, catalog.store_id, (&Arc::new(Signal::default()), &wrote, &reserve), true);
         Ok(Self { options, root, vfs, env, generation, catalog, _locks: locks })
     }
 

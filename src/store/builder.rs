@@ -48,6 +48,9 @@ pub struct StoreBuilder {
     pub(crate) compaction_memory_bytes: usize,
     pub(crate) compaction_step_bytes: u64,
     pub(crate) compaction_bytes_per_second: u64,
+    /// `None`: as the file system asks for.
+    pub(crate) reserve_bytes: Option<u64>,
+    pub(crate) is_on_disk: bool,
 }
 
 impl Default for StoreBuilder {
@@ -67,6 +70,8 @@ impl Default for StoreBuilder {
             compaction_memory_bytes: 32 << 20,
             compaction_step_bytes: 8 << 20,
             compaction_bytes_per_second: u64::MAX,
+            reserve_bytes: None,
+            is_on_disk: true,
         }
     }
 }
@@ -76,6 +81,7 @@ impl StoreBuilder {
     #[must_use]
     pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
         self.vfs = vfs;
+        self.is_on_disk = false;
         self
     }
 
@@ -174,6 +180,15 @@ impl StoreBuilder {
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {
         self.compaction_bytes_per_second = bytes.max(1);
+        self
+    }
+
+    /// Room that is kept in the file `topiclog.reserve`, so that retention, [`delete_records`](crate::Partition::delete_records)
+    /// and [`delete_topic`](Store::delete_topic) work on a full disk: they then use it, and upkeep takes it back later. 1 MiB by
+    /// default, and none with another [`vfs`](Self::vfs) than the disk. 0 keeps none. The file is made before the first write.
+    #[must_use]
+    pub fn reserve_bytes(mut self, bytes: u64) -> Self {
+        self.reserve_bytes = Some(bytes);
         self
     }
 

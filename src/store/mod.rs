@@ -8,6 +8,7 @@ pub(crate) mod catalog;
 pub(crate) mod checkpoints;
 pub(crate) mod holds;
 pub(crate) mod open;
+mod reserve;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
 
@@ -75,6 +76,7 @@ pub(crate) struct StoreInner {
     upkeep_error: Mutex<Option<Error>>,
     cleaner: Mutex<upkeep::CleanerState>,
     clocks: Mutex<upkeep::ClockWatch>,
+    reserve: Arc<reserve::Reserve>,
     holds: Mutex<holds::Holds>,
     key_budget: Arc<Budget>,
 }
@@ -261,7 +263,19 @@ impl Store {
         self.inner.check_writable("delete a topic")?;
         let name = TopicName::new(name)?;
         let mut admin = self.inner.lock_admin()?;
-        self.inner.delete_topic(&mut admin, &name)
+        match self.inner.delete_topic(&mut admin, &name) {
+            Err(Error::NoSpace { .. }) if self.inner.reserve.give_up() => {
+                // How far it came: the topic may be out of the manifest already.
+                match self.inner.delete_topic(&mut admin, &name) {
+                    Err(Error::UnknownTopic { .. }) => {
+                        self.inner.forget_holds(&name)?;
+                        self.inner.finish_deletions(&mut admin)
+                    }
+                    result => result,
+                }
+            }
+            result => result,
+        }
     }
 
     /// Syncs everything, writes what a quick open and a Kafka broker need, and releases the locks. Works while handles of

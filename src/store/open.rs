@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::builder::StoreBuilder;
 use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
 use super::checkpoints::{self, Offsets};
+use super::reserve::Reserve;
 use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
@@ -26,6 +27,8 @@ use crate::sync::{Mutex, RwLock};
 use crate::topic::{TopicConfig, TopicInner};
 
 const LOCK: &str = "topiclog.lock";
+/// What `topiclog.reserve` holds on a disk unless the builder says otherwise.
+const RESERVE_BYTES: u64 = 1 << 20;
 const FOLLOW: &str = "topiclog.follow";
 /// Kafka's own lock file.
 const BROKER_LOCK: &str = ".lock";
@@ -90,7 +93,9 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
 
     let signal = Arc::new(Signal::default());
     let wrote = Arc::new(AtomicBool::new(!listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)));
-    let env = make_env(&options, &root, catalog.store_id, &signal, &wrote, locks.maps_are_safe);
+    let reserve_bytes = options.reserve_bytes.unwrap_or(if options.is_on_disk { RESERVE_BYTES } else { 0 });
+    let reserve = Arc::new(Reserve::new(&vfs, &root, reserve_bytes));
+    let env = make_env(&options, &root, catalog.store_id, (&signal, &wrote, &reserve), locks.maps_are_safe);
     let key_budget = Arc::new(Budget::new(options.key_index_memory_bytes));
     let topics = if is_foreign {
         open_foreign(&env, &root, &catalog, &key_budget, &mut report)?
@@ -117,6 +122,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         upkeep_error: Mutex::new(None),
         cleaner: Mutex::default(),
         clocks: Mutex::default(),
+        reserve,
         holds: Mutex::new(holds),
         key_budget,
         options,
@@ -347,17 +353,16 @@ fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -
     Ok(Catalog { store_id: Uuid::from_bytes([0; 16]), topics, deleting: Vec::new() })
 }
 
-pub(crate) fn make_env(
+pub(super) fn make_env(
     options: &StoreBuilder,
     root: &Path,
     store_id: Uuid,
-    signal: &Arc<Signal>,
-    wrote: &Arc<AtomicBool>,
+    (signal, wrote, reserve): (&Arc<Signal>, &Arc<AtomicBool>, &Arc<Reserve>),
     maps_are_safe: bool,
 ) -> Env {
     let vfs = Arc::clone(&options.vfs);
-    let first_write = first_write(Arc::clone(&vfs), root.to_owned(), Arc::clone(wrote));
-    let signal = Arc::clone(signal);
+    let first_write = first_write(Arc::clone(&vfs), root.to_owned(), Arc::clone(wrote), Arc::clone(reserve));
+    let (signal, reserve) = (Arc::clone(signal), Arc::clone(reserve));
     Env {
         pool: FilePool::new(Arc::clone(&vfs), options.open_files_max),
         vfs,
@@ -367,19 +372,26 @@ pub(crate) fn make_env(
         verify: options.verify,
         read_only: options.read_only,
         before_first_write: Arc::new(first_write),
+        make_room: Arc::new(move || reserve.give_up()),
         wake_upkeep: Arc::new(move || signal.wake()),
         has_upkeep: options.upkeep == Upkeep::Thread,
     }
 }
 
 /// Before the first byte is written Kafka's marker goes, so that a broker never trusts a stale one.
-fn first_write(vfs: Arc<dyn Vfs>, root: PathBuf, wrote: Arc<AtomicBool>) -> impl Fn() -> Result<()> {
+fn first_write(
+    vfs: Arc<dyn Vfs>,
+    root: PathBuf,
+    wrote: Arc<AtomicBool>,
+    reserve: Arc<Reserve>,
+) -> impl Fn() -> Result<()> {
     let done = Mutex::new(false);
     move || {
         let mut done = done.lock();
         if !*done {
             checkpoints::remove_clean_shutdown(&*vfs, &root)?;
             wrote.store(true, Ordering::Release);
+            reserve.take();
             *done = true;
         }
         Ok(())

@@ -172,6 +172,7 @@ impl StoreInner {
         if let Err(error) = self.clean(&logs, now_ms, &mut report) {
             note(error);
         }
+        self.reserve.take_back();
         if has_jumped && report.deleted_segments > 0 {
             self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
         }

@@ -21,6 +21,7 @@ pub fn run(vfs: &dyn Vfs, root: &Path) {
         ("long", chunks_meet),
         ("sparse", long_files_of_nothing),
         ("allocate", allocation_keeps_what_is_there),
+        ("window", windows_write_into_the_file),
         ("rename", rename_replaces),
         ("rename_directory", rename_of_directories),
         ("remove", removal),
@@ -172,6 +173,46 @@ fn allocation_keeps_what_is_there(vfs: &dyn Vfs, directory: &Path) {
     // Doing nothing is allowed.
     assert!(after.len() == 3 || after.len() == 10_002);
     assert!(after.starts_with(b"abc") && after[3..].iter().all(|byte| *byte == 0));
+}
+
+fn windows_write_into_the_file(vfs: &dyn Vfs, directory: &Path) {
+    let file = put(vfs, &directory.join("f"), b"published");
+    file.set_len(300_000).unwrap();
+    for (position, bytes, what) in [(300_000, 1, "beyond the end"), (u64::MAX, 1, "beyond any end"), (0, 0, "nothing")]
+    {
+        assert!(!matches!(file.window(position, bytes), Ok(Some(_))), "{what}");
+    }
+    let map = file.map(9).unwrap();
+    // To have none is allowed.
+    let Some(mut window) = file.window(9, 250_000).unwrap() else { return };
+    let mut expected = b"published".to_vec();
+    for nth in 0..1000_u32 {
+        let bytes = nth.to_be_bytes().repeat(1 + nth as usize % 99);
+        window.write(&bytes, expected.len() as u64).unwrap();
+        expected.extend_from_slice(&bytes);
+        if nth % 7 == 0 {
+            // Both ways of writing see each other.
+            write_all(&*file, b"positional", expected.len() as u64);
+            expected.extend_from_slice(b"positional");
+        }
+    }
+    let end = expected.len() as u64;
+    assert!(
+        window.write(b"x", 8).is_err() && window.write(b"x", 250_009).is_err() && window.write(b"x", u64::MAX).is_err()
+    );
+    assert!(window.write(&[1; 250_001], 9).is_err());
+    window.write(b"end", 250_006).unwrap();
+    file.sync_data().unwrap();
+    drop(window);
+    if let Some(map) = map {
+        assert_eq!(&map.bytes()[..], b"published");
+    }
+    let after = content(&*file);
+    assert!(after[..expected.len()] == expected);
+    assert!(after[expected.len()..250_006].iter().all(|byte| *byte == 0));
+    assert_eq!(&after[250_006..250_010], b"end\0");
+    file.set_len(end).unwrap();
+    assert_eq!(content(&*file).len() as u64, end);
 }
 
 fn rename_replaces(vfs: &dyn Vfs, directory: &Path) {

@@ -175,7 +175,8 @@ impl TopicConfig {
         "max.message.bytes" batch_bytes_max: u32;
         /// On `Sync` and `Interval` topics, at most so many bytes wait for a sync.
         "topiclog.max.unsynced.bytes" max_unsynced_bytes: u64;
-        /// Zeroed space taken ahead by `Sync` appends, in one step; 0 takes none.
+        /// Zeroed space taken ahead: by `Sync` appends in one step, by others as much as was appended, up to this; 0 takes
+        /// none.
         "topiclog.preallocate.bytes" preallocate_bytes: u32;
         /// Whose time a record carries: its own, or that of the append.
         "message.timestamp.type" timestamp_type: TimestampType;

@@ -127,6 +127,102 @@ fn a_full_disk_is_an_error_to_that_append_and_heals() {
     assert_eq!(after_power_cut(&vfs), ["one", "two"]);
 }
 
+/// The length of the log's file, and where its last record ends: in the byte that counts its headers, which are none.
+fn space(vfs: &FaultVfs) -> (usize, usize) {
+    let log = vfs.image().read("/s/t-0/00000000000000000000.log").unwrap();
+    (log.len(), log.iter().rposition(|byte| *byte != 0).unwrap() + 2)
+}
+
+#[test]
+fn who_appends_much_gets_space_ahead_and_who_is_quiet_none() {
+    for durability in [Durability::Os, Durability::Interval { bytes: 1 << 20, ms: 50 }] {
+        let (vfs, store, partition) = start(durability);
+        let append = || partition.append(Record::of_value(vec![b'x'; 900])).unwrap();
+        append();
+        let (file, end) = space(&vfs);
+        assert_eq!(file, end, "{durability:?}");
+        for nth in 0..3000 {
+            append();
+            if nth % 100 != 0 {
+                continue;
+            }
+            let (file, end) = space(&vfs);
+            assert!(file <= end * 2 + 1000, "{durability:?}: {file} bytes for {end}");
+        }
+        let (file, end) = space(&vfs);
+        assert!(file > end, "{durability:?}: nothing was taken ahead");
+        // Windows are written, and few positional writes are left.
+        let calls = |op| vfs.sites_seen().get(&(op, "log".to_owned())).map_or(0, |site| site.calls);
+        assert!(calls(OpKind::WindowWrite) > 2900 && calls(OpKind::Write) < 100, "{durability:?}");
+        assert_eq!(values(&partition, ReadLevel::Latest).len(), 3001);
+        store.close().unwrap();
+        assert_eq!(after_power_cut(&vfs).len(), 3001);
+    }
+}
+
+#[test]
+fn a_sync_append_is_never_copied_into_a_window() {
+    let (vfs, _store, partition) = start(Durability::Sync);
+    for _ in 0..100 {
+        partition.append(Record::of_value(vec![b'x'; 900])).unwrap();
+    }
+    assert!(vfs.sites_seen().keys().all(|(op, _)| !matches!(op, OpKind::Window | OpKind::WindowWrite)));
+}
+
+/// Asking a disk that is nearly full for space with each append would cost more than the space brings.
+#[test]
+fn a_disk_without_room_ahead_is_not_asked_at_each_append() {
+    let (vfs, _store, partition) = start(Durability::Os);
+    vfs.inject(FaultPlan::new(Fault::Error(errno::ENOSPC)).on(OpKind::Allocate).sticky());
+    for _ in 0..1000 {
+        partition.append(Record::of_value(vec![b'x'; 900])).unwrap();
+    }
+    assert!((1..30).contains(&vfs.faults_hit()), "asked {} times", vfs.faults_hit());
+    assert_eq!(values(&partition, ReadLevel::Latest).len(), 1000);
+}
+
+/// What frees space must not need space that is not there.
+#[test]
+fn on_a_full_disk_the_reserve_lets_records_and_topics_be_deleted() {
+    type Delete = fn(&Store, &Partition) -> topiclog::Result<()>;
+    let deletes: [(&str, Delete); 3] = [
+        ("records", |_, partition| partition.delete_records(150).map(drop)),
+        ("old segments", |store, _| store.tick().map(drop)),
+        ("the topic", |store, _| store.delete_topic("t")),
+    ];
+    for (what, delete) in deletes {
+        for reserve_bytes in [0, 64 << 10] {
+            let vfs = machine();
+            let store = builder(&vfs).reserve_bytes(reserve_bytes).open("/s").unwrap();
+            let config = TopicConfig::default().segment_bytes(1000).preallocate_bytes(0);
+            let topic = store.create_topic("t", config.clone()).unwrap();
+            let other = store.create_topic("other", TopicConfig::default()).unwrap();
+            let partition = topic.partition(0).unwrap();
+            for _ in 0..200 {
+                partition.append(Record::of_value("0123456789")).unwrap();
+            }
+            while !store.tick().unwrap().is_idle() {}
+            store.alter_topic("t", config.retention_bytes(2000)).unwrap();
+            let used: u64 = vfs.image().files().map(|(_, bytes)| bytes).sum();
+            vfs.set_bytes_max(Some(used));
+            let done = delete(&store, &partition);
+            if reserve_bytes == 0 {
+                assert!(matches!(done, Err(Error::NoSpace { .. })), "{what}: {done:?}");
+                continue;
+            }
+            done.unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(store.topic("t").is_err(), what == "the topic");
+            assert!(store.topic("t").is_err() || partition.start().get() > 100, "{what}");
+            // There is room again, and upkeep puts some of it aside.
+            other.append(Record::of_value("more")).unwrap();
+            vfs.set_bytes_max(None);
+            store.tick().unwrap();
+            assert_eq!(vfs.image().read("/s/topiclog.reserve").map(|bytes| bytes.len()), Some(64 << 10), "{what}");
+            store.close().unwrap();
+        }
+    }
+}
+
 #[test]
 fn short_and_interrupted_writes_are_gone_on_with() {
     let (vfs, _store, partition) = start(Durability::Sync);

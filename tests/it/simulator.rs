@@ -312,7 +312,9 @@ fn every_kind_of_call_can_fail() {
     let (f, d) = (Path::new("/f"), Path::new("/d"));
     let file = durable(&disk, "/f", b"abc");
     let map = file.map(3).unwrap().unwrap();
-    let call = |op: OpKind| match op {
+    file.set_len(9).unwrap();
+    let mut window = file.window(3, 6).unwrap().unwrap();
+    let mut call = |op: OpKind| match op {
         OpKind::Open => disk.open(f, OpenMode::Read).map(drop),
         OpKind::Create => disk.open(d, OpenMode::CreateNew).map(drop),
         OpKind::List => disk.list(Path::new("/")).map(drop),
@@ -331,6 +333,8 @@ fn every_kind_of_call_can_fail() {
         OpKind::Allocate => file.allocate(0, 100),
         OpKind::Map => file.map(1).map(drop),
         OpKind::Populate => map.populate(0, 1).map(drop),
+        OpKind::Window => file.window(0, 1).map(drop),
+        OpKind::WindowWrite => window.write(b"x", 5),
         OpKind::SetModified => file.set_modified(1),
     };
     use OpKind::*;
@@ -353,6 +357,8 @@ fn every_kind_of_call_can_fail() {
         Allocate,
         Map,
         Populate,
+        Window,
+        WindowWrite,
         SetModified,
     ];
     let before = (disk.image().hash(), disk.operations());

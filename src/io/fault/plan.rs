@@ -68,6 +68,8 @@ pub enum OpKind {
     Allocate,
     Map,
     Populate,
+    Window,
+    WindowWrite,
     SetModified,
 }
 
@@ -88,6 +90,7 @@ impl OpKind {
                 | SyncData
                 | SyncAll
                 | Allocate
+                | WindowWrite
         )
     }
 }

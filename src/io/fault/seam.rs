@@ -14,7 +14,7 @@ use super::{FaultVfs, Shared};
 use crate::clock::Timestamp;
 use crate::io::content::{Content, Snapshot, mix};
 use crate::io::tree::Entry;
-use crate::io::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap};
+use crate::io::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, VfsWindow};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -258,15 +258,6 @@ impl Handle {
         if self.writable { Ok(()) } else { Err(ErrorKind::PermissionDenied.into()) }
     }
 
-    /// The test has failed if the change touches what a reader may hold a slice of.
-    fn check_maps(&self, machine: MutexGuard<'_, Machine>, broken: bool, what: fmt::Arguments<'_>) {
-        if broken {
-            // Not under the lock: what unwinds closes files, which takes it.
-            drop(machine);
-            panic!("{} was changed below the end of a live map: {what}", self.name);
-        }
-    }
-
     fn set_length(&self, op: OpKind, bytes: u64, only_longer: bool) -> io::Result<()> {
         let (mut machine, _) = self.enter(op)?;
         self.check_writable()?;
@@ -283,8 +274,7 @@ impl Handle {
         state = self.file.state.lock();
         if state.mapped_bytes(machine.process) > bytes {
             drop(state);
-            self.check_maps(machine, true, format_args!("cut to {bytes} bytes"));
-            return Ok(());
+            fail(machine, &self.name, format_args!("cut below the end of a live map, to {bytes} bytes"));
         }
         state.visible.set_bytes(bytes);
         state.modified_ms = machine.now_ms();
@@ -319,6 +309,37 @@ impl Handle {
     }
 }
 
+/// The test has failed: what a reader may hold a slice of was touched, or a real machine would have sent a signal.
+fn fail(machine: MutexGuard<'_, Machine>, name: &str, what: fmt::Arguments<'_>) -> ! {
+    // Not under the lock: what unwinds closes files, which takes it.
+    drop(machine);
+    panic!("{name} was {what}");
+}
+
+/// Changes what is in a file and puts it on the list. Returns how many bytes that were.
+fn put(
+    mut machine: MutexGuard<'_, Machine>,
+    file: &File,
+    name: &Arc<str>,
+    op: OpKind,
+    bytes: &[u8],
+    position: u64,
+) -> usize {
+    let mut state = file.state.lock();
+    let below = state.mapped_bytes(machine.process).saturating_sub(position).min(bytes.len() as u64);
+    if below > 0 && state.visible.range(position, below) != bytes[..below as usize] {
+        drop(state);
+        let what = format_args!("changed below the end of a live map: {} bytes written at {position}", bytes.len());
+        fail(machine, name, what);
+    }
+    state.visible.write(bytes, position);
+    state.modified_ms = machine.now_ms();
+    drop(state);
+    machine.push(Change::Write { file: Arc::clone(file), position, bytes: bytes.into() });
+    machine.done(op, name, position, bytes);
+    bytes.len()
+}
+
 impl InodeState {
     /// How far the live maps of this process reach.
     fn mapped_bytes(&mut self, process: u64) -> u64 {
@@ -342,7 +363,7 @@ impl VfsFile for Handle {
     }
 
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
-        let (mut machine, fault) = self.enter(OpKind::Write)?;
+        let (machine, fault) = self.enter(OpKind::Write)?;
         self.check_writable()?;
         let mut bytes = bytes;
         if let Some(Fault::Short(most)) = fault {
@@ -360,19 +381,7 @@ impl VfsFile for Handle {
             }
             bytes = &bytes[..bytes.len().min(usize::try_from(fits).unwrap_or(usize::MAX))];
         }
-        let mut state = self.file.state.lock();
-        let below = state.mapped_bytes(machine.process).saturating_sub(position).min(bytes.len() as u64);
-        if below > 0 && state.visible.range(position, below) != bytes[..below as usize] {
-            drop(state);
-            self.check_maps(machine, true, format_args!("{} bytes written at {position}", bytes.len()));
-            return Ok(0);
-        }
-        state.visible.write(bytes, position);
-        state.modified_ms = machine.now_ms();
-        drop(state);
-        machine.push(Change::Write { file: Arc::clone(&self.file), position, bytes: bytes.into() });
-        machine.done(OpKind::Write, &self.name, position, bytes);
-        Ok(bytes.len())
+        Ok(put(machine, &self.file, &self.name, OpKind::Write, bytes, position))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -424,9 +433,70 @@ impl VfsFile for Handle {
         })))
     }
 
+    fn window(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsWindow>>> {
+        let (machine, _) = self.enter(OpKind::Window)?;
+        self.check_writable()?;
+        if bytes == 0 {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let end = Content::check_end(position, bytes)?;
+        if end > self.file.state.lock().visible.bytes() {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if machine.without_maps {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Window {
+            shared: Arc::clone(&self.descriptor.shared),
+            process: self.descriptor.process,
+            file: Arc::clone(&self.file),
+            name: Arc::clone(&self.name),
+            class: Arc::clone(&self.class),
+            start: position,
+            end,
+        })))
+    }
+
     fn set_modified(&self, modified_ms: Timestamp) -> io::Result<()> {
         let (_machine, _) = self.enter(OpKind::SetModified)?;
         self.file.state.lock().modified_ms = modified_ms;
+        Ok(())
+    }
+}
+
+/// A part of a file that is mapped for writing. Needs no descriptor, as a map needs none.
+struct Window {
+    shared: Arc<Shared>,
+    process: u64,
+    file: File,
+    name: Arc<str>,
+    class: Arc<str>,
+    start: u64,
+    end: u64,
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultWindow").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl VfsWindow for Window {
+    fn write(&mut self, bytes: &[u8], position: u64) -> io::Result<()> {
+        let mut machine = self.shared.machine.lock();
+        if machine.process != self.process {
+            return Err(io::Error::other("the process that had this window was killed"));
+        }
+        // A write that is to be short is whole here: only making the pages ready can fail.
+        machine.call(OpKind::WindowWrite, &self.class)?;
+        let end = Content::check_end(position, bytes.len() as u64)?;
+        if position < self.start || end > self.end {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        if end > self.file.state.lock().visible.bytes() {
+            fail(machine, &self.name, format_args!("cut below a live window, and written there at {position}"));
+        }
+        put(machine, &self.file, &self.name, OpKind::WindowWrite, bytes, position);
         Ok(())
     }
 }

@@ -288,7 +288,14 @@ impl Runner {
     /// Opens and compares; what is found is what holds from then on.
     pub(crate) fn reopen(&mut self) {
         self.store = None;
-        let Ok(store) = open(&self.disk, &self.clock, false) else { return };
+        let store = match open(&self.disk, &self.clock, false) {
+            Ok(store) => store,
+            Err(error) => {
+                // A sync that fails while the log is recovered may lose what was in the page cache alone.
+                self.is_lossy |= matches!(error, Error::Io { op: "sync", .. });
+                return;
+            }
+        };
         let survives = if self.is_lossy { Claim::Synced } else { Claim::Acked };
         let mut settled = settle(&store, &self.model, survives);
         if settled.is_err() && self.disk.faults_hit() > 0 {
