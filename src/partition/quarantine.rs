@@ -77,16 +77,23 @@ pub(crate) fn copy_tail(
     replace_file(vfs, &directory, &format!("{name}.json"), &json, true)
 }
 
-/// Moves all files of a segment here by rename; durable when this returns.
+/// Moves all files of a segment here by rename; durable when this returns. What an earlier recovery put here under the same
+/// name stays: the new file then gets a number.
 pub(crate) fn move_segment(vfs: &dyn Vfs, partition: &Path, segment_base: i64) -> Result<()> {
     ensure(vfs, partition)?;
     let directory = partition.join(DIRECTORY);
+    let listed = vfs.list(&directory).map_err(|error| Error::io("list", &directory, error))?;
+    let is_taken = |name: &str| listed.iter().any(|entry| entry.name == name);
+    let free_name = |name: String| {
+        let numbered = (2..=listed.len() + 2).map(|nth| format!("{name}.{nth}"));
+        std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
+    };
     for suffix in Suffix::ALL {
         let name = file_name(segment_base, suffix);
         let moved = if is(Bug::LaterSegmentsDeleted) {
             vfs.remove_file(&partition.join(&name))
         } else {
-            vfs.rename(&partition.join(&name), &directory.join(&name))
+            vfs.rename(&partition.join(&name), &directory.join(free_name(name.clone())))
         };
         match moved {
             Ok(()) => {}
@@ -148,5 +155,21 @@ mod tests {
             "quarantine/00000000000000000007.seal",
         ];
         assert_eq!(files, expected);
+    }
+
+    /// A second recovery of the same segment once put its file over the one that the first had kept.
+    #[test]
+    fn what_an_earlier_recovery_kept_is_not_replaced() {
+        let vfs = disk();
+        move_segment(&vfs, Path::new("/"), 7).unwrap();
+        for nth in 2..5 {
+            let log = vfs.open(Path::new("/00000000000000000007.log"), OpenMode::Create).unwrap();
+            write_all_at(&*log, format!("another, {nth}").as_bytes(), 0).unwrap();
+            move_segment(&vfs, Path::new("/"), 7).unwrap();
+            let kept = vfs.image().read(format!("quarantine/00000000000000000007.log.{nth}"));
+            assert_eq!(kept.unwrap(), format!("another, {nth}").as_bytes());
+        }
+        let first = vfs.image().read("quarantine/00000000000000000007.log").unwrap();
+        assert_eq!(first, b"good part, and what was cut");
     }
 }
