@@ -31,7 +31,7 @@ pub mod fuzzing;
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 pub use key_index::expiry::EXPIRES_AT_HEADER;
-pub use key_index::{KeyIndexStats, Latest};
+pub use key_index::{KeyCounts, KeyIndexStats, Latest, RecordCount};
 pub use partition::repair::{PartitionReport, Repair};
 pub use partition::writer::{AppendOptions, RecordMetadata};
 pub use partition::{

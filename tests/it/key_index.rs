@@ -126,7 +126,7 @@ fn the_first_use_after_a_close_reads_a_file_and_not_the_log() {
     drop(topic);
     store.close().unwrap();
     let file = read(&vfs, "/s/t-0/topiclog.keys");
-    assert_eq!(file.len(), 76 + 10 * 16 + 4);
+    assert_eq!(file.len(), 84 + 10 * 16 + 4);
     let topic = builder(&vfs).open("/s").unwrap().topic("t").unwrap();
     assert_eq!(text(topic.get("k7").unwrap().unwrap().value()), "97");
     let stats = topic.key_index_stats(0).unwrap().unwrap();
