@@ -43,4 +43,4 @@ pub use segment::log_file::ReadPath;
 pub use store::adopt::{AdoptOptions, AdoptReport, AdoptedPartition};
 pub use store::verify::{Finding, Severity, VerifyReport, verify, verify_on};
 pub use store::{RecoveryReport, Store, StoreBuilder, TickReport, Upkeep};
-pub use topic::{CleanupPolicy, Topic, TopicConfig, murmur2};
+pub use topic::{CleanupPolicy, Topic, TopicConfig, UpkeepStats, murmur2};

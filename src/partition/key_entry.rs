@@ -21,7 +21,7 @@ pub(crate) struct KeyEntry {
 }
 
 impl KeyEntry {
-    /// No record: greater than every entry.
+    /// No record: before no entry.
     pub(crate) const EMPTY: Self = Self { high: u64::MAX, low: u64::MAX };
 
     /// `None` if the relative offset needs more than its bits.
@@ -106,7 +106,7 @@ mod tests {
             let (high, low) = entry.words();
             assert_eq!(KeyEntry::from_words(high, low), entry);
             assert!(
-                !entry.is_empty() && entry.is_before(KeyEntry::EMPTY) && entry.is_same_record(entry.with_position(3))
+                !entry.is_empty() && !KeyEntry::EMPTY.is_before(entry) && entry.is_same_record(entry.with_position(3))
             );
         };
         check(0, 0, 0);
