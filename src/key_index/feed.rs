@@ -26,7 +26,7 @@ pub(super) enum Taken {
 
 /// What became of an attempt to make the index.
 enum Made {
-    Ready(Ready),
+    Ready(Box<Ready>),
     NoRoom,
     Outrun,
 }
@@ -122,7 +122,7 @@ impl KeyIndex {
         let end = self.log.start_key_queue(secret, base);
         let filled = self.fill(&mut ready, from, end);
         if let Ok(Taken::All(..)) = filled {
-            return Ok(Made::Ready(ready));
+            return Ok(Made::Ready(Box::new(ready)));
         }
         self.log.key_queue.stop();
         self.budget.exchange(ready.counted, 0);
@@ -130,15 +130,15 @@ impl KeyIndex {
     }
 
     fn fill(&self, ready: &mut Ready, from: i64, end: i64) -> Result<Taken> {
-        if !self.count(ready, 0) || !self.read_on(ready, from, end)? {
+        if !self.count(ready, 0) || !self.read_on(ready, from, end, None)? {
             return Ok(Taken::NoRoom);
         }
         self.take_over(ready)
     }
 
     /// Reads what records there are from an offset on, but those of aborted transactions. Those of open ones come in once they
-    /// are decided: they are read again then, with all that follows them.
-    fn read_on(&self, ready: &mut Ready, from: i64, end: i64) -> Result<bool> {
+    /// are decided: they are read again then, with all that follows them. Keys are compared in a set that is given, or in the newest.
+    fn read_on(&self, ready: &mut Ready, from: i64, end: i64, set: Option<&SegmentSet>) -> Result<bool> {
         let options = ReadOptions::new().level(ReadLevel::Latest).limits(LIMITS);
         let mut reader = Reader::begin(&self.log, from.max(self.log.log_start()), options);
         ready.undecided_from = None;
@@ -157,25 +157,28 @@ impl KeyIndex {
                     continue;
                 }
             }
-            if !self.take_batch(ready, &batch)? {
+            // Asked for after the batch was read, so that it is in there.
+            let newest = self.log.snapshot();
+            let set = set.unwrap_or(&newest);
+            if !self.take_batch(ready, &batch, set)? {
                 return Ok(false);
             }
             // A key that comes again and again must not fill the table.
             if ready.unresolved.len() >= QUEUED_MAX {
-                self.resolve(ready, usize::MAX)?;
+                self.resolve(ready, set, usize::MAX)?;
             }
         }
         Ok(true)
     }
 
-    fn take_batch(&self, ready: &mut Ready, batch: &Batch) -> Result<bool> {
+    fn take_batch(&self, ready: &mut Ready, batch: &Batch, set: &SegmentSet) -> Result<bool> {
         let failed = |error: crate::record::BatchError| Error::corrupt(&self.log.directory, 0, error.to_string());
         if batch.header().records_count <= BATCH_RECORDS {
             for view in batch.records() {
                 let view = view.map_err(failed)?;
                 let Some(key) = view.key() else { continue };
                 let hash = key_queue::hash(&ready.secret, key);
-                if !self.insert_at(ready, hash, view.offset(), batch.position)? {
+                if !self.insert_at(ready, hash, view.offset(), batch.position, set)? {
                     return Ok(false);
                 }
             }
@@ -192,7 +195,7 @@ impl KeyIndex {
             }
         }
         for &(hash, _, offset) in &newest {
-            if !self.insert_at(ready, hash, offset, batch.position)? {
+            if !self.insert_at(ready, hash, offset, batch.position, set)? {
                 return Ok(false);
             }
         }
@@ -200,41 +203,43 @@ impl KeyIndex {
     }
 
     /// Moves what appends have queued into the table, and what transactions that are decided by now had kept out of it. What
-    /// was taken and finds no place there is in the log alone, so that the queue then ends.
+    /// was taken and finds no place there is in the log alone, so that the queue then ends. Keys are compared in the set that
+    /// belongs to what was taken: in a newer one a record may be missing whose successor is still in the queue.
     pub(super) fn take_over(&self, ready: &mut Ready) -> Result<Taken> {
         let Some(taken) = self.log.take_key_queue() else { return Ok(Taken::Outrun) };
-        let put = self.put(ready, &taken.keys).and_then(|put| Ok(put && self.take_decided(ready, taken.end)?));
+        let put = self.put(ready, &taken.keys, &taken.set);
+        let put = put.and_then(|put| Ok(put && self.take_decided(ready, taken.end, &taken.set)?));
         if !matches!(put, Ok(true)) {
             self.log.key_queue.stop();
         }
         Ok(if put? { Taken::All(taken.end, taken.set) } else { Taken::NoRoom })
     }
 
-    fn take_decided(&self, ready: &mut Ready, end: i64) -> Result<bool> {
+    fn take_decided(&self, ready: &mut Ready, end: i64, set: &SegmentSet) -> Result<bool> {
         match ready.undecided_from.filter(|&from| self.log.last_stable_offset() > from) {
-            Some(from) => self.read_on(ready, from, end),
+            Some(from) => self.read_on(ready, from, end, Some(set)),
             None => Ok(true),
         }
     }
 
-    fn put(&self, ready: &mut Ready, appended: &[KeyEntry]) -> Result<bool> {
+    fn put(&self, ready: &mut Ready, appended: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
         for &entry in appended {
-            if !self.insert(ready, entry)? {
+            if !self.insert(ready, entry, set)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn insert_at(&self, ready: &mut Ready, hash: u64, offset: i64, position: u64) -> Result<bool> {
+    fn insert_at(&self, ready: &mut Ready, hash: u64, offset: i64, position: u64, set: &SegmentSet) -> Result<bool> {
         match ready.table.entry(hash, offset, position) {
-            Ok(entry) => self.insert(ready, entry),
+            Ok(entry) => self.insert(ready, entry, set),
             Err(super::table::OutOfRange) => Ok(false),
         }
     }
 
     #[inline]
-    fn insert(&self, ready: &mut Ready, entry: KeyEntry) -> Result<bool> {
+    fn insert(&self, ready: &mut Ready, entry: KeyEntry, set: &SegmentSet) -> Result<bool> {
         let growth = ready.table.growth_bytes(entry.hash());
         if growth > 0 && !self.count(ready, growth) {
             return Ok(false);
@@ -257,7 +262,7 @@ impl KeyIndex {
                 ready.unresolved.push_back(entry.hash());
             }
             // A key that is written again and again: what stands under its hash is walked by every look-up and insertion.
-            others if others >= CHAIN_MAX => self.resolve_hash(ready, &self.log.snapshot(), entry.hash())?,
+            others if others >= CHAIN_MAX => self.resolve_hash(ready, set, entry.hash())?,
             _ => {}
         }
         Ok(true)
@@ -275,13 +280,12 @@ impl KeyIndex {
 
     /// Compares the keys of offsets that stand under one hash; of one key only the newest stays. Returns how many hashes
     /// were looked at.
-    pub(super) fn resolve(&self, ready: &mut Ready, most: usize) -> Result<usize> {
-        let set = self.log.snapshot();
+    pub(super) fn resolve(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> Result<usize> {
         let mut done = 0;
         while done < most {
             let Some(hash) = ready.unresolved.pop_front() else { break };
             done += 1;
-            if let Err(error) = self.resolve_hash(ready, &set, hash) {
+            if let Err(error) = self.resolve_hash(ready, set, hash) {
                 ready.unresolved.push_front(hash);
                 return Err(error);
             }
@@ -294,7 +298,8 @@ impl KeyIndex {
         Ok(done)
     }
 
-    /// The set is no older than what was taken over last: what is not found in it is gone.
+    /// The set is no older than what was taken over last: what is not found in it is gone, and what took its place is in the
+    /// table, or in the queue.
     fn resolve_hash(&self, ready: &mut Ready, set: &SegmentSet, hash: u64) -> Result<()> {
         let mut keys: Vec<StoredRecord> = Vec::new();
         let places_hold = ready.places.hold(set);

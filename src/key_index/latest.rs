@@ -41,7 +41,7 @@ impl KeyIndex {
                 Taken::Outrun => continue,
             };
             let State::Ready(ready) = &mut *state else { return Err(self.too_large()) };
-            self.resolve(ready, usize::MAX)?;
+            self.resolve(ready, &set, usize::MAX)?;
             let undecided_from = ready.undecided_from;
             let mut offsets: Vec<i64> = ready.table.iter().map(|(_, place)| place.offset).collect();
             drop(state);

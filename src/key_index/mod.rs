@@ -20,7 +20,7 @@ pub(crate) mod table;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::partition::Log;
 use crate::partition::key_queue::{self, HashKey};
 use crate::record::{DecodeLimits, StoredRecord};
@@ -76,7 +76,7 @@ enum State {
     /// Nobody has asked yet.
     #[default]
     Unused,
-    Ready(Ready),
+    Ready(Box<Ready>),
     /// It would have taken more memory than there is. Until the store is reopened nobody tries again.
     TooLarge,
 }
@@ -115,6 +115,8 @@ pub struct KeyIndexStats {
 
 /// How often a use of the index begins anew because something was ahead of it.
 const TRIES: usize = 4;
+/// How often one look-up begins anew because segments were exchanged under it.
+const LOOKS: usize = 100;
 /// More of these wait in the queue and an appender helps.
 const QUEUED_MAX: usize = 1 << 16;
 /// More offsets than these that wait for a comparison, and an appender makes some.
@@ -132,19 +134,29 @@ impl KeyIndex {
     /// The newest record of a key, `None` if there is none or it is a tombstone.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
         self.log.check_open()?;
-        for _ in 0..TRIES {
+        for _ in 0..LOOKS {
+            // Before the table is asked: if this is still the set afterwards, both belong together.
+            let set = self.log.snapshot();
             let mut state = self.state.lock();
             let ready = self.ready(&mut state)?;
             let hash = key_queue::hash(&ready.secret, key);
             let Some((newest, is_only)) = ready.table.newest(hash) else { return Ok(None) };
             let others = if is_only { Vec::new() } else { ready.table.places_of(hash) };
-            let set = self.log.snapshot();
             let places_hold = ready.places.hold(&set);
             drop(state);
-            for place in [newest].into_iter().chain(others.into_iter().skip(1)) {
+            let mut places = [newest].into_iter().chain(others.into_iter().skip(1));
+            loop {
+                let Some(place) = places.next() else { return Ok(None) };
                 let hint = place.position.filter(|_| places_hold);
                 let how = (self.log.env.verify, &LIMITS);
-                let Some(found) = self.log.record_near(&set, place.offset, hint, how)? else { continue };
+                let Some(found) = self.log.record_near(&set, place.offset, hint, how)? else {
+                    // It lies in a segment that the set does not have yet, or was superseded and compacted away since the
+                    // table was asked; or it is gone, with nothing in its place.
+                    if Arc::ptr_eq(&set, &self.log.snapshot()) {
+                        continue;
+                    }
+                    break;
+                };
                 if found.record.key() != Some(key) {
                     continue;
                 }
@@ -154,13 +166,9 @@ impl KeyIndex {
                 let is_live = !found.record.is_tombstone() && !self.log.has_expired(&found.record);
                 return Ok(is_live.then_some(found.record));
             }
-            // What was looked for may have been superseded and compacted away since the table was asked. Then the table knows
-            // better now.
-            if Arc::ptr_eq(&set, &self.log.snapshot()) {
-                break;
-            }
         }
-        Ok(None)
+        let what = "a look-up while segments are exchanged at every try; ask again";
+        Err(Error::unsupported(format!("{}: {what}", self.log.id)))
     }
 
     /// Notes where a batch was found, unless segments were exchanged meanwhile.
@@ -184,7 +192,7 @@ impl KeyIndex {
                 return Ok(0);
             }
             let ready = self.ready(&mut state)?;
-            self.resolve(ready, STEP)?
+            self.resolve(ready, &self.log.snapshot(), STEP)?
         };
         Ok(compared + self.learn_places()?)
     }
@@ -206,7 +214,7 @@ impl KeyIndex {
         }
         let ready = self.ready(&mut state)?;
         let waiting = ready.unresolved.len();
-        if waiting > UNRESOLVED_MAX { self.resolve(ready, waiting / 2).map(drop) } else { Ok(()) }
+        if waiting > UNRESOLVED_MAX { self.resolve(ready, &self.log.snapshot(), waiting / 2).map(drop) } else { Ok(()) }
     }
 
     /// What it holds; `None` if it is not in use.
@@ -235,7 +243,7 @@ impl KeyIndex {
         if ready.saved == end || self.log.last_stable_offset() < end {
             return Ok(());
         }
-        self.resolve(ready, usize::MAX)?;
+        self.resolve(ready, &set, usize::MAX)?;
         ready.places.follow(&mut ready.table, &set, self.log.log_start());
         snapshot::write(&self.log, &ready.secret, &ready.table, end, &ready.places.checks())?;
         ready.saved = end;

@@ -34,7 +34,7 @@ fn homes_for(len: usize, hundredths: usize) -> usize {
 /// Where the entries of a hash stand if nothing pushes them: by bits that the choice of the shelf does not look at.
 #[inline]
 fn home(hash: u64, homes: usize) -> usize {
-    ((hash >> 24) * homes as u64 >> 32) as usize
+    (((hash >> 24) * homes as u64) >> 32) as usize
 }
 
 impl Shelf {

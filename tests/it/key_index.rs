@@ -292,7 +292,8 @@ fn appends_of_other_threads_are_found_however_they_meet_the_making_of_the_index_
                         as u32
                 }
             };
-            let threads: Vec<_> = (0..2).map(|thread| scope.spawn(append(thread))).collect();
+            // Many, so that some have hashed their keys and wait for the writer when the index begins to be made.
+            let threads: Vec<_> = (0..8).map(|thread| scope.spawn(append(thread))).collect();
             assert!(topic.contains("old 7").unwrap(), "round {round}");
             store.close().unwrap();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -412,24 +413,31 @@ fn a_key_is_never_missed_while_compaction_exchanges_what_it_is_in() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for n in 0..6000 {
+            for n in 0..30_000 {
                 append(n);
                 store.tick().unwrap();
             }
             stop.store(true, Ordering::Release);
         });
-        let (mut looked, mut listed) = (0, 0);
+        // More threads than cores: now and then one is put aside at the wrong moment, and much is compacted meanwhile.
+        let look = || {
+            let mut looked = 0;
+            while !stop.load(Ordering::Acquire) {
+                for key in &keys {
+                    assert!(topic.get(key).unwrap().is_some(), "{key} was missed at look {looked}");
+                    looked += 1;
+                }
+            }
+            looked
+        };
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(look)).collect();
+        let mut listed = 0;
         while !stop.load(Ordering::Acquire) {
-            for key in &keys {
-                assert!(topic.get(key).unwrap().is_some(), "{key} was missed at look {looked}");
-                looked += 1;
-            }
-            if looked % 16 == 0 {
-                let names: Vec<String> = topic.latest(0).unwrap().map(|record| text(record.unwrap().key())).collect();
-                assert_eq!(names.len(), keys.len(), "{names:?} at listing {listed}");
-                listed += 1;
-            }
+            let names: Vec<String> = topic.latest(0).unwrap().map(|record| text(record.unwrap().key())).collect();
+            assert_eq!(names.len(), keys.len(), "{names:?} at listing {listed}");
+            listed += 1;
         }
+        let looked: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         tell!("{looked} looks and {listed} listings beside compaction");
     });
 }
