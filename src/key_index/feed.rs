@@ -38,6 +38,8 @@ const CHAIN_MAX: usize = 4;
 /// Of a batch with more records than these only the newest of each key is taken: a key that comes again and again would be
 /// compared again and again, each time by a walk through the batch.
 const BATCH_RECORDS: i32 = 16;
+/// So many of its keys are held at once.
+const KEYS_AT_ONCE: usize = 1 << 14;
 
 impl KeyIndex {
     /// The index with everything that was appended before this call; made, if nobody has asked yet.
@@ -185,21 +187,29 @@ impl KeyIndex {
             return Ok(true);
         }
         let mut newest: HashTable<(u64, &[u8], i64)> = HashTable::new();
+        let put = |ready: &mut Ready, newest: &mut HashTable<(u64, &[u8], i64)>| -> Result<bool> {
+            for (hash, _, offset) in newest.drain() {
+                if !self.insert_at(ready, hash, offset, batch.position, set)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
         for view in batch.records() {
             let view = view.map_err(failed)?;
             let Some(key) = view.key() else { continue };
             let hash = key_queue::hash(&ready.secret, key);
             match newest.find_mut(hash, |found| found.1 == key) {
                 Some(found) => found.2 = view.offset(),
-                None => drop(newest.insert_unique(hash, (hash, key, view.offset()), |found| found.0)),
+                None => {
+                    newest.insert_unique(hash, (hash, key, view.offset()), |found| found.0);
+                    if newest.len() >= KEYS_AT_ONCE && !put(ready, &mut newest)? {
+                        return Ok(false);
+                    }
+                }
             }
         }
-        for &(hash, _, offset) in &newest {
-            if !self.insert_at(ready, hash, offset, batch.position, set)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        put(ready, &mut newest)
     }
 
     /// Moves what appends have queued into the table, and what transactions that are decided by now had kept out of it. What

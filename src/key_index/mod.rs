@@ -109,6 +109,9 @@ pub struct KeyIndexStats {
     pub waiting: usize,
     /// Bytes of memory, as counted in `key_index_memory_bytes`.
     pub memory_bytes: usize,
+    /// Segments made by compaction that upkeep has still to read for the places of their records. Until then look-ups in them
+    /// take longer, and deleted keys keep their entries.
+    pub unread_segments: usize,
     /// What [`Topic::count_keys`](crate::Topic::count_keys) found last; it is exact for its position.
     pub counts: Option<KeyCounts>,
 }
@@ -224,6 +227,7 @@ impl KeyIndex {
                 entries: ready.table.len(),
                 waiting: ready.unresolved.len() + self.log.key_queue.len(),
                 memory_bytes: ready.counted,
+                unread_segments: ready.places.lost(),
                 counts: ready.counts,
             }),
             State::Unused | State::TooLarge => None,

@@ -97,6 +97,20 @@ impl Places {
         self.read_to = i64::MIN;
     }
 
+    /// Compacted segments that are still to be read.
+    pub(super) fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    fn begins_with(&self, lost: &Lost) -> bool {
+        self.lost.front().is_some_and(|first| *first == (lost.start..lost.end))
+    }
+
+    fn next_range(&mut self) {
+        self.lost.pop_front();
+        self.read_to = i64::MIN;
+    }
+
     /// Base offsets and checksums of the compacted segments whose positions all hold.
     pub(super) fn checks(&self) -> Vec<Check> {
         let check = |(base, segment): &(i64, Weak<Segment>)| {
@@ -111,65 +125,68 @@ impl Places {
 impl KeyIndex {
     /// Reads some of what compaction has made. Returns how many records it looked at.
     pub(super) fn learn_places(&self) -> Result<usize> {
-        let Some((secret, from, end)) = self.next_lost() else { return Ok(0) };
-        let start = from.max(self.log.log_start());
+        let Some(lost) = self.next_lost() else { return Ok(0) };
+        let start = lost.from.max(self.log.log_start());
         let options = ReadOptions::new().level(ReadLevel::Latest).limits(LIMITS);
         let mut reader = Reader::begin(&self.log, start, options);
-        let mut found = Vec::new();
-        let mut read_to = end;
-        let replacements = self.log.snapshot().replacements;
-        let read = loop {
-            match reader.next_batch() {
-                Ok(Some(batch)) if batch.header().base_offset < end => {
+        let mut looked_at = 0;
+        loop {
+            // No lock is held while something is read.
+            let read = reader.next_batch();
+            let mut state = self.state.lock();
+            let State::Ready(ready) = &mut *state else { return Ok(looked_at) };
+            // If segments were exchanged meanwhile, the next step follows that, and begins the range anew.
+            let is_same = self.log.snapshot().replacements == lost.replacements;
+            if !is_same || !ready.places.hold_for(lost.replacements) || !ready.places.begins_with(&lost) {
+                return Ok(looked_at.max(1));
+            }
+            match read {
+                Ok(Some(batch)) if batch.header().base_offset < lost.end => {
                     for view in batch.records() {
                         let view = view.map_err(|error| Error::corrupt(&self.log.directory, 0, error.to_string()))?;
                         let Some(key) = view.key() else { continue };
-                        found.push((key_queue::hash(&secret, key), view.offset(), batch.position));
+                        ready.table.set_position(key_queue::hash(&lost.secret, key), view.offset(), batch.position);
+                        looked_at += 1;
                     }
-                    if found.len() >= RECORDS_A_STEP {
-                        read_to = batch.next_offset().get();
-                        break Ok(());
+                    ready.places.read_to = batch.next_offset().get();
+                    if looked_at >= RECORDS_A_STEP {
+                        return Ok(looked_at);
                     }
                 }
-                Ok(_) => break Ok(()),
-                Err(error) => break Err(error),
+                Ok(_) => {
+                    ready.places.next_range();
+                    let range = lost.start..lost.end;
+                    ready.table.keep(|offset, position| position.is_some() || !range.contains(&offset));
+                    return Ok(looked_at.max(1));
+                }
+                // The log start has passed by, or something is damaged: whoever looks for a record there gets the error.
+                // Positions stay unknown, and nothing is taken for gone.
+                Err(_) => {
+                    ready.places.next_range();
+                    return Ok(looked_at.max(1));
+                }
             }
-        };
-        let mut state = self.state.lock();
-        let State::Ready(ready) = &mut *state else { return Ok(0) };
-        if read.is_err() {
-            // The log start has passed by, or something is damaged: whoever looks for a record there gets the error. Positions
-            // stay unknown, and nothing is taken for gone.
-            ready.places.lost.pop_front();
-            ready.places.read_to = i64::MIN;
-            return Ok(found.len());
         }
-        // Only if no segment was exchanged since before the first was read do the positions belong together.
-        if !ready.places.hold_for(replacements)
-            || self.log.snapshot().replacements != replacements
-            || ready.places.lost.front().is_none_or(|lost| lost.end != end)
-        {
-            return Ok(found.len().max(1));
-        }
-        for &(hash, offset, position) in &found {
-            ready.table.set_position(hash, offset, position);
-        }
-        ready.places.read_to = read_to;
-        if read_to >= end
-            && let Some(lost) = ready.places.lost.pop_front()
-        {
-            ready.places.read_to = i64::MIN;
-            ready.table.keep(|offset, position| position.is_some() || !lost.contains(&offset));
-        }
-        Ok(found.len().max(1))
     }
 
     /// What is to be read next, once the index has followed what was exchanged.
-    fn next_lost(&self) -> Option<(key_queue::HashKey, i64, i64)> {
+    fn next_lost(&self) -> Option<Lost> {
         let mut state = self.state.try_lock()?;
         let State::Ready(ready) = &mut *state else { return None };
-        ready.places.follow(&mut ready.table, &self.log.snapshot(), self.log.log_start());
-        let lost = ready.places.lost.front()?;
-        Some((ready.secret, lost.start.max(ready.places.read_to), lost.end))
+        let set = self.log.snapshot();
+        ready.places.follow(&mut ready.table, &set, self.log.log_start());
+        let (secret, replacements) = (ready.secret, set.replacements);
+        let &Range { start, end } = ready.places.lost.front()?;
+        Some(Lost { secret, from: start.max(ready.places.read_to), start, end, replacements })
     }
+}
+
+/// A range of offsets that is being read.
+struct Lost {
+    secret: key_queue::HashKey,
+    /// What lies below was read.
+    from: i64,
+    start: i64,
+    end: i64,
+    replacements: u64,
 }

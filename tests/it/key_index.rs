@@ -576,3 +576,81 @@ fn upkeep_says_what_it_did_to_each_topic() {
     assert_eq!(keyed.upkeep_stats().expired_keys, 4);
     assert!(keyed.upkeep_error().is_none());
 }
+
+/// Positions are hints: whatever they are, the answers are right.
+#[test]
+fn positions_that_lead_astray_cost_no_answer() {
+    let vfs = MemoryVfs::new();
+    let path = "/s/t-0/topiclog.keys";
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    for n in 0..60 {
+        topic.append(Record::keyed(format!("k{}", n % 30), format!("{n}"))).unwrap();
+    }
+    topic.get("k1").unwrap();
+    while !store.tick().unwrap().is_idle() {}
+    drop(topic);
+    store.close().unwrap();
+    let good = read(&vfs, path);
+    let checks = u32::from_be_bytes(good[60..64].try_into().unwrap()) as usize;
+    assert!(checks > 0, "something was compacted, and its positions are vouched for");
+    let (first, end) = (84 + checks * 12, good.len() - 4);
+    let changes: [&dyn Fn(u32) -> u32; 6] =
+        [&|at| at + 1, &|_| 0, &|at| at ^ 0xff, &|_| 61, &|_| u32::MAX, &|_| i32::MAX as u32];
+    for (nth, change) in changes.into_iter().enumerate() {
+        let mut file = good.clone();
+        for entry in file[first..end].chunks_exact_mut(16) {
+            let at = change(u32::from_be_bytes(entry[12..].try_into().unwrap()));
+            entry[12..].copy_from_slice(&at.to_be_bytes());
+        }
+        write(&vfs, path, &sealed(file));
+        let store = builder(&vfs).open("/s").unwrap();
+        let topic = store.topic("t").unwrap();
+        for _ in 0..2 {
+            for n in 30..60 {
+                let found = topic.get(format!("k{}", n % 30)).unwrap().unwrap();
+                assert_eq!(text(found.value()), format!("{n}"), "change {nth}");
+            }
+        }
+        assert_eq!(topic.latest(0).unwrap().map(Result::unwrap).count(), 30);
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn places_outlive_a_restart_where_the_segment_is_the_same_and_are_read_anew_where_it_is_not() {
+    let vfs = MemoryVfs::new();
+    let path = "/s/t-0/topiclog.keys";
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    topic.append(Record::keyed("k0", "first")).unwrap();
+    topic.get("k0").unwrap();
+    for n in 0..100 {
+        topic.append(Record::keyed(format!("k{}", n % 30), format!("{n}"))).unwrap();
+    }
+    let unread = |topic: &Topic| topic.key_index_stats(0).unwrap().unwrap().unread_segments;
+    while !store.tick().unwrap().is_idle() {}
+    assert!(topic.upkeep_stats().compactions > 0 && unread(&topic) == 0);
+    drop(topic);
+    store.close().unwrap();
+
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.topic("t").unwrap();
+    assert!(topic.contains("k3").unwrap());
+    assert_eq!(unread(&topic), 0, "the file vouches for what is there");
+    drop(topic);
+    store.close().unwrap();
+
+    let mut file = read(&vfs, path);
+    file[92] ^= 1;
+    write(&vfs, path, &sealed(file));
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.topic("t").unwrap();
+    assert!(topic.contains("k3").unwrap());
+    assert_eq!(unread(&topic), 1, "the check of one segment does not fit");
+    while !store.tick().unwrap().is_idle() {}
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    assert_eq!((stats.unread_segments, stats.entries), (0, 30));
+    assert!((0..30).all(|n| topic.contains(format!("k{n}")).unwrap()));
+    store.close().unwrap();
+}
