@@ -31,7 +31,7 @@ pub mod fuzzing;
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 pub use key_index::expiry::EXPIRES_AT_HEADER;
-pub use key_index::{KeyIndexStats, Latest};
+pub use key_index::{KeyCounts, KeyIndexStats, Latest, RecordCount};
 pub use partition::repair::{PartitionReport, Repair};
 pub use partition::writer::{AppendOptions, RecordMetadata};
 pub use partition::{
@@ -43,4 +43,4 @@ pub use segment::log_file::ReadPath;
 pub use store::adopt::{AdoptOptions, AdoptReport, AdoptedPartition};
 pub use store::verify::{Finding, Severity, VerifyReport, verify, verify_on};
 pub use store::{RecoveryReport, Store, StoreBuilder, TickReport, Upkeep};
-pub use topic::{CleanupPolicy, Topic, TopicConfig, murmur2};
+pub use topic::{CleanupPolicy, Topic, TopicConfig, UpkeepStats, murmur2};

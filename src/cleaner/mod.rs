@@ -5,6 +5,11 @@
 //! change. What is promised: a record is dropped only if the key *bytes* of a newer one, below the stable end, were found
 //! equal; appends and reads go on meanwhile; a group takes effect as a whole or not at all.
 //!
+//! The key index has no part in it, although it knows the newest record of each key. A record may go only once the key bytes
+//! of a newer one were compared with its own. That a record has no entry there proves nothing: the index is derived, and what
+//! is wrong in it must cost an answer, never a record. To read the newer record that an entry leads to takes several hundred
+//! nanoseconds; both passes together take about a hundred nanoseconds a record.
+//!
 //! It knows partitions and segments. It does not know topics, nor who keeps tombstones: it is given a bound.
 
 pub(crate) mod offset_map;
@@ -18,6 +23,7 @@ use crate::partition::settings::LogSettings;
 use crate::partition::{Log, SegmentSet};
 use crate::record::{self, DecodeLimits, RecordsIter};
 use crate::segment::cursor::{Cursor, Verify};
+use crate::segment::time_index;
 use crate::segment::{Segment, State};
 
 use self::offset_map::OffsetMap;
@@ -116,12 +122,18 @@ fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings) -> Result<Vec<pla
             base: segment.base_offset(),
             next_base,
             bytes: segment.bytes(),
+            index_entries: index_entries(segment, settings.index_interval_bytes),
             is_sealed: segment.state() == State::Sealed,
             max_timestamp,
             first_timestamp,
         })
     };
     set.segments.iter().zip(ends).map(piece).collect()
+}
+
+/// An entry stands for more bytes than the interval, and for one batch at least.
+fn index_entries(segment: &Segment, interval_bytes: u64) -> u64 {
+    segment.batches().min(segment.bytes() / interval_bytes.max(1))
 }
 
 impl Cleaning {
@@ -232,12 +244,18 @@ impl Cleaning {
                 base: segment.base_offset(),
                 next_base,
                 bytes: segment.bytes(),
+                index_entries: index_entries(segment, self.settings.index_interval_bytes),
                 is_sealed: true,
                 max_timestamp: -1,
                 first_timestamp: -1,
             })
             .collect();
-        let mut waiting = plan::groups(&pieces, self.rules.end, self.settings.segment_bytes);
+        let room = plan::SegmentRoom {
+            bytes: self.settings.segment_bytes,
+            // One entry of the time index is kept back for the end.
+            index_entries: (self.settings.segment_index_bytes / time_index::ENTRY_BYTES as u64).saturating_sub(1),
+        };
+        let mut waiting = plan::groups(&pieces, self.rules.end, room);
         waiting.reverse();
         self.phase = Phase::Copy { waiting, group: None };
         Ok(0)

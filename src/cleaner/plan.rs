@@ -12,6 +12,8 @@ pub(crate) struct Piece {
     /// One past the last offset that could be in it.
     pub(crate) next_base: i64,
     pub(crate) bytes: u64,
+    /// Most entries that its offset index can have when it is copied.
+    pub(crate) index_entries: u64,
     /// Whether it is sealed, and so durable: nothing else is compacted.
     pub(crate) is_sealed: bool,
     /// Largest timestamp, -1 if there is none.
@@ -77,22 +79,32 @@ pub(crate) fn range(
 /// for that below the 2^31-1 bytes of a segment.
 const GROUP_BYTES_MAX: u64 = (1 << 31) - (256 << 20);
 
-/// Neighbours that become one segment each: as many as fit `segment_bytes`, and the range of a segment's offsets.
-pub(crate) fn groups(pieces: &[Piece], end: i64, segment_bytes: u64) -> Vec<Vec<i64>> {
+/// How large one segment may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentRoom {
+    pub(crate) bytes: u64,
+    /// Entries of either index that fit `segment.index.bytes`.
+    pub(crate) index_entries: u64,
+}
+
+/// Neighbours that become one segment each: as many as fit `segment.bytes`, the indexes, and the range of a segment's offsets.
+pub(crate) fn groups(pieces: &[Piece], end: i64, room: SegmentRoom) -> Vec<Vec<i64>> {
     let mut groups: Vec<Vec<i64>> = Vec::new();
-    let segment_bytes = segment_bytes.min(GROUP_BYTES_MAX);
-    let (mut bytes, mut group_base) = (0_u64, 0_i64);
+    let segment_bytes = room.bytes.min(GROUP_BYTES_MAX);
+    let (mut bytes, mut index_entries, mut group_base) = (0_u64, 0_u64, 0_i64);
     for piece in pieces.iter().filter(|piece| piece.base < end) {
         let fits = bytes.saturating_add(piece.bytes) <= segment_bytes
+            && index_entries.saturating_add(piece.index_entries) <= room.index_entries
             && (piece.next_base - 1).saturating_sub(group_base) <= i64::from(i32::MAX);
         match groups.last_mut() {
             Some(group) if fits => group.push(piece.base),
             _ => {
                 groups.push(vec![piece.base]);
-                (bytes, group_base) = (0, piece.base);
+                (bytes, index_entries, group_base) = (0, 0, piece.base);
             }
         }
         bytes = bytes.saturating_add(piece.bytes);
+        index_entries = index_entries.saturating_add(piece.index_entries);
     }
     groups
 }
@@ -116,6 +128,7 @@ mod tests {
             base: index * 10,
             next_base: index * 10 + 10,
             bytes: 100,
+            index_entries: 4,
             is_sealed: index + 1 < count,
             max_timestamp: index * 10 + 9,
             first_timestamp: index * 10 + 1,
@@ -188,10 +201,23 @@ mod tests {
 
     #[test]
     fn neighbours_join_while_they_fit() {
-        assert_eq!(groups(&log(4), 30, 250), [vec![0, 10], vec![20]]);
-        assert_eq!(groups(&log(4), 30, 1000), [vec![0, 10, 20]]);
-        assert_eq!(groups(&log(4), 30, 50), [vec![0], vec![10], vec![20]]);
-        assert_eq!(groups(&log(4), 0, 50), Vec::<Vec<i64>>::new());
+        let check = |end: i64, bytes: u64, expected: &[Vec<i64>]| {
+            assert_eq!(groups(&log(4), end, SegmentRoom { bytes, index_entries: 100 }), expected, "{end} {bytes}");
+        };
+        check(30, 250, &[vec![0, 10], vec![20]]);
+        check(30, 1000, &[vec![0, 10, 20]]);
+        check(30, 50, &[vec![0], vec![10], vec![20]]);
+        check(0, 50, &[]);
+    }
+
+    #[test]
+    fn neighbours_join_while_their_indexes_fit() {
+        let check = |index_entries: u64, expected: &[Vec<i64>]| {
+            assert_eq!(groups(&log(4), 30, SegmentRoom { bytes: 1000, index_entries }), expected, "{index_entries}");
+        };
+        check(12, &[vec![0, 10, 20]]);
+        check(11, &[vec![0, 10], vec![20]]);
+        check(3, &[vec![0], vec![10], vec![20]]);
     }
 
     #[test]
@@ -199,8 +225,8 @@ mod tests {
         let mut pieces = log(3);
         pieces[1].next_base = i64::from(i32::MAX) + 2;
         pieces[2].base = pieces[1].next_base;
-        assert_eq!(groups(&pieces, 20, 1000), [vec![0], vec![10]]);
+        assert_eq!(groups(&pieces, 20, SegmentRoom { bytes: 1000, index_entries: 100 }), [vec![0], vec![10]]);
         pieces[1].next_base = i64::from(i32::MAX) + 1;
-        assert_eq!(groups(&pieces, 20, 1000), [vec![0, 10]]);
+        assert_eq!(groups(&pieces, 20, SegmentRoom { bytes: 1000, index_entries: 100 }), [vec![0, 10]]);
     }
 }

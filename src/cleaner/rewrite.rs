@@ -222,19 +222,28 @@ impl GroupCopy {
             return Ok(Copied::Batch(0));
         };
         let (header, bytes) = (found.header, cursor.bytes(&found));
-        self.copy(&segment, found.position, &header, &bytes, rules, passed)?;
-        if self.out.bytes() <= self.bytes_max {
+        if self.copy(&segment, found.position, &header, &bytes, rules, passed)? {
             return Ok(Copied::Batch(header.size_bytes() as u64));
         }
         if self.sources.len() == 1 {
             return Err(Error::unsupported(format!(
-                "the segment at offset {} would exceed 2147483647 bytes when compacted",
-                segment.base_offset()
+                "the segment at offset {} would exceed {} bytes when compacted, so that it stays as it is",
+                segment.base_offset(),
+                self.bytes_max
             )));
         }
         Ok(Copied::Outgrown(self.source.max(1)))
     }
 
+    /// Adds a batch to the copy; false, and nothing is added, if the copy would become too large.
+    fn put(&mut self, batch: &[u8], header: &BatchHeader) -> Result<bool> {
+        if self.out.bytes() + batch.len() as u64 > self.bytes_max {
+            return Ok(false);
+        }
+        self.out.append(batch, facts(header)).map(|()| true)
+    }
+
+    /// Copies what stays of a batch; false if there is no room for it.
     fn copy(
         &mut self,
         segment: &Segment,
@@ -243,7 +252,7 @@ impl GroupCopy {
         bytes: &SharedBytes,
         rules: &Rules,
         passed: &mut Passed,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let failed = |error: record::BatchError| batch_error(segment, position, header, &error);
         self.counts.records_before += u64::try_from(header.records_count).unwrap_or(0);
         let marker = marker_of(header, bytes);
@@ -258,18 +267,19 @@ impl GroupCopy {
         };
         self.kept.clear();
         let mut has_tombstone = false;
-        let body = match record::decode_shared(header, bytes, &limits()) {
-            Err(record::BatchError::DecompressedTooLarge { .. }) if records_stay => {
+        // Of a batch whose records all go nothing is decoded, however large it would become.
+        let body = match records_stay.then(|| record::decode_shared(header, bytes, &limits())).transpose() {
+            Err(record::BatchError::DecompressedTooLarge { .. }) => {
                 // Its records cannot be looked at within the bound of memory. They stay, and so do the tombstones behind
                 // them: one of those may be what removes a key in here.
                 passed.keeps_tombstones = true;
                 self.counts.records_after += u64::try_from(header.records_count).unwrap_or(0);
-                return self.out.append(bytes, facts(header));
+                return self.put(bytes, header);
             }
             body => body.map_err(failed)?,
         };
-        if records_stay {
-            for view in RecordsIter::new(header, &body) {
+        if let Some(body) = &body {
+            for view in RecordsIter::new(header, body) {
                 let view = view.map_err(failed)?;
                 let keeps = rules.keeps(header, &view, passed, &mut self.counts);
                 has_tombstone |= keeps && view.is_tombstone() && !header.is_control();
@@ -281,14 +291,14 @@ impl GroupCopy {
         let needs_horizon = (has_tombstone || (discardable && kept > 0)) && header.delete_horizon_ms().is_none();
         if kept == 0 && !self.must_stay(header, rules) {
             self.is_changed = true;
-            return Ok(());
+            return Ok(true);
         }
         let waits = (has_tombstone || (discardable && kept > 0)).then(|| header.delete_horizon_ms()).flatten();
         if let Some(horizon) = waits {
             passed.note_horizon(horizon, rules.now_ms);
         }
         if kept == usize::try_from(header.records_count).unwrap_or(0) && !needs_horizon {
-            return self.out.append(bytes, facts(header));
+            return self.put(bytes, header);
         }
         self.is_changed = true;
         let horizon = if needs_horizon {
@@ -299,13 +309,16 @@ impl GroupCopy {
         } else {
             header.delete_horizon_ms()
         };
-        self.batch.clear();
-        let views = RecordsIter::new(header, &body).zip(self.kept.iter().copied());
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        let views = body.as_deref().map(|body| RecordsIter::new(header, body)).into_iter().flatten();
         // Every record was read without an error just now.
-        let views = views.filter(|(_, keeps)| *keeps).filter_map(|(view, _)| view.ok());
-        record::rewrite_batch(&mut self.batch, header, horizon, views).map_err(failed)?;
-        let header = BatchHeader::decode(&self.batch).map_err(failed)?;
-        self.out.append(&self.batch, facts(&header))
+        let views = views.zip(self.kept.iter().copied()).filter(|(_, keeps)| *keeps).filter_map(|(view, _)| view.ok());
+        record::rewrite_batch(&mut batch, header, horizon, views).map_err(failed)?;
+        let header = BatchHeader::decode(&batch).map_err(failed)?;
+        let put = self.put(&batch, &header);
+        self.batch = batch;
+        put
     }
 
     /// Base offsets of the first so many sources, and of the others.

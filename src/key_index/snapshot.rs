@@ -1,14 +1,17 @@
 //! The key index in a file (`topiclog.keys` in the partition), so that its first use need not read the whole log.
 //!
 //! ```text
-//!  0 magic "tlkeys\0\0" 8 | 8 version u16 = 1 | 10 reserved 6 | 16 secret of the hash 16 | 32 store id 16
-//! 48 position i64 | 56 leader epoch at it i32 | 60 reserved u32 | 64 count u64 | 72 crc32 of bytes 0..72 u32
-//! 76 entries of 16 bytes: hash u64 (56 bits), offset i64
+//!  0 magic "tlkeys\0\0" 8 | 8 version u16 = 2 | 10 reserved 6 | 16 secret of the hash 16 | 32 store id 16
+//! 48 position i64 | 56 leader epoch at it i32 | 60 count of checks u32 | 64 count of entries u64 | 72 base offset i64
+//! 80 crc32 of bytes 0..80 u32
+//! 84 checks of 12 bytes: base offset of a compacted segment i64, crc32 of its log u32
+//!    entries of 16 bytes, as in memory (two u64): hash 56 bits, offset less the base 40 bits, position of its batch u32
 //!    crc32 of everything before it, u32
 //! ```
 //! All integers are big-endian. It is a hint like every index: what it leads to is read and compared. What it must not do is
 //! miss a key, so that it counts only if its checksum holds and the log below `position` is the one it was made of: the
-//! leader epoch there tells, as an open that cuts a log begins a new one.
+//! leader epoch there tells, as an open that cuts a log begins a new one. The positions in compacted segments count only
+//! where a check fits the segment that is there now. A file of another version is made anew.
 
 use std::io;
 
@@ -16,17 +19,20 @@ use crate::error::{Error, Result};
 use crate::io::read_small;
 use crate::io::replace::replace_file;
 use crate::partition::Log;
+use crate::partition::key_entry::KeyEntry;
 use crate::partition::key_queue::{HashKey, INDEX_NAME};
 use crate::segment::cursor::epoch_of;
 
+use super::places::Check;
 use super::table::Table;
 
 const MAGIC: &[u8; 8] = b"tlkeys\0\0";
-const VERSION: u16 = 1;
-const HEAD_BYTES: usize = 76;
+const VERSION: u16 = 2;
+const HEAD_BYTES: usize = 84;
+const CHECK_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 16;
 /// What an entry may come to in memory, for the check before the file is read.
-const MEMORY_BYTES: u64 = 30;
+const MEMORY_BYTES: u64 = 24;
 
 /// What a file holds.
 #[derive(Debug)]
@@ -35,6 +41,8 @@ pub(crate) struct Loaded {
     pub(crate) table: Table,
     /// Everything below this offset is in the table.
     pub(crate) position: i64,
+    /// Compacted segments in which the positions of the entries hold.
+    pub(crate) checks: Vec<Check>,
 }
 
 /// What is written at the head of a file.
@@ -45,6 +53,16 @@ struct Head {
     position: i64,
     epoch: i32,
     count: u64,
+    /// What the offsets of entries are relative to.
+    base: i64,
+}
+
+/// A file, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct File {
+    head: Head,
+    checks: Vec<Check>,
+    entries: Vec<KeyEntry>,
 }
 
 pub(crate) fn new_secret() -> Result<HashKey> {
@@ -53,7 +71,7 @@ pub(crate) fn new_secret() -> Result<HashKey> {
     Ok(secret)
 }
 
-fn encode(head: &Head, entries: impl Iterator<Item = (u64, i64)>) -> Vec<u8> {
+fn encode(head: &Head, checks: &[Check], entries: impl Iterator<Item = KeyEntry>) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_be_bytes());
@@ -62,19 +80,25 @@ fn encode(head: &Head, entries: impl Iterator<Item = (u64, i64)>) -> Vec<u8> {
     bytes.extend_from_slice(&head.store_id);
     bytes.extend_from_slice(&head.position.to_be_bytes());
     bytes.extend_from_slice(&head.epoch.to_be_bytes());
-    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&u32::try_from(checks.len()).unwrap_or(u32::MAX).to_be_bytes());
     bytes.extend_from_slice(&head.count.to_be_bytes());
+    bytes.extend_from_slice(&head.base.to_be_bytes());
     bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
-    for (hash, offset) in entries {
-        bytes.extend_from_slice(&hash.to_be_bytes());
-        bytes.extend_from_slice(&offset.to_be_bytes());
+    for (base, crc32) in checks {
+        bytes.extend_from_slice(&base.to_be_bytes());
+        bytes.extend_from_slice(&crc32.to_be_bytes());
+    }
+    for entry in entries {
+        let (high, low) = entry.words();
+        bytes.extend_from_slice(&high.to_be_bytes());
+        bytes.extend_from_slice(&low.to_be_bytes());
     }
     bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
     bytes
 }
 
 /// Reads a file; `None` if anything about it does not hold.
-fn decode(bytes: &[u8]) -> Option<(Head, Vec<(u64, i64)>)> {
+fn decode(bytes: &[u8]) -> Option<File> {
     let (body, crc) = bytes.split_last_chunk::<4>()?;
     let head = body.get(..HEAD_BYTES)?;
     let word = |at: usize| -> Option<[u8; 8]> { head.get(at..at + 8)?.try_into().ok() };
@@ -82,29 +106,36 @@ fn decode(bytes: &[u8]) -> Option<(Head, Vec<(u64, i64)>)> {
     if head.get(..8)? != MAGIC
         || head.get(8..10)? != VERSION.to_be_bytes()
         || head.get(10..16)? != [0; 6]
-        || head.get(60..64)? != [0; 4]
-        || half(72)? != crc32fast::hash(head.get(..72)?).to_be_bytes()
+        || half(80)? != crc32fast::hash(head.get(..80)?).to_be_bytes()
         || *crc != crc32fast::hash(body).to_be_bytes()
     {
         return None;
     }
+    let checks_count = usize::try_from(u32::from_be_bytes(half(60)?)).ok()?;
     let head = Head {
         secret: head.get(16..32)?.try_into().ok()?,
         store_id: head.get(32..48)?.try_into().ok()?,
         position: i64::from_be_bytes(word(48)?),
         epoch: i32::from_be_bytes(half(56)?),
         count: u64::from_be_bytes(word(64)?),
+        base: i64::from_be_bytes(word(72)?),
     };
-    let entries = body.get(HEAD_BYTES..)?;
+    let (checks, entries) = body.get(HEAD_BYTES..)?.split_at_checked(checks_count.checked_mul(CHECK_BYTES)?)?;
     if entries.len() % ENTRY_BYTES != 0 || (entries.len() / ENTRY_BYTES) as u64 != head.count {
         return None;
     }
-    let entry = |chunk: &[u8]| {
-        let (hash, offset) = chunk.split_first_chunk::<8>()?;
-        Some((u64::from_be_bytes(*hash), i64::from_be_bytes(offset.try_into().ok()?)))
+    let check = |chunk: &[u8]| {
+        let (base, crc32) = chunk.split_first_chunk::<8>()?;
+        Some((i64::from_be_bytes(*base), u32::from_be_bytes(crc32.try_into().ok()?)))
     };
-    let entries: Option<Vec<(u64, i64)>> = entries.chunks_exact(ENTRY_BYTES).map(entry).collect();
-    Some((head, entries?))
+    let checks: Option<Vec<Check>> = checks.chunks_exact(CHECK_BYTES).map(check).collect();
+    let entry = |chunk: &[u8]| {
+        let (high, low) = chunk.split_first_chunk::<8>()?;
+        let (high, low) = (u64::from_be_bytes(*high), u64::from_be_bytes(low.try_into().ok()?));
+        Some(KeyEntry::from_words(high, low)).filter(|entry| !entry.is_empty())
+    };
+    let entries: Option<Vec<KeyEntry>> = entries.chunks_exact(ENTRY_BYTES).map(entry).collect();
+    Some(File { head, checks: checks?, entries: entries? })
 }
 
 /// The leader epoch of the last record below a position.
@@ -113,16 +144,17 @@ fn epoch_below(log: &Log, position: i64) -> i32 {
 }
 
 /// Replaces the file. Everything below the position is in the table.
-pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table, position: i64) -> Result<()> {
-    let below = || table.iter().filter(|(_, offset)| *offset < position);
+pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table, position: i64, checks: &[Check]) -> Result<()> {
+    let below = || table.entries().filter(|entry| table.offset_of(*entry) < position);
     let head = Head {
         secret: *secret,
         store_id: *log.env.store_id.as_bytes(),
         position,
         epoch: epoch_below(log, position),
         count: below().count() as u64,
+        base: table.base(),
     };
-    replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, below()), true)
+    replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, checks, below()), true)
 }
 
 /// Reads the file, if there is one that holds. `fits` is asked before anything is allocated for it.
@@ -149,43 +181,51 @@ pub(crate) fn read(log: &Log, fits: impl FnOnce(usize) -> bool) -> Result<Option
         Ok(bytes) => bytes,
         Err(error) => return failed(error),
     };
-    let Some((head, entries)) = decode(&bytes) else { return Ok(None) };
-    let holds = head.store_id == *log.env.store_id.as_bytes()
-        && (log.log_start()..=log.last_stable_offset()).contains(&head.position)
-        && head.epoch == epoch_below(log, head.position);
-    if !holds {
+    let Some(File { head, checks, entries }) = decode(&bytes) else { return Ok(None) };
+    drop(bytes);
+    if !is_of(&head, log) {
         return Ok(None);
     }
-    let base = entries.iter().map(|(_, offset)| *offset).min().unwrap_or(head.position).max(0);
-    let mut table = Table::new(base);
-    for (hash, offset) in entries {
-        // Two keys under one hash are no news here: they were compared before the file was written.
-        if offset >= head.position || table.insert(hash, offset).is_err() {
-            return Ok(None);
+    let Some(table) = fill(&head, &entries) else { return Ok(None) };
+    Ok(Some(Loaded { secret: head.secret, table, position: head.position, checks }))
+}
+
+/// Whether a file was made of this log, as it still is below the file's position.
+fn is_of(head: &Head, log: &Log) -> bool {
+    head.store_id == *log.env.store_id.as_bytes()
+        && (log.log_start()..=log.last_stable_offset()).contains(&head.position)
+        && head.epoch == epoch_below(log, head.position)
+}
+
+/// A table of a file's entries; `None` if one of them lies at or behind the position.
+fn fill(head: &Head, entries: &[KeyEntry]) -> Option<Table> {
+    let mut table = Table::with_room(head.base, entries.len());
+    for &entry in entries {
+        if head.base.checked_add(entry.relative_offset().cast_signed())? >= head.position {
+            return None;
         }
+        // Two keys under one hash are no news here: they were compared before the file was written.
+        table.insert(entry);
     }
-    Ok(Some(Loaded { secret: head.secret, table, position: head.position }))
+    Some(table)
 }
 
 /// For the fuzz target: reads any bytes, and then the same bytes with checksums that hold, so that what lies behind them is
 /// met as well. What is read is written back the same.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
-    assert!(decode(bytes).is_none_or(|(head, entries)| encode(&head, entries.into_iter()) == bytes));
+    assert!(decode(bytes).is_none_or(|file| encode(&file.head, &file.checks, file.entries.into_iter()) == bytes));
     let mut mended = bytes.to_vec();
     let Some(end) = mended.len().checked_sub(4).filter(|&end| end >= HEAD_BYTES) else { return };
     mended[..8].copy_from_slice(MAGIC);
     mended[8..10].copy_from_slice(&VERSION.to_be_bytes());
-    let crc = crc32fast::hash(&mended[..72]);
-    mended[72..76].copy_from_slice(&crc.to_be_bytes());
+    let crc = crc32fast::hash(&mended[..80]);
+    mended[80..84].copy_from_slice(&crc.to_be_bytes());
     let crc = crc32fast::hash(&mended[..end]);
     mended[end..].copy_from_slice(&crc.to_be_bytes());
-    if let Some((head, entries)) = decode(&mended) {
-        assert_eq!(encode(&head, entries.iter().copied()), mended);
-        let mut table = Table::new(entries.iter().map(|(_, offset)| *offset).min().unwrap_or(0).max(0));
-        for (hash, offset) in entries {
-            table.insert(hash, offset).ok();
-        }
+    if let Some(file) = decode(&mended) {
+        assert_eq!(encode(&file.head, &file.checks, file.entries.iter().copied()), mended);
+        fill(&file.head, &file.entries);
     }
 }
 
@@ -193,17 +233,38 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
+    fn head(count: u64) -> Head {
+        Head { secret: [7; 16], store_id: [3; 16], position: 90, epoch: 4, count, base: 5 }
+    }
+
     #[test]
     fn a_file_is_read_back_and_no_change_of_it_is_believed() {
-        let head = Head { secret: [7; 16], store_id: [3; 16], position: 90, epoch: 4, count: 2 };
-        let entries = vec![(5, 10), (u64::MAX >> 8, 80)];
-        let bytes = encode(&head, entries.iter().copied());
-        assert_eq!(decode(&bytes), Some((head, entries)));
+        let entries = vec![KeyEntry::new(5, 10, 70).unwrap(), KeyEntry::new(u64::MAX >> 8, 80, 900).unwrap()];
+        let checks = vec![(0, 0xdead_beef), (40, 1)];
+        let bytes = encode(&head(2), &checks, entries.iter().copied());
+        assert_eq!(decode(&bytes), Some(File { head: head(2), checks, entries }));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
             assert_eq!(decode(&bad), None, "byte {at}");
             assert_eq!(decode(&bytes[..at]), None, "cut at {at}");
         }
+    }
+
+    #[test]
+    fn a_place_without_a_record_is_no_entry() {
+        assert_eq!(decode(&encode(&head(1), &[], [KeyEntry::EMPTY].into_iter())), None);
+    }
+
+    #[test]
+    fn an_entry_behind_the_position_makes_the_file_worthless() {
+        let check = |relative: u64, is_good: bool| {
+            let table = fill(&head(1), &[KeyEntry::new(5, relative, 70).unwrap()]);
+            assert_eq!(table.map(|table| table.len()), is_good.then_some(1), "{relative}");
+        };
+        check(0, true);
+        check(84, true);
+        check(85, false);
+        check((1 << 40) - 1, false);
     }
 }

@@ -62,6 +62,12 @@ impl Producers {
         self.by_id.values().map(|producer| producer.txn_first_offset).filter(|&offset| offset >= 0).min()
     }
 
+    /// Whether a batch belongs to a transaction that is still open.
+    pub(crate) fn is_undecided(&self, header: &BatchHeader) -> bool {
+        let open = |producer: &Producer| (0..=header.base_offset).contains(&producer.txn_first_offset);
+        header.is_transactional() && !header.is_control() && self.by_id.get(&header.producer_id).is_some_and(open)
+    }
+
     /// Takes note of a batch as replication does. The body is needed of control batches only. Returns the aborted
     /// transaction that an abort marker ends.
     pub(crate) fn replay(&mut self, header: &BatchHeader, marker: Option<ControlRecord>) -> Option<AbortedTxn> {

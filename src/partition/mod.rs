@@ -6,6 +6,7 @@
 pub(crate) mod floor;
 pub(crate) mod foreign;
 pub(crate) mod kafka_state;
+pub(crate) mod key_entry;
 pub(crate) mod key_queue;
 pub(crate) mod manifest;
 pub(crate) mod open;
@@ -79,6 +80,8 @@ pub(crate) struct SegmentSet {
     pub(crate) epochs: Option<Epochs>,
     /// Aborted transactions, rising by the offset of their markers.
     pub(crate) aborted: Arc<[AbortedTxn]>,
+    /// How often compaction has put a segment in the place of others since the open.
+    pub(crate) replacements: u64,
 }
 
 impl SegmentSet {

@@ -820,7 +820,8 @@ impl Opening<'_> {
         };
         let first_unstable = producers.first_unstable().unwrap_or(i64::MAX);
         let now_ms = self.env.clock.now_ms();
-        let set = SegmentSet { segments, epochs: Some(manifest.epochs.clone().into()), aborted: aborted.into() };
+        let epochs = Some(manifest.epochs.clone().into());
+        let set = SegmentSet { segments, epochs, aborted: aborted.into(), replacements: 0 };
         let log_start = manifest.log_start;
         let (clean_end, tombstone_floor) = (manifest.clean_end, manifest.tombstone_floor);
         let next_horizon_ms = manifest.next_horizon_ms.unwrap_or(i64::MAX);

@@ -146,10 +146,19 @@ struct Current {
     found: Option<RecordPlace>,
 }
 
+/// A record, and where in its segment the batch begins that it is in.
+#[derive(Debug)]
+pub(crate) struct FoundRecord {
+    pub(crate) record: StoredRecord,
+    pub(crate) position: u64,
+}
+
 /// A whole batch, decompressed if need be.
 #[derive(Clone, Debug)]
 pub struct Batch {
     header: BatchHeader,
+    /// Where it begins in its segment.
+    pub(crate) position: u64,
     body: SharedBytes,
     /// At the first record that the reader has not passed.
     start: RecordsState,
@@ -297,28 +306,49 @@ impl Partition {
 impl Log {
     /// The record at an offset as a set of segments has it; `None` if none is stored there, or below the log start.
     pub(crate) fn record_in(&self, set: &SegmentSet, offset: i64) -> Result<Option<StoredRecord>> {
-        self.record_checked(set, offset, self.env.verify)
+        let limits = DecodeLimits::default();
+        let found = self.record_near(set, offset, None, (self.env.verify, &limits))?;
+        Ok(found.map(|found| found.record))
     }
 
-    /// [`record_in`](Self::record_in), with a say in when the batch is compared with its checksum.
-    pub(crate) fn record_checked(&self, set: &SegmentSet, offset: i64, verify: Verify) -> Result<Option<StoredRecord>> {
+    /// [`record_in`](Self::record_in), with a hint where its batch may begin, and a say in when the batch is compared with its
+    /// checksum and how large it may become.
+    #[inline]
+    pub(crate) fn record_near(
+        &self,
+        set: &SegmentSet,
+        offset: i64,
+        hint: Option<u32>,
+        (verify, limits): (Verify, &DecodeLimits),
+    ) -> Result<Option<FoundRecord>> {
         if offset < self.log_start() {
             return Ok(None);
         }
-        let limits = DecodeLimits::default();
         let Some(segment) = set.segments.get(set.index_of(offset)) else { return Ok(None) };
-        let mut cursor = Cursor::seek(segment, set.epochs.clone(), verify, offset)?;
-        let Some(found) = cursor.next()? else { return Ok(None) };
-        let header = found.header;
+        let hinted = hint.map(u64::from).and_then(|position| {
+            let (header, batch) = segment.batch_at(set.epochs.as_ref(), verify, position, offset)?;
+            Some((position, header, batch))
+        });
+        let (position, header, batch) = match hinted {
+            Some(hinted) => hinted,
+            None => {
+                let mut cursor = Cursor::seek(segment, set.epochs.clone(), verify, offset)?;
+                let Some(found) = cursor.next()? else { return Ok(None) };
+                (found.position, found.header, cursor.bytes(&found))
+            }
+        };
         if header.base_offset > offset || header.is_control() {
             return Ok(None);
         }
-        let failed = |error: BatchError| batch_error(Some(segment), found.position, &header, &error);
-        let body = record::decode_shared(&header, &cursor.bytes(&found), &limits).map_err(failed)?;
+        let failed = |error: BatchError| batch_error(Some(segment), position, &header, &error);
+        let body = record::decode_taking(&header, batch, limits).map_err(failed)?;
         let mut at = RecordsState::new(&header);
         at.skip_to(offset, &body).map_err(failed)?;
         match at.next_view(&body).transpose().map_err(failed)? {
-            Some(view) if view.offset() == offset => Ok(Some(StoredRecord::new(&body, &header, view.place()))),
+            Some(view) if view.offset() == offset => {
+                let place = view.place();
+                Ok(Some(FoundRecord { record: StoredRecord::taking(body, &header, place), position }))
+            }
             _ => Ok(None),
         }
     }
@@ -505,7 +535,7 @@ impl Reader {
         if start.is_at_end() {
             return Ok(None);
         }
-        Ok(Some(Batch { header, body, start }))
+        Ok(Some(Batch { header, position: found.position, body, start }))
     }
 
     fn batch_error(&self, header: &BatchHeader, error: &BatchError) -> Error {

@@ -223,6 +223,7 @@ impl Log {
         }
         set.segments = kept;
         if let Some(compacted) = compacted {
+            set.replacements += 1;
             from_swap(vfs, &self.directory, compacted.entry.base)?;
             let options = SegmentOptions {
                 read_path: self.env.read_path,

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use super::floor::Kind;
 use super::kafka_state;
+use super::key_entry::KeyEntry;
 use super::key_queue::{self, HashKey};
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
-use super::{Durability, Log, TRIM_AFTER_MS};
+use super::{Durability, Log, SegmentSet, TRIM_AFTER_MS};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, PartitionId};
@@ -109,20 +110,21 @@ impl Log {
         self.append_records(std::slice::from_ref(record), &spec)
     }
 
-    /// Begins to gather the keys that are appended. Returns the log end at which this holds.
-    pub(crate) fn start_key_queue(&self, secret: HashKey) -> i64 {
+    /// Begins to gather the keys that are appended, with offsets relative to a base. Returns the log end at which this holds.
+    pub(crate) fn start_key_queue(&self, secret: HashKey, base: i64) -> i64 {
         let _writer = self.writer.lock();
         if !self.env.read_only {
-            self.key_queue.start(secret);
+            self.key_queue.start(secret, base);
         }
         self.end_offset()
     }
 
-    /// What was gathered up to the log end, and that end; `None` for it if the gathering has ended.
-    pub(crate) fn take_key_queue(&self) -> (Option<Vec<key_queue::Appended>>, i64) {
+    /// What was gathered up to the log end, that end and the segments with everything below it; `None` if the gathering has
+    /// ended.
+    pub(crate) fn take_key_queue(&self) -> Option<TakenKeys> {
         let _writer = self.writer.lock();
-        let taken = if self.env.read_only { Some(Vec::new()) } else { self.key_queue.take() };
-        (taken, self.end_offset())
+        let keys = if self.env.read_only { Vec::new() } else { self.key_queue.take()? };
+        Some(TakenKeys { keys, end: self.end_offset(), set: self.snapshot() })
     }
 
     fn append_encoded(
@@ -158,6 +160,7 @@ impl Log {
             record::set_base_offset(batch, base);
             record::set_leader_epoch(batch, writer.manifest.epoch());
             let facts = BatchFacts { last_offset: last, max_timestamp: summary.max_timestamp };
+            let position = writer.active.bytes();
             if let Err((error, cut)) = writer.active.append(batch, facts, durability != Durability::Sync) {
                 return Err(self.append_failed(&mut writer, error, cut, base));
             }
@@ -166,7 +169,7 @@ impl Log {
             self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
             if self.key_queue.is_wanted() {
-                self.key_queue.push(base, secret, hashes);
+                self.key_queue.push(base, position, secret, hashes);
             }
             let timestamp_ms = match writer.settings.timestamp_type {
                 TimestampType::LogAppendTime => now_ms,
@@ -603,6 +606,16 @@ pub(crate) struct UpkeepStep {
     pub(crate) synced_bytes: u64,
     pub(crate) sealed: usize,
     pub(crate) trimmed: bool,
+}
+
+/// Keys that were taken over together with the log end.
+#[derive(Debug)]
+pub(crate) struct TakenKeys {
+    pub(crate) keys: Vec<KeyEntry>,
+    /// All keys below this offset were gathered.
+    pub(crate) end: i64,
+    /// Read under the same lock, so that no segment was exchanged in between.
+    pub(crate) set: Arc<SegmentSet>,
 }
 
 /// How one append is to be done.

@@ -77,6 +77,18 @@ pub(crate) fn decode_shared(
     }
 }
 
+/// [`decode_shared`] of a batch that is not needed as a whole any more.
+pub(crate) fn decode_taking(
+    header: &BatchHeader,
+    batch: SharedBytes,
+    limits: &DecodeLimits,
+) -> Result<SharedBytes, BatchError> {
+    match decode(header, &batch, limits)? {
+        Decoded::InPlace(range) => Ok(batch.into_slice(range)),
+        Decoded::Anew(body) => Ok(Bytes::from(body).into()),
+    }
+}
+
 enum Decoded {
     /// A range of the batch, which is no longer than it.
     InPlace(Range<usize>),
@@ -392,6 +404,11 @@ impl<'a> RecordsIter<'a> {
     #[inline]
     pub(crate) fn at(state: RecordsState, body: &'a [u8]) -> Self {
         Self { body, state }
+    }
+
+    /// Bytes of the body that were walked.
+    pub(crate) fn walked_bytes(&self) -> usize {
+        self.state.at
     }
 
     /// Walks a body that belongs to this header.

@@ -23,7 +23,7 @@ mod varint;
 pub use append::{AsRecord, Header, Record, RecordRef};
 pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
 pub use body::{DecodeLimits, Decompressor, HeaderRef, HeadersIter, HeadersRef, RecordView, RecordsIter, decode_body};
-pub(crate) use body::{RecordPlace, decode_shared};
+pub(crate) use body::{RecordPlace, decode_shared, decode_taking};
 pub(crate) use builder::rewrite_batch;
 pub use builder::{
     BatchBuilder, BatchSpec, BatchSummary, encode_batch, next_sequence, set_base_offset, set_leader_epoch,

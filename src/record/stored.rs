@@ -36,6 +36,20 @@ impl SharedBytes {
         Self { all: Arc::clone(all), start: range.start.min(end), end }
     }
 
+    /// [`of`](Self::of), for bytes that need not be shared once more.
+    #[inline]
+    pub(crate) fn taking(all: Arc<Bytes>, range: Range<usize>) -> Self {
+        let end = range.end.min(all.len());
+        Self { all, start: range.start.min(end), end }
+    }
+
+    /// [`slice`](Self::slice), for a part that is not needed as a whole any more.
+    #[inline]
+    pub(crate) fn into_slice(self, range: Range<usize>) -> Self {
+        let end = self.start.saturating_add(range.end).min(self.end);
+        Self { start: self.start.saturating_add(range.start).min(end), end, all: self.all }
+    }
+
     /// A part of this part; what lies outside of it is left out.
     #[inline]
     pub(crate) fn slice(&self, range: Range<usize>) -> Self {
@@ -80,6 +94,20 @@ impl StoredRecord {
     pub(crate) fn new(body: &SharedBytes, header: &BatchHeader, place: RecordPlace) -> Self {
         Self {
             all: Arc::clone(&body.all),
+            body_at: body.start,
+            parts: place.parts,
+            leader_epoch: header.leader_epoch,
+            timestamp_type: header.timestamp_type(),
+            offset: place.offset,
+            timestamp: place.timestamp,
+        }
+    }
+
+    /// [`new`](Self::new), for a body that nobody else needs.
+    #[inline(always)]
+    pub(crate) fn taking(body: SharedBytes, header: &BatchHeader, place: RecordPlace) -> Self {
+        Self {
+            all: body.all,
             body_at: body.start,
             parts: place.parts,
             leader_epoch: header.leader_epoch,

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Segment;
 use super::log_file::Chunk;
 use super::seal::Seal;
+use super::{Segment, State};
 use crate::error::{Error, Result};
 use crate::planted::{Bug, is};
 use crate::record::{BatchError, BatchHeader, BatchView, SharedBytes};
@@ -272,6 +272,57 @@ impl Cursor {
 }
 
 impl Segment {
+    /// The batch at a position that somebody noted, if it holds an offset; checked as a cursor would check it. `None` whatever
+    /// is wrong: the position is a hint, and a cursor that searches for the offset meets the error.
+    #[inline]
+    pub(crate) fn batch_at(
+        &self,
+        epochs: Option<&Epochs>,
+        verify: Verify,
+        position: u64,
+        offset: i64,
+    ) -> Option<(BatchHeader, SharedBytes)> {
+        let log = self.log();
+        let published = log.published();
+        if position >= published {
+            return None;
+        }
+        let seal = match self.state() {
+            State::Sealed => self.seal.get().cloned().or_else(|| self.seal().ok()?),
+            State::Active | State::Closed => None,
+        };
+        let seal = seal.as_deref();
+        let mut chunk = log.chunk(position, HEADER_BYTES, seal).ok()?;
+        let mut at = usize::try_from(position.checked_sub(chunk.start)?).ok()?;
+        let header = BatchHeader::decode(chunk.bytes.get(at..)?).ok()?;
+        let size = header.size_bytes();
+        let end = position + size as u64;
+        let epoch = || epochs.filter(|_| !self.is_foreign()).map(|epochs| epoch_of(epochs, header.base_offset));
+        if end > published
+            || !(header.base_offset..=header.last_offset()).contains(&offset)
+            || epoch().is_some_and(|epoch| epoch != Some(header.leader_epoch))
+        {
+            return None;
+        }
+        match &chunk.mapped {
+            _ if end > chunk.end() => {
+                chunk = log.chunk(position, size as u64, seal).ok()?;
+                at = usize::try_from(position.checked_sub(chunk.start)?).ok()?;
+            }
+            Some(mapped) => log.prepare(mapped, position, end, seal).ok()?,
+            None => {}
+        }
+        let is_checked = match (verify, &chunk.mapped) {
+            (Verify::Trusted, _) => true,
+            (Verify::Always, _) | (Verify::Once, None) => false,
+            (Verify::Once, Some(mapped)) => seal.is_some() || position < mapped.verified_to(),
+        };
+        if !is_checked {
+            BatchView::parse(chunk.bytes.get(at..at + size)?).ok()?;
+        }
+        Some((header, SharedBytes::taking(chunk.bytes, at..at + size)))
+    }
+
     /// The header of the first batch.
     pub(crate) fn first_header(self: &Segment) -> Result<Option<BatchHeader>> {
         if self.bytes() == 0 {

@@ -12,7 +12,7 @@ use crate::partition::swap::Removed;
 use crate::partition::{Durability, Log};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::Ordering;
-use crate::topic::upkeep;
+use crate::topic::{TopicInner, upkeep};
 
 /// What one [`Store::tick`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,10 +147,20 @@ impl StoreInner {
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
         let logs: Vec<Arc<Log>> =
             topics.iter().flat_map(|topic| topic.partitions.values()).map(|found| Arc::clone(&found.log)).collect();
-        for log in &logs {
-            if let Err(error) = self.tick_log(log, now_ms, has_jumped, may_cut, &mut report) {
-                note(error);
+        for topic in &topics {
+            let before = report;
+            for partition in topic.partitions.values() {
+                if let Err(error) = self.tick_log(&partition.log, now_ms, has_jumped, may_cut, &mut report) {
+                    topic.upkept.note_failure(&error);
+                    note(error);
+                }
             }
+            topic.upkept.note(|stats| {
+                stats.sealed_segments += (report.sealed_segments - before.sealed_segments) as u64;
+                stats.rolled_segments += (report.rolled_segments - before.rolled_segments) as u64;
+                stats.deleted_segments += (report.deleted_segments - before.deleted_segments) as u64;
+                stats.deleted_bytes += report.deleted_bytes - before.deleted_bytes;
+            });
         }
         for topic in &topics {
             let expire_after_ms = topic.config.read().expiry_ms();
@@ -160,16 +170,26 @@ impl StoreInner {
                     Ok((ended, looked_at)) => {
                         report.expired_keys += ended;
                         report.keys_looked_at += looked_at;
+                        topic.upkept.note(|stats| stats.expired_keys += ended as u64);
                     }
-                    Err(error) => note(error),
+                    Err(error) => {
+                        topic.upkept.note_failure(&error);
+                        note(error);
+                    }
                 }
                 match index.upkeep() {
-                    Ok(compared) => report.keys_looked_at += compared,
-                    Err(error) => note(error),
+                    Ok(looked_at) => report.keys_looked_at += looked_at,
+                    Err(error) => {
+                        topic.upkept.note_failure(&error);
+                        note(error);
+                    }
                 }
             }
         }
-        if let Err(error) = self.clean(&logs, now_ms, &mut report) {
+        if let Err((of, error)) = self.clean(&topics, &logs, now_ms, &mut report) {
+            if let Some(topic) = topics.iter().find(|topic| topic.name == of.topic) {
+                topic.upkept.note_failure(&error);
+            }
             note(error);
         }
         self.reserve.take_back();
@@ -215,8 +235,15 @@ impl StoreInner {
         kept.and(cut).and(rolled).and(unlinked)
     }
 
-    /// The next step of the compaction that is going on, or the first of the one with the most to gain.
-    fn clean(&self, logs: &[Arc<Log>], now_ms: i64, report: &mut TickReport) -> Result<()> {
+    /// The next step of the compaction that is going on, or the first of the one with the most to gain. An error comes with the
+    /// partition that it is of.
+    fn clean(
+        &self,
+        topics: &[Arc<TopicInner>],
+        logs: &[Arc<Log>],
+        now_ms: i64,
+        report: &mut TickReport,
+    ) -> std::result::Result<(), (TopicPartition, Error)> {
         if self.env.read_only {
             return Ok(());
         }
@@ -227,7 +254,8 @@ impl StoreInner {
             let Some(log) = dirtiest(logs, &mut state.failed, now_ms)? else { return Ok(()) };
             let memory_bytes = self.options.compaction_memory_bytes;
             let hold = self.holds.lock().lowest(&log.id);
-            let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes)?;
+            let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes);
+            let begun = begun.map_err(|error| (log.id.clone(), error))?;
             state.current = begun.map(|cleaning| (log, cleaning));
         }
         // A topic that is no longer to be compacted stays as it is.
@@ -239,26 +267,41 @@ impl StoreInner {
             return Ok(());
         }
         cleaning.hold_from(self.holds.lock().lowest(&log.id));
-        match cleaning.step(self.options.compaction_step_bytes) {
+        let before = cleaning.counts();
+        let stepped = cleaning.step(self.options.compaction_step_bytes);
+        let after = cleaning.counts();
+        let done = stepped.as_ref().map_or((0, false), |step| (step.read_bytes, step.is_done));
+        if let Some(topic) = topics.iter().find(|topic| topic.name == log.id.topic) {
+            topic.upkept.note(|stats| {
+                stats.compactions += u64::from(done.1);
+                stats.compaction_read_bytes += done.0;
+                stats.compaction_written_bytes += after.bytes_after - before.bytes_after;
+                stats.records_compacted +=
+                    (after.records_before - before.records_before) - (after.records_after - before.records_after);
+                stats.tombstones_dropped += after.tombstones_dropped - before.tombstones_dropped;
+            });
+        }
+        match stepped {
             Ok(step) => {
                 report.compacted_bytes += step.read_bytes;
                 if step.is_done {
                     report.compactions += 1;
-                    report.tombstones_dropped += cleaning.counts().tombstones_dropped;
+                    report.tombstones_dropped += after.tombstones_dropped;
                     state.current = None;
                 }
                 Ok(())
             }
             Err(error) => {
+                let of = log.id.clone();
                 let is_over = log.is_closed();
                 // Want of room passes; anything else would come again.
                 let passes = matches!(error, Error::NoSpace { .. } | Error::TooManyFiles { .. });
                 if !is_over && !passes {
-                    state.failed.insert(log.id.clone());
+                    state.failed.insert(of.clone());
                 }
                 state.current = None;
                 // A topic that was deleted meanwhile needs no compaction.
-                if is_over { Ok(()) } else { Err(error) }
+                if is_over { Ok(()) } else { Err((of, error)) }
             }
         }
     }
@@ -314,7 +357,11 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
 
 /// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
 /// once, and the others have their turn at the next step.
-fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i64) -> Result<Option<Arc<Log>>> {
+fn dirtiest(
+    logs: &[Arc<Log>],
+    failed: &mut BTreeSet<TopicPartition>,
+    now_ms: i64,
+) -> std::result::Result<Option<Arc<Log>>, (TopicPartition, Error)> {
     let mut best: Option<(f64, &Arc<Log>)> = None;
     for log in logs.iter().filter(|log| !log.is_closed()) {
         if failed.contains(&log.id) {
@@ -326,7 +373,7 @@ fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i6
             Err(_) if log.is_closed() => {}
             Err(error) => {
                 failed.insert(log.id.clone());
-                return Err(error);
+                return Err((log.id.clone(), error));
             }
         }
     }

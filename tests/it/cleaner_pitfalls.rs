@@ -540,3 +540,29 @@ fn records_under_the_logs_clock_keep_their_time() {
     assert_eq!((header.timestamp_type(), header.max_timestamp), (TimestampType::LogAppendTime, T0 + 5000));
     bench.check_sound();
 }
+
+/// A batch that becomes larger in memory than compaction allows, of a transaction that was aborted: it goes, and nobody
+/// decompresses it. It once ended the compaction of its partition.
+#[cfg(feature = "zstd")]
+#[test]
+fn a_batch_of_an_aborted_transaction_goes_however_large_it_would_become() {
+    use topiclog::record::Compression;
+
+    let large = vec![0; 70 << 20];
+    let spec = BatchSpec {
+        producer: Some((7, 0, 0)),
+        transactional: true,
+        compression: Compression::Zstd,
+        ..BatchSpec::new(0)
+    };
+    let log = BrokerLog::new(0)
+        .batch_as(&spec, &[(Some(b"a"), Some(&large))])
+        .abort(1, 7, 0)
+        .batch(2, &[kv("a", "1"), kv("a", "2")])
+        .roll(4)
+        .batch(4, &[kv("b", "1")]);
+    let bench = Bench::adopt(&log, config());
+    assert!(bench.settle().compactions > 0);
+    check_offsets(&bench, &[3, 4]);
+    assert!(bench.store.topic("t").unwrap().upkeep_error().is_none());
+}

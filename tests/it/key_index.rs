@@ -126,7 +126,7 @@ fn the_first_use_after_a_close_reads_a_file_and_not_the_log() {
     drop(topic);
     store.close().unwrap();
     let file = read(&vfs, "/s/t-0/topiclog.keys");
-    assert_eq!(file.len(), 76 + 10 * 16 + 4);
+    assert_eq!(file.len(), 84 + 10 * 16 + 4);
     let topic = builder(&vfs).open("/s").unwrap().topic("t").unwrap();
     assert_eq!(text(topic.get("k7").unwrap().unwrap().value()), "97");
     let stats = topic.key_index_stats(0).unwrap().unwrap();
@@ -292,7 +292,8 @@ fn appends_of_other_threads_are_found_however_they_meet_the_making_of_the_index_
                         as u32
                 }
             };
-            let threads: Vec<_> = (0..2).map(|thread| scope.spawn(append(thread))).collect();
+            // Many, so that some have hashed their keys and wait for the writer when the index begins to be made.
+            let threads: Vec<_> = (0..8).map(|thread| scope.spawn(append(thread))).collect();
             assert!(topic.contains("old 7").unwrap(), "round {round}");
             store.close().unwrap();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -304,4 +305,352 @@ fn appends_of_other_threads_are_found_however_they_meet_the_making_of_the_index_
             }
         }
     }
+}
+
+/// Its checksums made anew, as whoever writes a file makes them.
+fn sealed(mut file: Vec<u8>) -> Vec<u8> {
+    let crc = crc32fast::hash(&file[..80]);
+    file[80..84].copy_from_slice(&crc.to_be_bytes());
+    let end = file.len() - 4;
+    let crc = crc32fast::hash(&file[..end]);
+    file[end..].copy_from_slice(&crc.to_be_bytes());
+    file
+}
+
+/// A file without any entry would hide the key: where it is believed, the key is not found.
+#[test]
+fn a_sealed_file_of_another_store_position_or_epoch_is_not_believed() {
+    let vfs = MemoryVfs::new();
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    topic.append(Record::keyed("a", "1")).unwrap();
+    topic.get("a").unwrap();
+    drop(topic);
+    store.close().unwrap();
+    let path = "/s/t-0/topiclog.keys";
+    let mut empty = read(&vfs, path)[..84].to_vec();
+    empty[64..72].copy_from_slice(&0_u64.to_be_bytes());
+    empty.extend([0; 4]);
+    let check = |change: &dyn Fn(&mut Vec<u8>), is_believed: bool, what: &str| {
+        let mut file = empty.clone();
+        change(&mut file);
+        vfs.remove_file(Path::new(path)).unwrap();
+        let created = vfs.open(Path::new(path), OpenMode::CreateNew).unwrap();
+        created.write_at(&sealed(file), 0).unwrap();
+        let store = builder(&vfs).open("/s").unwrap();
+        assert_eq!(store.topic("t").unwrap().contains("a").unwrap(), !is_believed, "{what}");
+        store.close().unwrap();
+    };
+    check(&|file| file[32] ^= 1, false, "another store");
+    check(&|file| file[48..56].copy_from_slice(&2_i64.to_be_bytes()), false, "a position behind the end");
+    check(&|file| file[48..56].copy_from_slice(&(-1_i64).to_be_bytes()), false, "a position before the start");
+    check(&|file| file[56..60].copy_from_slice(&77_i32.to_be_bytes()), false, "another epoch");
+    check(&|file| file[8..10].copy_from_slice(&1_u16.to_be_bytes()), false, "the version before");
+    check(&|file| file[60..64].copy_from_slice(&1_u32.to_be_bytes()), false, "a check that is not there");
+    check(&|_| {}, true, "the right head: so the checks above are what kept the others out");
+}
+
+/// What lay behind an open transaction when the index was made was never in it.
+#[test]
+fn records_behind_an_open_transaction_are_found_and_its_own_are_not() {
+    use crate::support::broker::{Bench, BrokerLog, kv};
+
+    let log = BrokerLog::new(0)
+        .batch(0, &[kv("a", "1"), kv("b", "1")])
+        .in_txn(2, 7, &[kv("b", "open")])
+        .batch(3, &[kv("a", "2"), kv("c", "1")])
+        .in_txn(5, 8, &[kv("c", "aborted")])
+        .abort(6, 8, 5)
+        .in_txn(7, 9, &[kv("d", "committed")])
+        .commit(8, 9);
+    let bench = Bench::adopt(&log, config());
+    let topic = bench.store.topic("t").unwrap();
+    assert_eq!(bench.partition().last_stable_offset().get(), 2);
+    for (key, value) in [("a", "2"), ("b", "1"), ("c", "1"), ("d", "committed")] {
+        assert_eq!(text(topic.get(key).unwrap().unwrap().value()), value, "{key}");
+    }
+    let listed: Vec<i64> = topic.latest(0).unwrap().map(|record| record.unwrap().offset().get()).collect();
+    assert_eq!(listed, [1, 3, 4, 7]);
+    let counts = topic.count_keys(0).unwrap();
+    let records = [counts.live, counts.tombstones, counts.dead, counts.undecided].map(|count| count.records);
+    assert_eq!((records, counts.position.get()), ([4, 0, 2, 1], 9));
+}
+
+/// The index was made with a larger limit than its records were read with: such a key was in it and answered `Invalid`.
+#[cfg(feature = "zstd")]
+#[test]
+fn a_batch_that_becomes_large_in_memory_is_found_by_its_keys() {
+    use topiclog::AppendOptions;
+    use topiclog::record::Compression;
+
+    let store = builder(&MemoryVfs::new()).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    let large = vec![0; 10 << 20];
+    let batch: Vec<Record> = ["a", "b"].iter().map(|key| Record::keyed(*key, large.clone())).collect();
+    let options = AppendOptions::new().compression(Compression::Zstd);
+    topic.append_all(&batch, &options).unwrap();
+    assert_eq!(topic.get("b").unwrap().unwrap().value().unwrap().len(), 10 << 20);
+    topic.append(Record::keyed("a", "small")).unwrap();
+    assert_eq!(text(topic.get("a").unwrap().unwrap().value()), "small");
+    assert_eq!(topic.latest(0).unwrap().map(Result::unwrap).count(), 2);
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    assert_eq!((stats.entries, stats.waiting), (2, 0), "the older record of the key was compared, and went");
+}
+
+/// A look-up takes an offset from the table and then the segments: a compaction in between took the record away.
+#[test]
+fn a_key_is_never_missed_while_compaction_exchanges_what_it_is_in() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let store = builder(&MemoryVfs::new()).open("/s").unwrap();
+    let topic = store.create_topic("t", config().segment_bytes(300)).unwrap();
+    let keys: Vec<String> = (0..4).map(|n| format!("k{n}")).collect();
+    let append = |n: usize| topic.append(Record::keyed(keys[n % keys.len()].clone(), format!("{n}"))).unwrap();
+    for n in 0..keys.len() {
+        append(n);
+    }
+    topic.get("k0").unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..30_000 {
+                append(n);
+                store.tick().unwrap();
+            }
+            stop.store(true, Ordering::Release);
+        });
+        // More threads than cores: now and then one is put aside at the wrong moment, and much is compacted meanwhile.
+        let look = || {
+            let mut looked = 0;
+            while !stop.load(Ordering::Acquire) {
+                for key in &keys {
+                    assert!(topic.get(key).unwrap().is_some(), "{key} was missed at look {looked}");
+                    looked += 1;
+                }
+            }
+            looked
+        };
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(look)).collect();
+        let mut listed = 0;
+        while !stop.load(Ordering::Acquire) {
+            let names: Vec<String> = topic.latest(0).unwrap().map(|record| text(record.unwrap().key())).collect();
+            assert_eq!(names.len(), keys.len(), "{names:?} at listing {listed}");
+            listed += 1;
+        }
+        let looked: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+        tell!("{looked} looks and {listed} listings beside compaction");
+    });
+}
+
+/// The entry of a deleted key once stayed until the store was reopened.
+#[test]
+fn a_key_whose_tombstone_was_dropped_gives_up_its_entry() {
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    let store = builder(&MemoryVfs::new()).clock(Arc::clone(&clock) as _).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    for n in 0..60 {
+        topic.append(Record::keyed(format!("k{n}"), "v")).unwrap();
+    }
+    assert!(topic.contains("k7").unwrap());
+    for n in 0..50 {
+        topic.append(Record::tombstone(format!("k{n}"))).unwrap();
+    }
+    let entries = || topic.key_index_stats(0).unwrap().unwrap().entries;
+    // Each round of appends closes a segment, and time passes for the tombstones in it.
+    for _ in 0..4 {
+        for n in 0..20 {
+            topic.append(Record::keyed(format!("filler {n}"), "v".repeat(40))).unwrap();
+        }
+        while !store.tick().unwrap().is_idle() {}
+        clock.advance_ms(1000);
+    }
+    let stats = topic.partition(0).unwrap().stats();
+    assert_eq!((stats.tombstones_dropped, entries()), (50, 10 + 20));
+    assert!(!topic.contains("k7").unwrap() && topic.contains("k55").unwrap());
+}
+
+#[test]
+fn counts_are_those_of_a_walk_through_the_log() {
+    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    for run in 0..20 {
+        let mut random = Random(seed + run);
+        let store = builder(&MemoryVfs::new()).open("/s").unwrap();
+        let topic = store.create_topic("t", config()).unwrap();
+        let partition = topic.partition(0).unwrap();
+        for _ in 0..200 {
+            let key = format!("k{}", random.below(30));
+            match random.below(8) {
+                0 => assert!(topic.append(Record::tombstone(key)).is_ok()),
+                1 => assert!(store.tick().is_ok()),
+                _ => assert!(topic.append(Record::keyed(key, "v".repeat(random.below(20)))).is_ok()),
+            }
+            if random.below(60) == 0 {
+                partition.delete_records(random.below(partition.end().get() as usize + 1) as i64).unwrap();
+            }
+        }
+        let counts = topic.count_keys(0).unwrap();
+        let mut newest = BTreeMap::new();
+        let (mut records, mut bytes) = (0, 0);
+        for record in partition.read_from(partition.start()) {
+            let record = record.unwrap();
+            // One byte for each of these: length, attributes, two deltas, two lengths, no headers.
+            let size = 7 + record.key().unwrap().len() as u64 + record.value().map_or(0, <[u8]>::len) as u64;
+            (records, bytes) = (records + 1, bytes + size);
+            newest.insert(record.key().unwrap().to_vec(), (record.is_tombstone(), size));
+        }
+        let sum = |wanted: bool| {
+            let of = newest.values().filter(|(is_tombstone, _)| *is_tombstone == wanted);
+            of.fold((0, 0), |(records, bytes), (_, size)| (records + 1, bytes + size))
+        };
+        let pair = |count: topiclog::RecordCount| (count.records, count.bytes);
+        let (live, tombstones) = (sum(false), sum(true));
+        assert_eq!((pair(counts.live), pair(counts.tombstones)), (live, tombstones), "seed {}", seed + run);
+        let dead = (records - live.0 - tombstones.0, bytes - live.1 - tombstones.1);
+        assert_eq!(pair(counts.dead), dead, "seed {}", seed + run);
+        assert_eq!((counts.position, counts.start), (partition.end(), partition.start()));
+        assert_eq!(topic.key_index_stats(0).unwrap().unwrap().counts, Some(counts));
+    }
+    tell!("TOPICLOG_SEED={seed} counts against a walk: 20 runs");
+}
+
+#[test]
+fn no_key_ends_by_a_clock_that_jumped_and_a_changed_setting_counts_at_once() {
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    let store = builder(&MemoryVfs::new()).clock(Arc::clone(&clock) as _).open("/s").unwrap();
+    let topic = store.create_topic("t", config().expire_after_ms(50_000_000)).unwrap();
+    let end = || topic.partition(0).unwrap().end().get();
+    let settle = || while !store.tick().unwrap().is_idle() {};
+    topic.append(Record::keyed("a", "v")).unwrap();
+    settle();
+    clock.jump_to_ms(1_700_000_000_000 + 100_000_000);
+    settle();
+    assert_eq!(end(), 1, "the wall clock alone went on");
+    clock.advance_ms(3_600_000);
+    settle();
+    assert_eq!((end(), topic.contains("a").unwrap()), (2, false), "an hour later it is believed");
+    topic.append(Record::keyed("b", "v")).unwrap();
+    clock.advance_ms(1000);
+    settle();
+    assert!(topic.contains("b").unwrap());
+    store.alter_topic("t", config().expire_after_ms(500)).unwrap();
+    assert!(!topic.contains("b").unwrap());
+    settle();
+    assert_eq!(end(), 4);
+}
+
+#[test]
+fn a_large_batch_of_few_keys_is_taken_by_the_newest_of_each() {
+    let store = builder(&MemoryVfs::new()).open("/s").unwrap();
+    let topic = store.create_topic("t", config().segment_bytes(1 << 20)).unwrap();
+    let batch: Vec<Record> = (0..5000).map(|n| Record::keyed(format!("k{}", n % 3), format!("{n}"))).collect();
+    topic.partition(0).unwrap().append_batch(&batch).unwrap();
+    assert_eq!(text(topic.get("k0").unwrap().unwrap().value()), "4998");
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    assert_eq!((stats.entries, stats.waiting), (3, 0), "nothing was left to be compared");
+}
+
+#[test]
+fn upkeep_says_what_it_did_to_each_topic() {
+    let clock = Arc::new(ManualClock::new(1_700_000_000_000));
+    let store = builder(&MemoryVfs::new()).clock(Arc::clone(&clock) as _).open("/s").unwrap();
+    let keyed = store.create_topic("keyed", config().expire_after_ms(1000)).unwrap();
+    let plain = store.create_topic("plain", TopicConfig::default().segment_bytes(1000).retention_bytes(2000)).unwrap();
+    for n in 0..100 {
+        keyed.append(Record::keyed(format!("k{}", n % 4), "v".repeat(20))).unwrap();
+        plain.append(Record::of_value("v".repeat(20))).unwrap();
+    }
+    assert!(keyed.contains("k1").unwrap());
+    while !store.tick().unwrap().is_idle() {}
+    let of_keyed = keyed.upkeep_stats();
+    assert!(of_keyed.compactions > 0 && of_keyed.sealed_segments > 0, "{of_keyed:?}");
+    assert_eq!(of_keyed.records_compacted, keyed.partition(0).unwrap().stats().records_compacted);
+    assert!(
+        of_keyed.compaction_read_bytes > of_keyed.compaction_written_bytes && of_keyed.compaction_written_bytes > 0
+    );
+    assert_eq!((of_keyed.deleted_segments, of_keyed.failures), (0, 0));
+    let of_plain = plain.upkeep_stats();
+    assert!(of_plain.deleted_segments > 0 && of_plain.deleted_bytes >= of_plain.deleted_segments * 900, "{of_plain:?}");
+    assert_eq!((of_plain.compactions, of_plain.expired_keys), (0, 0));
+    clock.advance_ms(2000);
+    while !store.tick().unwrap().is_idle() {}
+    assert_eq!(keyed.upkeep_stats().expired_keys, 4);
+    assert!(keyed.upkeep_error().is_none());
+}
+
+/// Positions are hints: whatever they are, the answers are right.
+#[test]
+fn positions_that_lead_astray_cost_no_answer() {
+    let vfs = MemoryVfs::new();
+    let path = "/s/t-0/topiclog.keys";
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    for n in 0..60 {
+        topic.append(Record::keyed(format!("k{}", n % 30), format!("{n}"))).unwrap();
+    }
+    topic.get("k1").unwrap();
+    while !store.tick().unwrap().is_idle() {}
+    drop(topic);
+    store.close().unwrap();
+    let good = read(&vfs, path);
+    let checks = u32::from_be_bytes(good[60..64].try_into().unwrap()) as usize;
+    assert!(checks > 0, "something was compacted, and its positions are vouched for");
+    let (first, end) = (84 + checks * 12, good.len() - 4);
+    let changes: [&dyn Fn(u32) -> u32; 6] =
+        [&|at| at + 1, &|_| 0, &|at| at ^ 0xff, &|_| 61, &|_| u32::MAX, &|_| i32::MAX as u32];
+    for (nth, change) in changes.into_iter().enumerate() {
+        let mut file = good.clone();
+        for entry in file[first..end].chunks_exact_mut(16) {
+            let at = change(u32::from_be_bytes(entry[12..].try_into().unwrap()));
+            entry[12..].copy_from_slice(&at.to_be_bytes());
+        }
+        write(&vfs, path, &sealed(file));
+        let store = builder(&vfs).open("/s").unwrap();
+        let topic = store.topic("t").unwrap();
+        for _ in 0..2 {
+            for n in 30..60 {
+                let found = topic.get(format!("k{}", n % 30)).unwrap().unwrap();
+                assert_eq!(text(found.value()), format!("{n}"), "change {nth}");
+            }
+        }
+        assert_eq!(topic.latest(0).unwrap().map(Result::unwrap).count(), 30);
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn places_outlive_a_restart_where_the_segment_is_the_same_and_are_read_anew_where_it_is_not() {
+    let vfs = MemoryVfs::new();
+    let path = "/s/t-0/topiclog.keys";
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    topic.append(Record::keyed("k0", "first")).unwrap();
+    topic.get("k0").unwrap();
+    for n in 0..100 {
+        topic.append(Record::keyed(format!("k{}", n % 30), format!("{n}"))).unwrap();
+    }
+    let unread = |topic: &Topic| topic.key_index_stats(0).unwrap().unwrap().unread_segments;
+    while !store.tick().unwrap().is_idle() {}
+    assert!(topic.upkeep_stats().compactions > 0 && unread(&topic) == 0);
+    drop(topic);
+    store.close().unwrap();
+
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.topic("t").unwrap();
+    assert!(topic.contains("k3").unwrap());
+    assert_eq!(unread(&topic), 0, "the file vouches for what is there");
+    drop(topic);
+    store.close().unwrap();
+
+    let mut file = read(&vfs, path);
+    file[92] ^= 1;
+    write(&vfs, path, &sealed(file));
+    let store = builder(&vfs).open("/s").unwrap();
+    let topic = store.topic("t").unwrap();
+    assert!(topic.contains("k3").unwrap());
+    assert_eq!(unread(&topic), 1, "the check of one segment does not fit");
+    while !store.tick().unwrap().is_idle() {}
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    assert_eq!((stats.unread_segments, stats.entries), (0, 30));
+    assert!((0..30).all(|n| topic.contains(format!("k{n}")).unwrap()));
+    store.close().unwrap();
 }

@@ -1,0 +1,328 @@
+//! Into the key index: from its file, from the log, from what appends have queued.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use super::places::Places;
+use super::table::{Place, Table};
+use super::{KeyIndex, LIMITS, QUEUED_MAX, Ready, State, TRIES, snapshot};
+use crate::error::{Error, Result};
+use crate::partition::key_entry::KeyEntry;
+use crate::partition::{Batch, ReadLevel, ReadOptions, Reader, SegmentSet, key_queue};
+use crate::record::StoredRecord;
+use crate::segment::cursor::Verify;
+
+/// What became of what appends have queued.
+pub(super) enum Taken {
+    /// The table is whole up to this offset, and this set of segments holds all of it.
+    All(i64, Arc<SegmentSet>),
+    /// There is no room for all of it.
+    NoRoom,
+    /// The queue has ended before: the log has to be read.
+    Outrun,
+}
+
+/// What became of an attempt to make the index.
+enum Made {
+    Ready(Box<Ready>),
+    NoRoom,
+    Outrun,
+}
+
+/// Bytes that a hash takes which waits for a comparison.
+const WAITING_BYTES: usize = 8;
+/// No more offsets than these wait under one hash.
+const CHAIN_MAX: usize = 4;
+/// Of a batch with more records than these only the newest of each key is taken: a key that comes again and again would be
+/// compared again and again, each time by a walk through the batch.
+const BATCH_RECORDS: i32 = 16;
+/// So many of its keys are held at once.
+const KEYS_AT_ONCE: usize = 1 << 14;
+
+impl KeyIndex {
+    /// The index with everything that was appended before this call; made, if nobody has asked yet.
+    pub(super) fn ready<'a>(&self, state: &'a mut State) -> Result<&'a mut Ready> {
+        for _ in 0..TRIES {
+            if let State::Ready(ready) = state {
+                let is_decided = ready.undecided_from.is_some_and(|from| self.log.last_stable_offset() > from);
+                let taken = match self.has_been_outrun() {
+                    true => Taken::Outrun,
+                    false if self.log.key_queue.len() == 0 && !is_decided => break,
+                    false => self.take_over(ready)?,
+                };
+                let counted = ready.counted;
+                match taken {
+                    Taken::All(..) => break,
+                    Taken::NoRoom => *state = self.give_up(counted),
+                    // The log itself tells the rest.
+                    Taken::Outrun => {
+                        self.budget.exchange(counted, 0);
+                        *state = State::Unused;
+                    }
+                }
+            }
+            if matches!(state, State::Unused) {
+                match self.make()? {
+                    Made::Ready(ready) => *state = State::Ready(ready),
+                    Made::NoRoom => *state = self.give_up(0),
+                    Made::Outrun => continue,
+                }
+            }
+            break;
+        }
+        match state {
+            State::Ready(ready) => Ok(ready),
+            State::TooLarge => Err(self.too_large()),
+            State::Unused => {
+                let what = "a key index while more is appended than it can follow; ask again";
+                Err(Error::unsupported(format!("{}: {what}", self.log.id)))
+            }
+        }
+    }
+
+    /// Whether more was appended than anybody took over, so that the queue has ended.
+    pub(super) fn has_been_outrun(&self) -> bool {
+        !self.log.env.read_only && !self.log.key_queue.is_wanted()
+    }
+
+    pub(super) fn too_large(&self) -> Error {
+        Error::unsupported(format!(
+            "the key index of {} would take more memory than key_index_memory_bytes allows",
+            self.log.id
+        ))
+    }
+
+    pub(super) fn give_up(&self, counted: usize) -> State {
+        self.log.key_queue.stop();
+        self.budget.exchange(counted, 0);
+        State::TooLarge
+    }
+
+    /// Loads the file, if it holds, and reads what was appended since; otherwise reads the whole log.
+    fn make(&self) -> Result<Made> {
+        // Before anything is read: what is exchanged from here on is noticed.
+        let set = self.log.snapshot();
+        let loaded = snapshot::read(&self.log, |bytes| self.budget.taken() + bytes <= self.budget.bytes_max)?;
+        let (secret, mut table, from, saved, places) = match loaded {
+            Some(loaded) => {
+                let places = Places::of_file(&set, &loaded.checks);
+                (loaded.secret, loaded.table, loaded.position, loaded.position, places)
+            }
+            None => {
+                let table = Table::new(self.log.log_start());
+                (snapshot::new_secret()?, table, self.log.log_start(), -1, Places::of_log(&set))
+            }
+        };
+        let base = table.base();
+        let mut places = places;
+        places.follow(&mut table, &set, self.log.log_start());
+        let unresolved = VecDeque::new();
+        let mut ready =
+            Ready { secret, table, unresolved, places, undecided_from: None, counted: 0, saved, counts: None };
+        let end = self.log.start_key_queue(secret, base);
+        let filled = self.fill(&mut ready, from, end);
+        if let Ok(Taken::All(..)) = filled {
+            return Ok(Made::Ready(Box::new(ready)));
+        }
+        self.log.key_queue.stop();
+        self.budget.exchange(ready.counted, 0);
+        Ok(if matches!(filled?, Taken::Outrun) { Made::Outrun } else { Made::NoRoom })
+    }
+
+    fn fill(&self, ready: &mut Ready, from: i64, end: i64) -> Result<Taken> {
+        if !self.count(ready, 0) || !self.read_on(ready, from, end, None)? {
+            return Ok(Taken::NoRoom);
+        }
+        self.take_over(ready)
+    }
+
+    /// Reads what records there are from an offset on, but those of aborted transactions. Those of open ones come in once they
+    /// are decided: they are read again then, with all that follows them. Keys are compared in a set that is given, or in the newest.
+    fn read_on(&self, ready: &mut Ready, from: i64, end: i64, set: Option<&SegmentSet>) -> Result<bool> {
+        let options = ReadOptions::new().level(ReadLevel::Latest).limits(LIMITS);
+        let mut reader = Reader::begin(&self.log, from.max(self.log.log_start()), options);
+        ready.undecided_from = None;
+        while let Some(batch) = reader.next_batch()? {
+            let header = batch.header();
+            if header.base_offset >= end {
+                break;
+            }
+            if header.is_transactional() {
+                // In this order: a transaction that ends in between is in the set.
+                if self.log.producers.lock().is_undecided(header) {
+                    ready.undecided_from.get_or_insert(header.base_offset);
+                    continue;
+                }
+                if self.log.snapshot().is_aborted(header) {
+                    continue;
+                }
+            }
+            // Asked for after the batch was read, so that it is in there.
+            let newest = self.log.snapshot();
+            let set = set.unwrap_or(&newest);
+            if !self.take_batch(ready, &batch, set)? {
+                return Ok(false);
+            }
+            // A key that comes again and again must not fill the table.
+            if ready.unresolved.len() >= QUEUED_MAX {
+                self.resolve(ready, set, usize::MAX)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_batch(&self, ready: &mut Ready, batch: &Batch, set: &SegmentSet) -> Result<bool> {
+        let failed = |error: crate::record::BatchError| Error::corrupt(&self.log.directory, 0, error.to_string());
+        if batch.header().records_count <= BATCH_RECORDS {
+            for view in batch.records() {
+                let view = view.map_err(failed)?;
+                let Some(key) = view.key() else { continue };
+                let hash = key_queue::hash(&ready.secret, key);
+                if !self.insert_at(ready, hash, view.offset(), batch.position, set)? {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        }
+        let mut newest: HashTable<(u64, &[u8], i64)> = HashTable::new();
+        let put = |ready: &mut Ready, newest: &mut HashTable<(u64, &[u8], i64)>| -> Result<bool> {
+            for (hash, _, offset) in newest.drain() {
+                if !self.insert_at(ready, hash, offset, batch.position, set)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        for view in batch.records() {
+            let view = view.map_err(failed)?;
+            let Some(key) = view.key() else { continue };
+            let hash = key_queue::hash(&ready.secret, key);
+            match newest.find_mut(hash, |found| found.1 == key) {
+                Some(found) => found.2 = view.offset(),
+                None => {
+                    newest.insert_unique(hash, (hash, key, view.offset()), |found| found.0);
+                    if newest.len() >= KEYS_AT_ONCE && !put(ready, &mut newest)? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        put(ready, &mut newest)
+    }
+
+    /// Moves what appends have queued into the table, and what transactions that are decided by now had kept out of it. What
+    /// was taken and finds no place there is in the log alone, so that the queue then ends. Keys are compared in the set that
+    /// belongs to what was taken: in a newer one a record may be missing whose successor is still in the queue.
+    pub(super) fn take_over(&self, ready: &mut Ready) -> Result<Taken> {
+        let Some(taken) = self.log.take_key_queue() else { return Ok(Taken::Outrun) };
+        let put = self.put(ready, &taken.keys, &taken.set);
+        let put = put.and_then(|put| Ok(put && self.take_decided(ready, taken.end, &taken.set)?));
+        if !matches!(put, Ok(true)) {
+            self.log.key_queue.stop();
+        }
+        Ok(if put? { Taken::All(taken.end, taken.set) } else { Taken::NoRoom })
+    }
+
+    fn take_decided(&self, ready: &mut Ready, end: i64, set: &SegmentSet) -> Result<bool> {
+        match ready.undecided_from.filter(|&from| self.log.last_stable_offset() > from) {
+            Some(from) => self.read_on(ready, from, end, Some(set)),
+            None => Ok(true),
+        }
+    }
+
+    fn put(&self, ready: &mut Ready, appended: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+        for &entry in appended {
+            if !self.insert(ready, entry, set)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn insert_at(&self, ready: &mut Ready, hash: u64, offset: i64, position: u64, set: &SegmentSet) -> Result<bool> {
+        match ready.table.entry(hash, offset, position) {
+            Ok(entry) => self.insert(ready, entry, set),
+            Err(super::table::OutOfRange) => Ok(false),
+        }
+    }
+
+    #[inline]
+    fn insert(&self, ready: &mut Ready, entry: KeyEntry, set: &SegmentSet) -> Result<bool> {
+        let growth = ready.table.growth_bytes(entry.hash());
+        if growth > 0 && !self.count(ready, growth) {
+            return Ok(false);
+        }
+        let before = ready.table.memory_bytes();
+        let others = ready.table.insert(entry);
+        if ready.table.memory_bytes() != before && !self.count(ready, 0) {
+            return Ok(false);
+        }
+        match others {
+            // Looked at once for however many come to it meanwhile.
+            1 => {
+                if ready.unresolved.len() == ready.unresolved.capacity() {
+                    let more = ready.unresolved.len().max(64);
+                    if !self.count(ready, more * WAITING_BYTES) {
+                        return Ok(false);
+                    }
+                    ready.unresolved.reserve_exact(more);
+                }
+                ready.unresolved.push_back(entry.hash());
+            }
+            // A key that is written again and again: what stands under its hash is walked by every look-up and insertion.
+            others if others >= CHAIN_MAX => self.resolve_hash(ready, set, entry.hash())?,
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// Counts the memory that it takes, and so many bytes more; false if that is too much.
+    fn count(&self, ready: &mut Ready, more_bytes: usize) -> bool {
+        let wants = ready.table.memory_bytes() + ready.unresolved.capacity() * WAITING_BYTES + more_bytes;
+        if !self.budget.exchange(ready.counted, wants) {
+            return false;
+        }
+        ready.counted = wants;
+        true
+    }
+
+    /// Compares the keys of offsets that stand under one hash; of one key only the newest stays. Returns how many hashes
+    /// were looked at.
+    pub(super) fn resolve(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> Result<usize> {
+        let mut done = 0;
+        while done < most {
+            let Some(hash) = ready.unresolved.pop_front() else { break };
+            done += 1;
+            if let Err(error) = self.resolve_hash(ready, set, hash) {
+                ready.unresolved.push_front(hash);
+                return Err(error);
+            }
+        }
+        if done > 0 && ready.unresolved.is_empty() {
+            ready.unresolved.shrink_to_fit();
+            // Less than before is never too much.
+            self.count(ready, 0);
+        }
+        Ok(done)
+    }
+
+    /// The set is no older than what was taken over last: what is not found in it is gone, and what took its place is in the
+    /// table, or in the queue.
+    fn resolve_hash(&self, ready: &mut Ready, set: &SegmentSet, hash: u64) -> Result<()> {
+        let mut keys: Vec<StoredRecord> = Vec::new();
+        let places_hold = ready.places.hold(set);
+        for Place { offset, position } in ready.table.places_of(hash) {
+            let hint = position.filter(|_| places_hold);
+            // Without a look at the checksum: a damaged key is taken for another one, and stays.
+            let found = self.log.record_near(set, offset, hint, (Verify::Trusted, &LIMITS))?;
+            match found.map(|found| found.record) {
+                Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
+                // Superseded, or gone with the log start or by compaction.
+                _ => ready.table.remove(hash, offset),
+            }
+        }
+        Ok(())
+    }
+}

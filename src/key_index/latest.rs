@@ -1,0 +1,117 @@
+//! A listing of the newest records, as they were at one position.
+
+use std::sync::Arc;
+
+use super::feed::Taken;
+use super::{KeyIndex, LIMITS, State, TRIES, expiry};
+use crate::error::{Error, Result};
+use crate::partition::{Log, SegmentSet};
+use crate::record::StoredRecord;
+
+impl KeyIndex {
+    /// The newest record of every key, at one position.
+    pub(crate) fn latest(&self) -> Result<Latest> {
+        self.log.check_open()?;
+        let newest = self.newest()?;
+        Ok(Latest {
+            log: Arc::clone(&self.log),
+            set: newest.set,
+            offsets: newest.offsets.into_iter(),
+            position: newest.position,
+            with_expired: false,
+            failed: None,
+        })
+    }
+
+    /// The offsets of the newest records, rising, and the segments they are in.
+    pub(super) fn newest(&self) -> Result<Newest> {
+        let mut state = self.state.lock();
+        for _ in 0..TRIES {
+            let ready = self.ready(&mut state)?;
+            // Taken over once more together with the log end and the segments, so that exactly what lies below it is in the
+            // table, and all of it in the segments.
+            let taken = self.take_over(ready)?;
+            let counted = ready.counted;
+            let (position, set) = match taken {
+                Taken::All(end, set) => (end, set),
+                Taken::NoRoom => {
+                    *state = self.give_up(counted);
+                    return Err(self.too_large());
+                }
+                Taken::Outrun => continue,
+            };
+            let State::Ready(ready) = &mut *state else { return Err(self.too_large()) };
+            self.resolve(ready, &set, usize::MAX)?;
+            let undecided_from = ready.undecided_from;
+            let mut offsets: Vec<i64> = ready.table.iter().map(|(_, place)| place.offset).collect();
+            drop(state);
+            offsets.sort_unstable();
+            return Ok(Newest { position, set, offsets, undecided_from });
+        }
+        let what = "a listing while more is appended than the key index can follow; ask again";
+        Err(Error::unsupported(format!("{}: {what}", self.log.id)))
+    }
+}
+
+/// See [`KeyIndex::newest`].
+pub(super) struct Newest {
+    pub(super) position: i64,
+    pub(super) set: Arc<SegmentSet>,
+    pub(super) offsets: Vec<i64>,
+    pub(super) undecided_from: Option<i64>,
+}
+
+/// The newest record of each key of one partition as they were at one position, in the order of their offsets; tombstones
+/// and what has expired are left out. Made by [`Topic::latest`](crate::Topic::latest).
+///
+/// Segments that compaction exchanges meanwhile are kept until this is dropped.
+#[derive(Debug)]
+pub struct Latest {
+    log: Arc<Log>,
+    set: Arc<SegmentSet>,
+    offsets: std::vec::IntoIter<i64>,
+    pub(super) position: i64,
+    /// For upkeep, which is to end what has expired.
+    pub(super) with_expired: bool,
+    failed: Option<Error>,
+}
+
+impl Log {
+    pub(super) fn has_expired(&self, record: &StoredRecord) -> bool {
+        let expire_after_ms = self.settings.read().compaction.expire_after_ms;
+        expire_after_ms >= 0
+            && expiry::expires_at(record, expire_after_ms).is_some_and(|at| at <= self.env.clock.now_ms())
+    }
+}
+
+impl Latest {
+    /// The log end offset at which these records are the newest: a reader that goes on from here misses nothing.
+    pub fn position(&self) -> crate::ids::Offset {
+        self.position.into()
+    }
+}
+
+impl Iterator for Latest {
+    type Item = Result<StoredRecord>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = &self.failed {
+            return Some(Err(error.duplicate()));
+        }
+        for offset in self.offsets.by_ref() {
+            let found = self.log.record_near(&self.set, offset, None, (self.log.env.verify, &LIMITS));
+            match found.map(|found| found.map(|found| found.record)) {
+                Ok(Some(record)) if !record.is_tombstone() && (self.with_expired || !self.log.has_expired(&record)) => {
+                    return Some(Ok(record));
+                }
+                // A tombstone, expired, or below the log start.
+                Ok(_) => {}
+                Err(error) => {
+                    self.failed = Some(error.duplicate());
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+}
