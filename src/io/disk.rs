@@ -127,13 +127,14 @@ fn open_regular(path: &Path, mode: OpenMode) -> io::Result<File> {
     }
 }
 
-/// Whether space that was taken ahead is there when it is written. Where every write goes to a new place (btrfs, zfs), or
-/// over a network, it may not be, and a write through a map would end in a signal.
+/// Whether space that was taken ahead is there when it is written. Where every write goes to a new place (btrfs, zfs), where
+/// a copy of the file may share its blocks (xfs), or over a network, it may not be, and a write through a map would end in a
+/// signal.
 #[cfg(target_os = "linux")]
 fn keeps_what_it_allocated(file: &File) -> bool {
-    use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+    use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
     let kind = fstatfs(file).map(|status| status.filesystem_type());
-    matches!(kind, Ok(EXT4_SUPER_MAGIC | TMPFS_MAGIC | XFS_SUPER_MAGIC))
+    matches!(kind, Ok(EXT4_SUPER_MAGIC | TMPFS_MAGIC))
 }
 
 fn to_ms(time: SystemTime) -> Timestamp {

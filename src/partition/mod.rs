@@ -57,7 +57,7 @@ pub(crate) struct Env {
     pub(crate) read_only: bool,
     /// Done once, durably, before the first byte is written after an open: Kafka's clean marker goes.
     pub(crate) before_first_write: Arc<dyn Fn() -> Result<()> + Send + Sync>,
-    /// Called when the disk has no room for a change that frees some. True if there may be room now.
+    /// Called when the disk has no room for a change that frees some. True if that made some.
     pub(crate) make_room: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Called when bytes wait for a sync behind.
     pub(crate) wake_upkeep: Arc<dyn Fn() + Send + Sync>,
@@ -288,8 +288,10 @@ impl Log {
         // Read after the end: whatever lies below it is in one of these files, or in one synced at its roll.
         let set = self.snapshot();
         let mut floor = None;
-        let first_unsynced = set.segments.iter().rposition(|segment| !segment.log().file().is_unsynced());
-        for segment in set.segments.iter().skip(first_unsynced.map_or(0, |index| index + 1)) {
+        // Sealed ones were synced before; of the others any may wait, also one before a file that was not written yet.
+        let unsealed = set.segments.iter().rposition(|segment| segment.state() == State::Sealed);
+        let unsealed = set.segments.iter().skip(unsealed.map_or(0, |index| index + 1));
+        for segment in unsealed.filter(|segment| segment.log().file().is_unsynced()) {
             let position = segment.bytes();
             if is(Bug::FloorBeforeData) {
                 self.move_floor(segment.base_offset(), position, self.monotonic_ms());

@@ -138,9 +138,13 @@ impl Log {
     ///
     /// Durable when this returns: the new log start.
     pub(crate) fn raise_log_start(&self, to: i64) -> Result<Removed> {
-        match self.try_to_raise_log_start(to) {
-            // A full disk must not keep what would make room on it from being deleted.
-            Err(Error::NoSpace { .. }) if (self.env.make_room)() => self.try_to_raise_log_start(to),
+        self.with_room(|| self.try_to_raise_log_start(to))
+    }
+
+    /// Runs a step of what makes room on the disk, and once more with the reserve if the disk is too full for it.
+    pub(crate) fn with_room<R>(&self, step: impl Fn() -> Result<R>) -> Result<R> {
+        match step() {
+            Err(Error::NoSpace { .. }) if (self.env.make_room)() => step(),
             result => result,
         }
     }
@@ -251,7 +255,9 @@ impl Log {
         let base = segment.base_offset();
         let nth = self.retired_count.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(format!("{}.{nth}.deleted", file_name(base, Suffix::Log)));
-        segment.log().file().move_to(path.clone()).map_err(|error| Error::io("rename", segment.log().path(), error))?;
+        let file = segment.log().file();
+        // The longer name may take another block of the directory.
+        self.with_room(|| file.move_to(path.clone()).map_err(|error| Error::io("rename", file.path(), error)))?;
         self.retired.lock().push(Retired { segment: Arc::clone(segment), path });
         let others = [Suffix::Index, Suffix::TimeIndex, Suffix::TxnIndex, Suffix::Seal];
         for suffix in others.into_iter().chain((by != Some(base)).then_some(Suffix::Snapshot)) {

@@ -505,6 +505,8 @@ impl Log {
 
     /// Syncs a closed segment, checks it and adds up its checksums. Reads the whole file, so the writer is not held.
     fn compute_seal(&self, segment: &Arc<Segment>) -> Result<Seal> {
+        // The cut at the roll may not have come to the disk.
+        segment.log().trim()?;
         segment.log().file().sync_data().map_err(|source| {
             self.group.note(Err(copy_io_error(&source)));
             self.poison(format!("sync: {source}"));
@@ -721,7 +723,10 @@ impl Writer {
             return;
         }
         let end = self.active.bytes() + bytes;
-        let to = (end + step).min(settings.segment_bytes.max(end));
+        if end > settings.segment_bytes {
+            return;
+        }
+        let to = (end + step).min(settings.segment_bytes);
         if !self.active.log().allocate(to) {
             reserve.not_before_bytes = reserve.appended_bytes + settings.preallocate_bytes / RESERVE_FROM;
         }

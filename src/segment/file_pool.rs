@@ -120,12 +120,15 @@ impl PooledFile {
     /// Runs one call on the open file, opening it first if need be.
     #[inline]
     pub(crate) fn with<R>(&self, call: impl FnOnce(&dyn VfsFile) -> io::Result<R>) -> io::Result<R> {
-        {
+        for _ in 0..3 {
             let handle = self.handle.read();
             if let Some(file) = handle.as_ref() {
                 self.used.store(true, Ordering::Relaxed);
                 return call(&**file);
             }
+            drop(handle);
+            // Used under the lock again, so that nobody closes it between this and the call.
+            self.open()?;
         }
         call(&*self.open()?)
     }

@@ -236,7 +236,14 @@ impl LogFile {
     /// Takes zeroed space ahead of the log. It is a hint for speed: without space the append itself will say so.
     pub(crate) fn allocate(&self, to: u64) -> bool {
         let from = self.allocated_to().max(self.published());
-        let taken = self.file.write_with(|file| file.allocate(from, to - from));
+        let taken = self.file.write_with(|file| {
+            let taken = file.allocate(from, to - from);
+            if taken.is_err() && file.len().is_ok_and(|length| length > from) {
+                // A disk that fills up half way leaves the file longer; if it cannot be cut now, the next trim sees it.
+                file.set_len(from).ok();
+            }
+            taken
+        });
         let is_taken = matches!(taken, Ok(Ok(())));
         if is_taken {
             self.allocated_to.store(to, Ordering::Relaxed);
@@ -244,11 +251,12 @@ impl LogFile {
         is_taken
     }
 
-    /// Gives space behind the log back. Nobody maps or reads beyond the published end.
+    /// Gives space behind the log back, whoever took it. Nobody maps or reads beyond the published end.
     pub(crate) fn trim(&self) -> Result<()> {
         self.close_window();
         let published = self.published();
-        if self.allocated_to() > published {
+        let length = self.file.with(|file| file.len()).map_err(|error| Error::io("measure", self.path(), error))?;
+        if length > published {
             let cut = self.file.write_with(|file| file.set_len(published));
             cut.and_then(|cut| cut).map_err(|error| Error::io("cut", self.path(), error))?;
         }
@@ -535,5 +543,23 @@ mod tests {
         assert!(matches!(log.write(b"abc", false), Err((_, CutBack::NothingWritten))));
         log.trim().unwrap();
         assert_eq!(vfs.image().read("/1.log").unwrap(), b"");
+    }
+
+    /// A store once refused to open because its closed log was longer than its manifest said.
+    #[test]
+    fn a_disk_that_fills_up_while_space_is_taken_leaves_no_longer_file() {
+        for cut_fails in [false, true] {
+            let (vfs, log) = log(ReadPath::Mapped);
+            append(&log, b"abc", false);
+            vfs.inject(FaultPlan::new(Fault::Short(1000)).on(OpKind::Allocate));
+            if cut_fails {
+                vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::SetLen));
+            }
+            assert!(!log.allocate(3000));
+            append(&log, b"def", true);
+            assert_eq!(vfs.image().read("/1.log").unwrap().len(), if cut_fails { 1003 } else { 6 });
+            log.trim().unwrap();
+            assert_eq!(vfs.image().read("/1.log").unwrap(), b"abcdef");
+        }
     }
 }

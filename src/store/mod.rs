@@ -264,7 +264,7 @@ impl Store {
         let name = TopicName::new(name)?;
         let mut admin = self.inner.lock_admin()?;
         match self.inner.delete_topic(&mut admin, &name) {
-            Err(Error::NoSpace { .. }) if self.inner.reserve.give_up() => {
+            Err(Error::NoSpace { .. }) if !admin.poisoned && self.inner.reserve.give_up() => {
                 // How far it came: the topic may be out of the manifest already.
                 match self.inner.delete_topic(&mut admin, &name) {
                     Err(Error::UnknownTopic { .. }) => {

@@ -412,9 +412,16 @@ fn open_topics(
         for &partition in &entry.partitions {
             let id = TopicPartition::new(entry.name.clone(), partition);
             let directory = root.join(id.directory_name());
-            let opening =
-                Opening { may_rewrite_in_place, ..opening(env, &id, directory.clone(), entry.topic_id, &entry.config) };
-            let opened = opening.open().map_err(|error| missing_directory(error, &directory));
+            let open = || {
+                let opening = opening(env, &id, directory.clone(), entry.topic_id, &entry.config);
+                Opening { may_rewrite_in_place, ..opening }.open()
+            };
+            let opened = match open() {
+                // A store that died on a full disk must come up, or nothing in it could be deleted.
+                Err(Error::NoSpace { .. }) if !env.read_only && (env.make_room)() => open(),
+                opened => opened,
+            };
+            let opened = opened.map_err(|error| missing_directory(error, &directory));
             let (log, partition_report) = match opened {
                 Ok(opened) => opened,
                 Err(error) if env.read_only => {

@@ -42,7 +42,7 @@ pub(crate) fn retain(log: &Log, now_ms: i64, has_clock_jumped: bool) -> Result<R
         let cut = retention::plan(&pieces, &retention, now_ms, log.end_offset(), has_clock_jumped);
         if let Some(log_start) = cut.log_start {
             if cut.takes_active {
-                log.roll_now()?;
+                log.with_room(|| log.roll_now())?;
             }
             removed = log.raise_log_start(log_start)?;
         }

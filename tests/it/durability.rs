@@ -223,6 +223,75 @@ fn on_a_full_disk_the_reserve_lets_records_and_topics_be_deleted() {
     }
 }
 
+/// The new name of a segment that goes may take a block of its directory; the partition was once lost over that.
+#[test]
+fn a_directory_without_room_for_a_name_gets_it_from_the_reserve() {
+    let vfs = machine();
+    let store = builder(&vfs).reserve_bytes(64 << 10).open("/s").unwrap();
+    let topic = store.create_topic("t", TopicConfig::default().segment_bytes(1000)).unwrap();
+    let partition = topic.partition(0).unwrap();
+    for _ in 0..200 {
+        partition.append(Record::of_value("0123456789")).unwrap();
+    }
+    vfs.inject(FaultPlan::new(Fault::Error(errno::ENOSPC)).on(OpKind::Rename).in_class("log"));
+    partition.delete_records(150).unwrap();
+    assert_eq!((vfs.faults_hit(), partition.start().get()), (1, 150));
+    assert_eq!(vfs.image().read("/s/topiclog.reserve").map(|bytes| bytes.len()), Some(0));
+    partition.append(Record::of_value("more")).unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn on_a_full_disk_the_active_segment_is_closed_to_be_deleted() {
+    let (vfs, clock) = (machine(), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let store = builder(&vfs).clock(Arc::clone(&clock) as _).reserve_bytes(64 << 10).open("/s").unwrap();
+    let config = TopicConfig::default().retention_ms(1000).preallocate_bytes(0);
+    let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+    for _ in 0..200 {
+        partition.append(Record::of_value("0123456789")).unwrap();
+    }
+    let used: u64 = vfs.image().files().map(|(_, bytes)| bytes).sum();
+    vfs.set_bytes_max(Some(used));
+    clock.advance_ms(5000);
+    store.tick().unwrap();
+    assert_eq!((partition.start().get(), partition.end().get()), (200, 200));
+}
+
+/// A flush once passed over a closed segment that nobody had synced, as the new one had nothing to be synced.
+#[test]
+fn a_flush_syncs_a_segment_that_was_closed_before_it() {
+    let (vfs, clock) = (machine(), Arc::new(ManualClock::new(1_700_000_000_000)));
+    let store = builder(&vfs).clock(Arc::clone(&clock) as _).open("/s").unwrap();
+    let config = TopicConfig::default().durability(Durability::Os).segment_ms(1000);
+    let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+    partition.append(Record::of_value("one")).unwrap();
+    let mut rolled = 0;
+    while rolled == 0 {
+        clock.advance_ms(6000);
+        rolled += store.tick().unwrap().rolled_segments;
+    }
+    assert_eq!(partition.flush().unwrap().get(), 1);
+    assert_eq!(after_power_cut(&vfs), ["one"]);
+}
+
+/// The cut of a file at its roll is not synced. A power cut may undo it, and the seal was then made of a longer file, which
+/// the next open took for damage.
+#[test]
+fn a_closed_file_that_got_its_space_back_is_cut_again_before_it_is_sealed() {
+    let (vfs, store, _) = start(Durability::Sync);
+    let topic = store.create_topic("u", TopicConfig::default().segment_bytes(1000)).unwrap();
+    for _ in 0..30 {
+        topic.append(Record::of_value("0123456789")).unwrap();
+    }
+    let log = vfs.open(Path::new("/s/u-0/00000000000000000000.log"), topiclog::io::OpenMode::Write).unwrap();
+    log.set_len(log.len().unwrap() + 5000).unwrap();
+    while store.tick().unwrap().sealed_segments == 0 {}
+    store.close().unwrap();
+    let store = builder(&vfs).open("/s").unwrap();
+    let partition = store.topic("u").unwrap().partition(0).unwrap();
+    assert_eq!(values(&partition, ReadLevel::Latest).len(), 30);
+}
+
 #[test]
 fn short_and_interrupted_writes_are_gone_on_with() {
     let (vfs, _store, partition) = start(Durability::Sync);

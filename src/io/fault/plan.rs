@@ -100,7 +100,8 @@ impl OpKind {
 pub enum Fault {
     /// The call fails with this number ([`errno`]) and does nothing. A sync that fails so leaves everything to be synced.
     Error(i32),
-    /// A read or write stops after so many bytes. A read gives at least one, as only the end of a file gives none.
+    /// A read or write stops after so many bytes. A read gives at least one, as only the end of a file gives none. An
+    /// allocation makes the file so much longer, and then finds the disk full.
     Short(usize),
     /// One bit of what is read or mapped is turned round, counted from its start and around its end; the file stays good.
     FlipBit(u64),

@@ -259,7 +259,7 @@ impl Handle {
     }
 
     fn set_length(&self, op: OpKind, bytes: u64, only_longer: bool) -> io::Result<()> {
-        let (mut machine, _) = self.enter(op)?;
+        let (mut machine, fault) = self.enter(op)?;
         self.check_writable()?;
         Content::check_end(0, bytes)?;
         let mut state = self.file.state.lock();
@@ -267,6 +267,11 @@ impl Handle {
         if only_longer && bytes <= before {
             return Ok(());
         }
+        let asked = bytes;
+        let bytes = match fault {
+            Some(Fault::Short(most)) if only_longer => bytes.min(before + most as u64),
+            _ => bytes,
+        };
         drop(state);
         if bytes > before && bytes - before > machine.room() {
             return Err(io::Error::from_raw_os_error(errno::ENOSPC));
@@ -281,7 +286,7 @@ impl Handle {
         drop(state);
         machine.push(Change::Length { file: Arc::clone(&self.file), bytes });
         machine.done(op, &self.name, bytes, &[]);
-        Ok(())
+        if bytes < asked { Err(io::Error::from_raw_os_error(errno::ENOSPC)) } else { Ok(()) }
     }
 
     fn sync(&self, op: OpKind) -> io::Result<()> {
