@@ -279,7 +279,7 @@ impl KeyIndex {
     }
 
     /// Counts the memory that it takes, and so many bytes more; false if that is too much.
-    fn count(&self, ready: &mut Ready, more_bytes: usize) -> bool {
+    pub(super) fn count(&self, ready: &mut Ready, more_bytes: usize) -> bool {
         let wants = ready.table.memory_bytes() + ready.unresolved.capacity() * WAITING_BYTES + more_bytes;
         if !self.budget.exchange(ready.counted, wants) {
             return false;

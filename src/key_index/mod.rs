@@ -138,9 +138,10 @@ impl KeyIndex {
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
         self.log.check_open()?;
         for _ in 0..LOOKS {
-            // Before the table is asked: if this is still the set afterwards, both belong together.
-            let set = self.log.snapshot();
             let mut state = self.state.lock();
+            // Before the table is asked: if this is still the set afterwards, both belong together. Behind the lock, so that
+            // it is not old by then.
+            let set = self.log.snapshot();
             let ready = self.ready(&mut state)?;
             let hash = key_queue::hash(&ready.secret, key);
             let Some((newest, is_only)) = ready.table.newest(hash) else { return Ok(None) };

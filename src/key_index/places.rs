@@ -157,6 +157,8 @@ impl KeyIndex {
                     ready.places.next_range();
                     let range = lost.start..lost.end;
                     ready.table.keep(|offset, position| position.is_some() || !range.contains(&offset));
+                    // Less than before is never too much.
+                    self.count(ready, 0);
                     return Ok(looked_at.max(1));
                 }
                 // The log start has passed by, or something is damaged: whoever looks for a record there gets the error.

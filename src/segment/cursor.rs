@@ -292,7 +292,7 @@ impl Segment {
             State::Active | State::Closed => None,
         };
         let seal = seal.as_deref();
-        let mut chunk = log.chunk(position, HEADER_BYTES, seal).ok()?;
+        let mut chunk = log.small_chunk(position, HEADER_BYTES, seal).ok()?;
         let mut at = usize::try_from(position.checked_sub(chunk.start)?).ok()?;
         let header = BatchHeader::decode(chunk.bytes.get(at..)?).ok()?;
         let size = header.size_bytes();
@@ -306,7 +306,7 @@ impl Segment {
         }
         match &chunk.mapped {
             _ if end > chunk.end() => {
-                chunk = log.chunk(position, size as u64, seal).ok()?;
+                chunk = log.small_chunk(position, size as u64, seal).ok()?;
                 at = usize::try_from(position.checked_sub(chunk.start)?).ok()?;
             }
             Some(mapped) => log.prepare(mapped, position, end, seal).ok()?,

@@ -38,6 +38,8 @@ pub enum ReadPath {
 const MAP_STEP_BYTES: u64 = 1 << 20;
 /// What one positional read of a scan brings.
 const POSITIONAL_READ_BYTES: u64 = 256 << 10;
+/// What a positional read of one batch brings.
+const SMALL_READ_BYTES: u64 = 4 << 10;
 /// What a scan reads in at once before it touches it.
 const POPULATE_BYTES: u64 = 4 << 20;
 
@@ -331,13 +333,22 @@ impl LogFile {
     /// Published bytes at a position: the map if it reaches that far, else a positional read of at least `needed` bytes
     /// (or up to the published end).
     pub(crate) fn chunk(&self, position: u64, needed: u64, seal: Option<&Seal>) -> Result<Chunk> {
+        self.chunk_with(position, needed.max(POSITIONAL_READ_BYTES), needed, seal)
+    }
+
+    /// [`chunk`](Self::chunk) for one batch: a positional read brings little more than what is needed.
+    pub(crate) fn small_chunk(&self, position: u64, needed: u64, seal: Option<&Seal>) -> Result<Chunk> {
+        self.chunk_with(position, needed.max(SMALL_READ_BYTES), needed, seal)
+    }
+
+    fn chunk_with(&self, position: u64, wanted: u64, needed: u64, seal: Option<&Seal>) -> Result<Chunk> {
         let published = self.published();
         let end = position.saturating_add(needed).min(published);
         if let Some(mapped) = self.mapped(end, seal.is_some()) {
             self.prepare(&mapped, position, end, seal)?;
             return Ok(Chunk { start: 0, bytes: Arc::clone(mapped.bytes()), mapped: Some(mapped) });
         }
-        let wanted = needed.max(POSITIONAL_READ_BYTES).min(published.saturating_sub(position));
+        let wanted = wanted.min(published.saturating_sub(position));
         let (start, wanted) = match seal {
             Some(_) => Seal::whole_blocks(position, wanted, published),
             None => (position, wanted),

@@ -38,7 +38,8 @@ pub struct TickReport {
     pub tombstones_dropped: u64,
     /// Keys that have expired and got a tombstone.
     pub expired_keys: usize,
-    /// Keys that were compared with those of older records, or asked whether they have expired.
+    /// Keys that were compared with those of older records, asked whether they have expired, or read for the places of their
+    /// records.
     pub keys_looked_at: usize,
 }
 
