@@ -18,6 +18,7 @@ pub mod planted;
 mod planted;
 
 pub mod clock;
+pub mod group;
 pub mod io;
 pub mod manual;
 pub mod record;

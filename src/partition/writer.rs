@@ -183,13 +183,23 @@ impl Log {
                 leader_epoch: writer.manifest.epoch(),
                 timestamp_ms,
             };
-            (metadata, sync_window(durability, &writer.settings))
+            let window_bytes = sync_window(durability, &writer.settings).filter(|_| !options.is_acknowledged_later);
+            (metadata, window_bytes)
         };
         match window_bytes {
             None => {}
             Some(window_bytes) => self.acknowledge(window_bytes, &metadata)?,
         }
         Ok(metadata)
+    }
+
+    /// What an append with [`AppendSpec::is_acknowledged_later`] left open: returns once the level asked for holds.
+    pub(crate) fn acknowledge_later(&self, durability: Option<Durability>, metadata: &RecordMetadata) -> Result<()> {
+        let settings = self.settings();
+        match sync_window(durability.unwrap_or(settings.durability), &settings) {
+            None => Ok(()),
+            Some(window_bytes) => self.acknowledge(window_bytes, metadata),
+        }
     }
 
     /// What has to happen after the bytes were published, before the caller may be told: at most `window_bytes` may wait
@@ -616,6 +626,8 @@ pub(crate) struct AppendSpec {
     pub(crate) durability: Option<Durability>,
     pub(crate) compression: Option<crate::record::Compression>,
     pub(crate) expected_offset: Option<i64>,
+    /// The caller waits for the level by [`Log::acknowledge_later`], without the lock that it holds during the append.
+    pub(crate) is_acknowledged_later: bool,
 }
 
 /// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
@@ -822,7 +834,12 @@ impl AppendOptions {
     }
 
     pub(crate) fn spec(&self) -> AppendSpec {
-        AppendSpec { durability: self.durability, compression: self.compression, expected_offset: self.expected_offset }
+        AppendSpec {
+            durability: self.durability,
+            compression: self.compression,
+            expected_offset: self.expected_offset,
+            ..AppendSpec::default()
+        }
     }
 }
 

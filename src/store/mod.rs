@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
@@ -76,6 +76,7 @@ pub(crate) struct StoreInner {
     cleaner: Mutex<upkeep::CleanerState>,
     clocks: Mutex<upkeep::ClockWatch>,
     holds: Mutex<holds::Holds>,
+    readers: OnceLock<Arc<dyn holds::Readers>>,
     key_budget: Arc<Budget>,
 }
 
@@ -166,6 +167,11 @@ impl Store {
     /// The store's identity, made when it was created.
     pub fn id(&self) -> Uuid {
         self.inner.env.store_id
+    }
+
+    /// Where this store's time comes from.
+    pub fn clock(&self) -> Arc<dyn crate::clock::Clock> {
+        Arc::clone(&self.inner.env.clock)
     }
 
     /// What the open found and repaired.

@@ -118,6 +118,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         cleaner: Mutex::default(),
         clocks: Mutex::default(),
         holds: Mutex::new(holds),
+        readers: std::sync::OnceLock::new(),
         key_budget,
         options,
     });

@@ -225,7 +225,7 @@ impl StoreInner {
         if state.current.is_none() {
             let Some(log) = dirtiest(logs, &mut state.failed, now_ms)? else { return Ok(()) };
             let memory_bytes = self.options.compaction_memory_bytes;
-            let hold = self.holds.lock().lowest(&log.id);
+            let hold = self.lowest_reader(&log.id);
             let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes)?;
             state.current = begun.map(|cleaning| (log, cleaning));
         }
@@ -237,7 +237,7 @@ impl StoreInner {
         if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
             return Ok(());
         }
-        cleaning.hold_from(self.holds.lock().lowest(&log.id));
+        cleaning.hold_from(self.lowest_reader(&log.id));
         match cleaning.step(self.options.compaction_step_bytes) {
             Ok(step) => {
                 report.compacted_bytes += step.read_bytes;

@@ -23,6 +23,7 @@ mod damage;
 mod damage_sweeps;
 mod durability;
 mod golden;
+mod groups;
 mod interop;
 mod kafka_compaction;
 mod kafka_dirs;
