@@ -20,6 +20,7 @@ mod planted;
 pub mod clock;
 pub mod group;
 pub mod io;
+pub mod local;
 pub mod manual;
 pub mod record;
 #[cfg(feature = "testing")]

@@ -278,6 +278,7 @@ impl Groups {
             ));
         }
         let shard = shards.at(number)?;
+        self.store.hold_for_groups(&shard.partition)?;
         let records: Vec<Record> = commits.iter().map(|(group, place, value)| record(group, place, value)).collect();
         let placed = {
             let mut state = shard.state.lock();

@@ -169,6 +169,7 @@ impl Log {
             let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
             self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
+            self.env.bell.ring();
             if self.key_queue.is_wanted() {
                 self.key_queue.push(base, secret, hashes);
             }
@@ -435,6 +436,7 @@ impl Log {
     pub(crate) fn abandon(&self) {
         let _writer = self.writer.lock();
         self.closed.store(true, Ordering::Release);
+        self.env.bell.ring();
     }
 
     /// Whether Kafka's log-start checkpoint has to name this partition.

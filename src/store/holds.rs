@@ -168,8 +168,11 @@ pub(crate) trait Readers: Any + Send + Sync {
     fn lowest(&self, partition: &TopicPartition) -> i64;
 }
 
-/// Where groups keep their offsets: while nobody has looked at what is in there, every reader may be anywhere.
+/// Where groups keep their offsets.
 pub(crate) const OFFSETS_TOPIC: &str = "__consumer_offsets";
+/// The name that says that groups commit in this store: until they were read after an open, each may be anywhere. It holds
+/// nothing itself, and goes with the topic of the offsets.
+const GROUPS: &str = "topiclog-groups";
 
 impl Store {
     /// What the layer above keeps with this store; made at the first call.
@@ -177,6 +180,15 @@ impl Store {
         let readers = Arc::clone(self.inner.readers.get_or_init(|| Arc::new(make())));
         let readers: Arc<dyn Any + Send + Sync> = readers;
         readers.downcast().expect("one layer above keeps one kind of readers")
+    }
+
+    /// From now on, also after the next open, tombstones wait for the groups whose offsets are in this topic. Durable when this
+    /// returns.
+    pub(crate) fn hold_for_groups(&self, offsets: &Partition) -> Result<()> {
+        if self.inner.has_groups() {
+            return Ok(());
+        }
+        self.hold_tombstones(GROUPS, &[(offsets.id().clone(), Offset::new(i64::MAX))])
     }
 
     /// Readers have moved past what compaction looked at: tombstones that waited for them are looked at again.
@@ -192,13 +204,13 @@ impl StoreInner {
         let held = self.holds.lock().lowest(partition);
         match self.readers.get() {
             Some(readers) => held.min(readers.lowest(partition)),
-            None if self.has_offsets_topic() => 0,
+            None if self.has_groups() => 0,
             None => held,
         }
     }
 
-    fn has_offsets_topic(&self) -> bool {
-        self.topics.read().keys().any(|name| name.as_str() == OFFSETS_TOPIC)
+    fn has_groups(&self) -> bool {
+        self.holds.lock().by_name.contains_key(GROUPS)
     }
 
     fn change_holds(&self, change: impl FnOnce(&mut BTreeMap<String, BTreeMap<TopicPartition, i64>>)) -> Result<()> {

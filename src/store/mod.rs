@@ -174,6 +174,11 @@ impl Store {
         Arc::clone(&self.inner.env.clock)
     }
 
+    /// Rings when something was appended, became durable, or comes to its end.
+    pub(crate) fn bell(&self) -> Arc<crate::clock::notify::Bell> {
+        Arc::clone(&self.inner.env.bell)
+    }
+
     /// What the open found and repaired.
     pub fn recovery_report(&self) -> &RecoveryReport {
         &self.inner.report
@@ -491,6 +496,7 @@ impl StoreInner {
             first_error = checkpoints::write_clean_shutdown(vfs, &self.root, &ends, &starts, &cleaned).err();
         }
         self.locks.lock().clear();
+        self.env.bell.ring();
         first_error.map_or(Ok(()), Err)
     }
 }

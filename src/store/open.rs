@@ -370,6 +370,7 @@ pub(crate) fn make_env(
         before_first_write: Arc::new(first_write),
         wake_upkeep: Arc::new(move || signal.wake()),
         has_upkeep: options.upkeep == Upkeep::Thread,
+        bell: Arc::default(),
     }
 }
 

@@ -17,6 +17,7 @@ mod codec_props;
 mod compaction;
 mod compaction_crashes;
 mod compaction_model;
+mod consumers;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
