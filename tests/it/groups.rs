@@ -82,6 +82,91 @@ fn adopted_groups_are_the_same_and_go_on() {
     }
 }
 
+/// A broker's `__consumer_offsets` with a transaction of every fate, and records of types that are passed over.
+#[test]
+fn a_brokers_transactions_are_held_let_through_or_dropped() {
+    use topiclog::record::{BatchSpec, EndMarker, RecordRef, encode_batch, encode_end_marker};
+    let mut log = Vec::new();
+    let mut next = 0_i64;
+    let key = |group: &str| [&[0, 1, 0, group.len() as u8], group.as_bytes(), &[0, 1, b't', 0, 0, 0, 0]].concat();
+    let value = |offset: u8| [&[0, 3], &[0_u8; 7][..], &[offset], &[0xff; 4], &[0, 0], &[0; 8]].concat();
+    let mut put = |producer: Option<i64>, key: Vec<u8>, value: Option<Vec<u8>>| {
+        let producer = producer.map(|id| (id, 0, i32::try_from(next).unwrap()));
+        let spec = BatchSpec { producer, transactional: producer.is_some(), ..BatchSpec::new(next) };
+        encode_batch(&mut log, &spec, [RecordRef::new(Some(&key), value.as_deref()).at_ms(T0)]).unwrap();
+        next += 1;
+        if key[1] == 99 {
+            let marker = EndMarker {
+                base_offset: next,
+                leader_epoch: 0,
+                timestamp_ms: T0,
+                producer_id: i64::from(key[2]),
+                producer_epoch: 0,
+                commit: key[3] == 1,
+                coordinator_epoch: 0,
+            };
+            encode_end_marker(&mut log, &marker).unwrap();
+            next += 1;
+        }
+    };
+    // Passed over itself; the marker of a producer follows it.
+    let end = |producer: u8, is_committed: bool| vec![0, 99, producer, u8::from(is_committed)];
+    put(None, key("plain"), Some(value(1)));
+    put(Some(1), key("committed"), Some(value(2)));
+    put(Some(2), key("aborted"), Some(value(3)));
+    put(Some(3), key("open"), Some(value(4)));
+    put(Some(2), key("plain"), Some(value(9)));
+    put(None, vec![0, 3, 0, 5, b'n', b'e', b'w', b'e', b'r'], Some(vec![0, 0, 0, 0, 0, 1, 0]));
+    put(None, end(1, true), Some(vec![7]));
+    put(None, end(2, false), None);
+    put(None, key("gone"), Some(value(5)));
+    put(None, key("gone"), None);
+    put(None, key("after"), Some(value(6)));
+    let directory = tempfile::tempdir().unwrap();
+    for (name, bytes) in [("__consumer_offsets-0", &log[..]), ("t-0", &[])] {
+        let partition = directory.path().join(name);
+        fs::create_dir(&partition).unwrap();
+        fs::write(partition.join("00000000000000000000.log"), bytes).unwrap();
+    }
+    let store = read_only(directory.path());
+    let groups = Groups::open(&store).unwrap();
+    assert_eq!(groups.list().unwrap(), ["after", "committed", "newer", "plain"]);
+    let shown: Vec<_> = lines(&store)
+        .iter()
+        .map(|line| (line["group"].as_str().unwrap().to_owned(), line["offset"].as_i64().unwrap()))
+        .collect();
+    assert_eq!(shown, [("after".to_owned(), 6), ("committed".to_owned(), 2), ("plain".to_owned(), 1)]);
+}
+
+/// Whoever reads on there would begin in the wrong place.
+#[test]
+fn a_record_that_cannot_be_read_is_told_with_its_offset() {
+    use topiclog::record::{BatchSpec, RecordRef, encode_batch};
+    let good_key = [0, 1, 0, 1, b'g', 0, 1, b't', 0, 0, 0, 0];
+    let check = |key: Option<&[u8]>, value: &[u8], code: &str| {
+        let mut log = Vec::new();
+        let tombstone = RecordRef::new(Some(&good_key), None);
+        encode_batch(&mut log, &BatchSpec::new(0), [tombstone.at_ms(T0), RecordRef::new(key, Some(value)).at_ms(T0)])
+            .unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let partition = directory.path().join("__consumer_offsets-0");
+        fs::create_dir(&partition).unwrap();
+        fs::write(partition.join("00000000000000000000.log"), log).unwrap();
+        let store = read_only(directory.path());
+        let error = Groups::open(&store).unwrap().list().unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        match error {
+            Error::Corrupt { offsets, .. } => assert_eq!(offsets, Some((1.into(), 2.into()))),
+            other => assert!(other.to_string().contains("offset 1"), "{other}"),
+        }
+    };
+    check(Some(&good_key), &[0, 9, 1], "unsupported");
+    check(Some(&good_key), &[0, 3, 1], "corrupt");
+    check(Some(&[0]), &[0, 3], "corrupt");
+    check(Some(&[0, 1, 0, 1, b'g', 0, 1, b'/', 0, 0, 0, 0]), &[&[0, 0][..], &[0; 18]].concat(), "corrupt");
+    check(None, &[0, 3], "corrupt");
+}
+
 fn open(disk: &FaultVfs) -> Store {
     let clock = Arc::new(ManualClock::new(T0));
     Store::builder().vfs(Arc::new(disk.clone())).clock(clock).upkeep(Upkeep::Manual).id_seed(7).open("/s").unwrap()
@@ -113,10 +198,11 @@ fn handles_of_one_store_see_each_others_commits_and_a_reopen_sees_them_all() {
     let next = NewOffset::new(4).leader_epoch(0).metadata("n\u{e9}e");
     groups.commit("g", &[(first.clone(), next), (second.clone(), NewOffset::new(7))]).unwrap();
     assert_eq!(store.topic("__consumer_offsets").unwrap().partition_count(), 4);
+    let topic_id = store.topic("t").unwrap().id();
     let check = |groups: &Groups| {
         let found = groups.committed("g", &first).unwrap().unwrap();
         assert_eq!((found.offset, found.leader_epoch, &*found.metadata), (4, Some(0), "n\u{e9}e"));
-        assert_eq!((found.commit_timestamp_ms, found.topic_id), (T0, Some(store.topic("t").unwrap().id())));
+        assert_eq!((found.commit_timestamp_ms, found.topic_id), (T0, Some(topic_id)));
         assert_eq!(offset_of(groups.committed("g", &second).unwrap()), Some(7));
         assert_eq!(groups.list().unwrap(), ["g"]);
         assert_eq!(groups.lag(&second, 7).unwrap().records, 3);
@@ -124,6 +210,7 @@ fn handles_of_one_store_see_each_others_commits_and_a_reopen_sees_them_all() {
     check(&groups);
     check(&others);
     store.close().unwrap();
+    drop((store, others));
     check(&Groups::open(&open(&disk)).unwrap());
     assert!(matches!(groups.commit("g", &[(first.clone(), NewOffset::new(5))]), Err(Error::Closed { .. })));
     assert!(matches!(groups.list(), Err(Error::Closed { .. })));
@@ -287,6 +374,7 @@ fn tombstones_wait_for_groups_that_have_not_come_to_them() {
     settle(&store);
     clock.advance_ms(5000);
     settle(&store);
+    let partition_end = partition.end().get();
     let has_tombstone = |store: &Store| {
         let partition = store.topic("users").unwrap().partition(0_u32).unwrap();
         partition.read_from(partition.start()).any(|record| record.unwrap().is_tombstone())
@@ -300,7 +388,8 @@ fn tombstones_wait_for_groups_that_have_not_come_to_them() {
     let groups = Groups::open(&store).unwrap();
     settle(&store);
     assert!(has_tombstone(&store), "the group is where it was");
-    commit(&groups, 3).unwrap();
+    // As far as compaction has been: what waited is looked at again.
+    commit(&groups, partition_end).unwrap();
     settle(&store);
     assert!(!has_tombstone(&store), "the group has passed it");
 }
