@@ -4,6 +4,8 @@
 //! broker's directory shows its groups here, and a broker that opens one of ours finds them. This module knows topics and
 //! partitions by name only; where a topic's log begins and ends, [`Groups::lag`] asks the store.
 
+mod assign;
+mod coordinator;
 mod load;
 mod offset_store;
 mod offsets;
@@ -11,6 +13,8 @@ mod protocol;
 pub(crate) mod schema;
 mod wire;
 
+pub use assign::Assignor;
+pub use coordinator::{GroupCoordinator, GroupState, JoinRequest, Joined, Refusal, Replies, Reply, RequestId};
 pub use offset_store::{CommitOptions, Groups, Lag, NewOffset};
 pub use offsets::CommittedOffset;
 pub use protocol::{Assignment, Subscription};

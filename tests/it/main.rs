@@ -24,6 +24,7 @@ mod damage;
 mod damage_sweeps;
 mod durability;
 mod golden;
+mod group_coordinator;
 mod groups;
 mod interop;
 mod kafka_compaction;
