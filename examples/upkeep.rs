@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
+use topiclog::group::Groups;
 use topiclog::record::DecodeLimits;
 use topiclog::{Partition, ReadLevel, ReadOptions, Store, TickReport, Upkeep};
 
@@ -46,6 +47,10 @@ fn run() -> Result<(), Box<dyn Error>> {
         builder = builder.clock(Arc::new(ManualClock::new(now)));
     }
     let store = builder.open(directory)?;
+    // Tombstones wait for groups of this store where they are, not for what nobody has looked at.
+    if store.holds().iter().any(|(name, ..)| name == "topiclog-groups") {
+        Groups::open(&store)?;
+    }
     let only = args.all("topic").last();
     configure(&store, only, &args)?;
     let names: Vec<String> = match only {

@@ -131,3 +131,8 @@ pub fn damaged_store(bytes: &[u8]) {
 pub fn keys(bytes: &[u8]) {
     crate::key_index::snapshot::fuzz(bytes);
 }
+
+/// Records of `__consumer_offsets`: what is read is written as what reads the same, and any of them fold.
+pub fn groups(bytes: &[u8]) {
+    crate::group::fuzz(bytes);
+}

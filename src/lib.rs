@@ -18,7 +18,9 @@ pub mod planted;
 mod planted;
 
 pub mod clock;
+pub mod group;
 pub mod io;
+pub mod local;
 pub mod manual;
 pub mod record;
 #[cfg(feature = "testing")]

@@ -3,6 +3,8 @@
 //! Nothing else in the crate asks the operating system for the time, so a [`ManualClock`] decides what every timer,
 //! roll and upkeep step sees.
 
+pub(crate) mod notify;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -17,6 +19,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now_ms(&self) -> Timestamp;
     /// Time since some fixed point. It never goes back; intervals are measured with it.
     fn monotonic(&self) -> Duration;
+    /// Whether time passes only when somebody says so. Nothing is waited for on such a clock: there is nobody for whom it
+    /// would pass meanwhile.
+    fn is_manual(&self) -> bool {
+        false
+    }
 }
 
 /// The clocks of the operating system.
@@ -76,6 +83,10 @@ impl Clock for ManualClock {
 
     fn monotonic(&self) -> Duration {
         Duration::from_millis(self.monotonic_ms.load(Ordering::SeqCst).try_into().unwrap_or(0))
+    }
+
+    fn is_manual(&self) -> bool {
+        true
     }
 }
 

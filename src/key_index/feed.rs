@@ -217,12 +217,26 @@ impl KeyIndex {
     /// belongs to what was taken: in a newer one a record may be missing whose successor is still in the queue.
     pub(super) fn take_over(&self, ready: &mut Ready) -> Result<Taken> {
         let Some(taken) = self.log.take_key_queue() else { return Ok(Taken::Outrun) };
-        let put = self.put(ready, &taken.keys, &taken.set);
+        let put = self.put(ready, &taken.gathered.keys, &taken.set);
+        let put = put.and_then(|put| Ok(put && self.take_unhashed(ready, &taken.gathered.unhashed, &taken.set)?));
         let put = put.and_then(|put| Ok(put && self.take_decided(ready, taken.end, &taken.set)?));
         if !matches!(put, Ok(true)) {
             self.log.key_queue.stop();
         }
         Ok(if put? { Taken::All(taken.end, taken.set) } else { Taken::NoRoom })
+    }
+
+    /// Reads what was appended by threads that had hashed their keys before the index began to be made.
+    fn take_unhashed(&self, ready: &mut Ready, unhashed: &[(i64, i64)], set: &SegmentSet) -> Result<bool> {
+        let undecided_from = ready.undecided_from;
+        for &(from, to) in unhashed {
+            let put = self.read_on(ready, from, to, Some(set));
+            ready.undecided_from = undecided_from.or(ready.undecided_from);
+            if !put? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn take_decided(&self, ready: &mut Ready, end: i64, set: &SegmentSet) -> Result<bool> {

@@ -15,6 +15,9 @@ pub mod recovery {}
 #[doc = include_str!("compaction.md")]
 pub mod compaction {}
 
+#[doc = include_str!("groups.md")]
+pub mod groups {}
+
 #[doc = include_str!("limits.md")]
 pub mod limits {}
 

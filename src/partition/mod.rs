@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::Clock;
+use crate::clock::notify::Bell;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, TopicPartition, Uuid};
 use crate::io::Vfs;
@@ -63,6 +64,8 @@ pub(crate) struct Env {
     pub(crate) wake_upkeep: Arc<dyn Fn() + Send + Sync>,
     /// Whether somebody runs upkeep; without it an appender keeps the windows of `Interval` by itself.
     pub(crate) has_upkeep: bool,
+    /// Rung when an end moves, and when no more will come.
+    pub(crate) bell: Arc<Bell>,
 }
 
 impl std::fmt::Debug for Env {
@@ -240,6 +243,7 @@ impl Log {
     pub(crate) fn poison(&self, why: impl Into<String>) {
         self.poison.lock().get_or_insert_with(|| why.into());
         self.poisoned.store(true, Ordering::Release);
+        self.env.bell.ring();
         for segment in &self.snapshot().segments {
             if segment.state() != State::Sealed {
                 segment.log().read_positionally();
@@ -304,6 +308,7 @@ impl Log {
         }
         self.synced_bytes.fetch_max(written, Ordering::AcqRel);
         self.durable_end.fetch_max(end, Ordering::AcqRel);
+        self.env.bell.ring();
         let now = self.monotonic_ms();
         self.last_sync_ms.store(now, Ordering::Relaxed);
         if let Some((base, position)) = floor {

@@ -52,6 +52,7 @@ pub struct ReadOptions {
     verify: Option<Verify>,
     limits: DecodeLimits,
     state_since: Option<i64>,
+    shows_control: bool,
 }
 
 impl ReadOptions {
@@ -90,6 +91,13 @@ impl ReadOptions {
     #[must_use]
     pub fn state_since(mut self, tombstone_floor: Offset) -> Self {
         self.state_since = Some(tombstone_floor.get());
+        self
+    }
+
+    /// Control batches are shown as well, for whoever keeps track of transactions itself.
+    #[must_use]
+    pub(crate) fn with_control(mut self) -> Self {
+        self.shows_control = true;
         self
     }
 
@@ -513,7 +521,7 @@ impl Reader {
         if header.last_offset() < from_offset {
             return Ok(None);
         }
-        if header.is_control() {
+        if header.is_control() && !self.options.shows_control {
             self.next_offset = header.next_offset();
             return Ok(None);
         }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use super::floor::Kind;
 use super::kafka_state;
-use super::key_entry::KeyEntry;
-use super::key_queue::{self, HashKey};
+use super::key_queue::{self, Gathered, HashKey};
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
 use super::{Durability, Log, SegmentSet, TRIM_AFTER_MS};
@@ -123,8 +122,8 @@ impl Log {
     /// ended.
     pub(crate) fn take_key_queue(&self) -> Option<TakenKeys> {
         let _writer = self.writer.lock();
-        let keys = if self.env.read_only { Vec::new() } else { self.key_queue.take()? };
-        Some(TakenKeys { keys, end: self.end_offset(), set: self.snapshot() })
+        let gathered = if self.env.read_only { Gathered::default() } else { self.key_queue.take()? };
+        Some(TakenKeys { gathered, end: self.end_offset(), set: self.snapshot() })
     }
 
     fn append_encoded(
@@ -168,8 +167,9 @@ impl Log {
             let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
             self.written_bytes.store(written_bytes, Ordering::Release);
             self.end_offset.store(last + 1, Ordering::Release);
+            self.env.bell.ring();
             if self.key_queue.is_wanted() {
-                self.key_queue.push(base, position, secret, hashes);
+                self.key_queue.push((base, last + 1), position, secret, hashes);
             }
             let timestamp_ms = match writer.settings.timestamp_type {
                 TimestampType::LogAppendTime => now_ms,
@@ -182,13 +182,23 @@ impl Log {
                 leader_epoch: writer.manifest.epoch(),
                 timestamp_ms,
             };
-            (metadata, sync_window(durability, &writer.settings))
+            let window_bytes = sync_window(durability, &writer.settings).filter(|_| !options.is_acknowledged_later);
+            (metadata, window_bytes)
         };
         match window_bytes {
             None => {}
             Some(window_bytes) => self.acknowledge(window_bytes, &metadata)?,
         }
         Ok(metadata)
+    }
+
+    /// What an append with [`AppendSpec::is_acknowledged_later`] left open: returns once the level asked for holds.
+    pub(crate) fn acknowledge_later(&self, durability: Option<Durability>, metadata: &RecordMetadata) -> Result<()> {
+        let settings = self.settings();
+        match sync_window(durability.unwrap_or(settings.durability), &settings) {
+            None => Ok(()),
+            Some(window_bytes) => self.acknowledge(window_bytes, metadata),
+        }
     }
 
     /// What has to happen after the bytes were published, before the caller may be told: at most `window_bytes` may wait
@@ -422,6 +432,7 @@ impl Log {
     pub(crate) fn abandon(&self) {
         let _writer = self.writer.lock();
         self.closed.store(true, Ordering::Release);
+        self.env.bell.ring();
     }
 
     /// Whether Kafka's log-start checkpoint has to name this partition.
@@ -613,7 +624,7 @@ pub(crate) struct UpkeepStep {
 /// Keys that were taken over together with the log end.
 #[derive(Debug)]
 pub(crate) struct TakenKeys {
-    pub(crate) keys: Vec<KeyEntry>,
+    pub(crate) gathered: Gathered,
     /// All keys below this offset were gathered.
     pub(crate) end: i64,
     /// Read under the same lock, so that no segment was exchanged in between.
@@ -626,6 +637,8 @@ pub(crate) struct AppendSpec {
     pub(crate) durability: Option<Durability>,
     pub(crate) compression: Option<crate::record::Compression>,
     pub(crate) expected_offset: Option<i64>,
+    /// The caller waits for the level by [`Log::acknowledge_later`], without the lock that it holds during the append.
+    pub(crate) is_acknowledged_later: bool,
 }
 
 /// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
@@ -853,7 +866,12 @@ impl AppendOptions {
     }
 
     pub(crate) fn spec(&self) -> AppendSpec {
-        AppendSpec { durability: self.durability, compression: self.compression, expected_offset: self.expected_offset }
+        AppendSpec {
+            durability: self.durability,
+            compression: self.compression,
+            expected_offset: self.expected_offset,
+            ..AppendSpec::default()
+        }
     }
 }
 

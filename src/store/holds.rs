@@ -4,8 +4,10 @@
 //! names the next offset that its reader will look at, per partition; a tombstone at or above it stays, for at most
 //! `topiclog.tombstone.hold.max.ms`. It does not know who the readers are.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::Vfs;
 use crate::io::replace::TwoSlots;
+use crate::partition::Partition;
 
 const NAME: &str = "topiclog.holds";
 const KIND: u16 = 3;
@@ -159,7 +162,57 @@ impl Store {
     }
 }
 
+/// What a layer above keeps with an open store, one for all handles: it knows readers of its own, and where they are.
+pub(crate) trait Readers: Any + Send + Sync {
+    /// The lowest position that one of them has in a partition; `i64::MAX` if none reads it.
+    fn lowest(&self, partition: &TopicPartition) -> i64;
+}
+
+/// Where groups keep their offsets.
+pub(crate) const OFFSETS_TOPIC: &str = "__consumer_offsets";
+/// The name that says that groups commit in this store: until they were read after an open, each may be anywhere. It holds
+/// nothing itself, and goes with the topic of the offsets.
+const GROUPS: &str = "topiclog-groups";
+
+impl Store {
+    /// What the layer above keeps with this store; made at the first call.
+    pub(crate) fn readers<R: Readers>(&self, make: impl FnOnce() -> R) -> Arc<R> {
+        let readers = Arc::clone(self.inner.readers.get_or_init(|| Arc::new(make())));
+        let readers: Arc<dyn Any + Send + Sync> = readers;
+        readers.downcast().expect("one layer above keeps one kind of readers")
+    }
+
+    /// From now on, also after the next open, tombstones wait for the groups whose offsets are in this topic. Durable when this
+    /// returns.
+    pub(crate) fn hold_for_groups(&self, offsets: &Partition) -> Result<()> {
+        if self.inner.has_groups() {
+            return Ok(());
+        }
+        self.hold_tombstones(GROUPS, &[(offsets.id().clone(), Offset::new(i64::MAX))])
+    }
+
+    /// Readers have moved past what compaction looked at: tombstones that waited for them are looked at again.
+    pub(crate) fn readers_moved(&self, partition: &Partition) {
+        partition.log.look_at_tombstones_again();
+        self.inner.signal.wake();
+    }
+}
+
 impl StoreInner {
+    /// The lowest position that anybody may have in a partition.
+    pub(super) fn lowest_reader(&self, partition: &TopicPartition) -> i64 {
+        let held = self.holds.lock().lowest(partition);
+        match self.readers.get() {
+            Some(readers) => held.min(readers.lowest(partition)),
+            None if self.has_groups() => 0,
+            None => held,
+        }
+    }
+
+    fn has_groups(&self) -> bool {
+        self.holds.lock().by_name.contains_key(GROUPS)
+    }
+
     fn change_holds(&self, change: impl FnOnce(&mut BTreeMap<String, BTreeMap<TopicPartition, i64>>)) -> Result<()> {
         let mut holds = self.holds.lock();
         let mut by_name = holds.by_name.clone();

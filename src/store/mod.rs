@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
@@ -78,6 +78,7 @@ pub(crate) struct StoreInner {
     clocks: Mutex<upkeep::ClockWatch>,
     reserve: Arc<reserve::Reserve>,
     holds: Mutex<holds::Holds>,
+    readers: OnceLock<Arc<dyn holds::Readers>>,
     key_budget: Arc<Budget>,
 }
 
@@ -168,6 +169,16 @@ impl Store {
     /// The store's identity, made when it was created.
     pub fn id(&self) -> Uuid {
         self.inner.env.store_id
+    }
+
+    /// Where this store's time comes from.
+    pub fn clock(&self) -> Arc<dyn crate::clock::Clock> {
+        Arc::clone(&self.inner.env.clock)
+    }
+
+    /// Rings when something was appended, became durable, or comes to its end.
+    pub(crate) fn bell(&self) -> Arc<crate::clock::notify::Bell> {
+        Arc::clone(&self.inner.env.bell)
     }
 
     /// What the open found and repaired.
@@ -499,6 +510,7 @@ impl StoreInner {
             first_error = checkpoints::write_clean_shutdown(vfs, &self.root, &ends, &starts, &cleaned).err();
         }
         self.locks.lock().clear();
+        self.env.bell.ring();
         first_error.map_or(Ok(()), Err)
     }
 }

@@ -124,6 +124,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         clocks: Mutex::default(),
         reserve,
         holds: Mutex::new(holds),
+        readers: std::sync::OnceLock::new(),
         key_budget,
         options,
     });
@@ -375,6 +376,7 @@ pub(super) fn make_env(
         make_room: Arc::new(move || reserve.give_up()),
         wake_upkeep: Arc::new(move || signal.wake()),
         has_upkeep: options.upkeep == Upkeep::Thread,
+        bell: Arc::default(),
     }
 }
 

@@ -254,7 +254,7 @@ impl StoreInner {
         if state.current.is_none() {
             let Some(log) = dirtiest(logs, &mut state.failed, now_ms)? else { return Ok(()) };
             let memory_bytes = self.options.compaction_memory_bytes;
-            let hold = self.holds.lock().lowest(&log.id);
+            let hold = self.lowest_reader(&log.id);
             let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes);
             let begun = begun.map_err(|error| (log.id.clone(), error))?;
             state.current = begun.map(|cleaning| (log, cleaning));
@@ -267,7 +267,7 @@ impl StoreInner {
         if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
             return Ok(());
         }
-        cleaning.hold_from(self.holds.lock().lowest(&log.id));
+        cleaning.hold_from(self.lowest_reader(&log.id));
         let before = cleaning.counts();
         let stepped = cleaning.step(self.options.compaction_step_bytes);
         let after = cleaning.counts();

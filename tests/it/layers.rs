@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules with their layers; within layer 0 the order is as listed.
-const LAYERS: [(&str, u32); 13] = [
+const LAYERS: [(&str, u32); 16] = [
     ("ids", 0),
     ("error", 0),
     ("sync", 0),
@@ -18,6 +18,9 @@ const LAYERS: [(&str, u32); 13] = [
     ("key_index", 4),
     ("topic", 5),
     ("store", 6),
+    ("client", 6),
+    ("group", 7),
+    ("local", 8),
 ];
 /// Stand above all, or beside the code.
 const FREE: [&str; 6] = ["lib", "testing", "fuzzing", "manual", "planted", "main"];

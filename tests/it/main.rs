@@ -17,12 +17,15 @@ mod codec_props;
 mod compaction;
 mod compaction_crashes;
 mod compaction_model;
+mod consumers;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
 mod damage_sweeps;
 mod durability;
 mod golden;
+mod group_coordinator;
+mod groups;
 mod interop;
 mod kafka_compaction;
 mod kafka_dirs;

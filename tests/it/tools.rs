@@ -127,7 +127,7 @@ fn check_refused(output: &Output, words: &[&str]) {
     assert!(!told.contains("panicked"), "{told}");
 }
 
-const TOOLS: [&str; 6] = ["dump", "load", "quickstart", "table", "upkeep", "verify"];
+const TOOLS: [&str; 8] = ["dump", "groups", "load", "quickstart", "table", "tail", "upkeep", "verify"];
 
 #[test]
 fn every_tool_tells_its_usage_and_refuses_what_it_does_not_know() {
@@ -320,4 +320,76 @@ fn a_table_of_a_brokers_directory_has_no_record_of_an_aborted_transaction() {
             assert_eq!(folded(&of_partition), folded(&text(&committed)), "{case}/{topic}");
         }
     }
+}
+
+fn json(lines: &str) -> Vec<serde_json::Value> {
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
+#[test]
+fn groups_prints_what_kafka_says_and_the_lag() {
+    let Some(groups) = tool("groups") else { return };
+    for state in ["clean", "killed"] {
+        let root = fixtures().join(state);
+        let mut printed = json(&text(&run(&groups, &[root.to_str().unwrap()], "")));
+        for line in &mut printed {
+            let fields = line.as_object_mut().unwrap();
+            let lag = fields.remove("lag").unwrap().as_u64().unwrap();
+            let partition = fields["partition"].as_str().unwrap();
+            let expected = fixtures().join(format!("{state}.expected"));
+            let committed = expected.join(format!("{partition}.read_committed.jsonl"));
+            let all = expected.join(format!("{partition}.jsonl"));
+            let records = std::fs::read_to_string(if committed.exists() { committed } else { all }).unwrap();
+            let offset = fields["offset"].as_i64().unwrap();
+            let beyond =
+                json(&records).iter().skip(1).filter(|record| record["offset"].as_i64() >= Some(offset)).count();
+            assert_eq!(lag, beyond as u64, "{state} {partition} from {offset}");
+        }
+        let expected = std::fs::read_to_string(fixtures().join(format!("{state}.expected/groups.jsonl"))).unwrap();
+        assert_eq!(printed, json(&expected), "{state}");
+        check_refused(
+            &run(&groups, &[root.to_str().unwrap(), "--reset", "g", "rolled", "latest"], ""),
+            &["holds no store", "adopt"],
+        );
+    }
+}
+
+/// Each group's line for the one partition: offset and lag.
+fn place_of(lines: &str, group: &str) -> Vec<(i64, i64)> {
+    let of = json(lines).into_iter().filter(|line| line["group"] == group);
+    of.map(|line| (line["offset"].as_i64().unwrap(), line["lag"].as_i64().unwrap())).collect()
+}
+
+#[test]
+fn tail_goes_on_where_its_group_was_and_groups_moves_it() {
+    let (Some(tail), Some(load), Some(groups)) = (tool("tail"), tool("load"), tool("groups")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let root = root.to_str().unwrap();
+    let lines: String = (0..10).map(|n| format!("{{\"timestamp\":{},\"value\":\"0{n}\"}}\n", 1000 + n)).collect();
+    text(&run(&load, &[root, "t"], &lines));
+    let offsets = |printed: &str| json(printed).iter().map(|line| line["offset"].as_i64().unwrap()).collect::<Vec<_>>();
+    let tail = |group: &str, args: &[&str]| {
+        text(&run(&tail, &[&[root, "t", "--group", group, "--idle", "50"], args].concat(), ""))
+    };
+    let printed = tail("g", &["--max", "4", "--commit-every", "3"]);
+    assert_eq!(offsets(&printed), [0, 1, 2, 3]);
+    let first = &json(&printed)[0];
+    assert_eq!((first["topic"].as_str(), first["partition"].as_u64()), (Some("t"), Some(0)));
+    assert_eq!((first["value"].as_str(), first["timestamp"].as_i64()), (Some("00"), Some(1000)));
+    assert_eq!(offsets(&tail("g", &[])), [4, 5, 6, 7, 8, 9]);
+    assert_eq!(offsets(&tail("g", &[])), Vec::<i64>::new());
+    assert_eq!(offsets(&tail("late", &["--from", "latest"])), Vec::<i64>::new());
+    assert_eq!(place_of(&text(&run(&groups, &[root], "")), "g"), [(10, 0)]);
+    for (to, expected) in
+        [("earliest", (0, 10)), ("1006", (6, 4)), ("999999", (10, 0)), ("latest", (10, 0)), ("0", (0, 10))]
+    {
+        let moved = text(&run(&groups, &[root, "--reset", "g", "t", to], ""));
+        assert_eq!(place_of(&moved, "g"), [expected], "{to}");
+        assert_eq!(place_of(&text(&run(&groups, &[root], "")), "g"), [expected], "{to}, read again");
+    }
+    assert_eq!(offsets(&tail("g", &["--max", "2"])), [0, 1]);
+    check_refused(&run(&groups, &[root, "--reset", "g", "t", "soon"], ""), &["soon", "earliest"]);
+    check_refused(&run(&groups, &[root, "--reset", "g", "nothing", "latest"], ""), &["nothing"]);
 }

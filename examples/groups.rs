@@ -1,0 +1,107 @@
+//! Prints the committed offsets of every group as JSON lines: `groups DIR`.
+//!
+//! DIR is a store, or a plain Kafka log directory; it is opened read-only and not changed. A line has the group, the
+//! partition, the next offset to read, the leader epoch and the metadata that were committed with it, and the lag: how many
+//! records that still exist lie beyond it, as a reader of committed records sees them (`null` if the partition is not here).
+//!
+//! `--reset GROUP TOPIC earliest|latest|TIME` first moves a group in every partition of a topic: to the log start, to the
+//! log end, or to the first record that is at least as new as TIME (milliseconds since 1970-01-01 UTC; the log end if there
+//! is none). It needs a store, and nobody else may have it open for writing.
+//!
+//! Compressed batches need the features of their codecs: `cargo run --release --all-features --example groups -- ..`.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use topiclog::group::{Groups, NewOffset};
+use topiclog::{Store, TopicPartition, Upkeep};
+
+#[path = "support/args.rs"]
+#[allow(dead_code, reason = "other tools use the rest")]
+mod args;
+
+const USAGE: &str = "usage: groups DIR [--reset GROUP TOPIC earliest|latest|TIME]";
+
+fn main() -> ExitCode {
+    args::run("groups", USAGE, || run().map(|()| ExitCode::SUCCESS))
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let args = args::Args::read(&[], &["reset"], USAGE)?;
+    let group = args.all("reset").last();
+    let (directory, reset) = match (args.words(), group) {
+        ([directory], None) => (directory, None),
+        ([directory, topic, to], Some(group)) => (directory, Some((group, topic, to))),
+        _ => return Err(USAGE.into()),
+    };
+    let store = match reset {
+        None => Store::builder().read_only(true).upkeep(Upkeep::Manual).open(directory)?,
+        Some(_) => open_for_writing(directory)?,
+    };
+    let groups = Groups::open(&store)?;
+    if let Some((group, topic, to)) = reset {
+        move_group(&groups, group, topic, to)?;
+    }
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    print(&mut out, &groups)?;
+    out.flush()?;
+    store.close()?;
+    Ok(())
+}
+
+/// Opened for writing, a directory that is empty or not there would become a store.
+fn open_for_writing(directory: &str) -> Result<Store, Box<dyn Error>> {
+    let path = std::path::Path::new(directory);
+    if !["topiclog.manifest.0", "topiclog.manifest.1"].iter().any(|slot| path.join(slot).exists()) {
+        return Err(format!("{directory} holds no store; a broker's directory becomes one by `Store::adopt`").into());
+    }
+    Ok(Store::builder().upkeep(Upkeep::Manual).open(directory)?)
+}
+
+fn move_group(groups: &Groups, group: &str, topic: &str, to: &str) -> Result<(), Box<dyn Error>> {
+    let time: Option<i64> = match to {
+        "earliest" | "latest" => None,
+        time => Some(time.parse().map_err(|_| format!("{time:?} is neither earliest, latest nor milliseconds"))?),
+    };
+    let mut offsets = Vec::new();
+    for partition in groups.store().topic(topic)?.partitions() {
+        let offset = match (to, time) {
+            ("earliest", _) => partition.start(),
+            (_, Some(time)) => partition.offset_for_timestamp(time)?.map_or(partition.end(), |found| found.offset),
+            _ => partition.end(),
+        };
+        offsets.push((partition.id().clone(), NewOffset::new(offset)));
+    }
+    Ok(groups.commit(group, &offsets)?)
+}
+
+fn print(out: &mut impl Write, groups: &Groups) -> Result<(), Box<dyn Error>> {
+    for group in groups.list()? {
+        for (partition, committed) in groups.offsets(&group)? {
+            let epoch = committed.leader_epoch.map_or("null".to_owned(), |epoch| epoch.to_string());
+            writeln!(
+                out,
+                "{{\"group\":{},\"partition\":{},\"offset\":{},\"leader_epoch\":{epoch},\"metadata\":{},\"lag\":{}}}",
+                quoted(&group),
+                quoted(&partition.to_string()),
+                committed.offset,
+                quoted(&committed.metadata),
+                lag(groups, &partition, committed.offset)?,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn lag(groups: &Groups, partition: &TopicPartition, offset: i64) -> Result<String, Box<dyn Error>> {
+    match groups.lag(partition, offset) {
+        Ok(lag) => Ok(lag.records.to_string()),
+        Err(topiclog::Error::UnknownTopic { .. }) => Ok("null".into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn quoted(text: &str) -> serde_json::Value {
+    text.into()
+}

@@ -1,0 +1,601 @@
+//! The offset store: commits are batches in a group's partition of `__consumer_offsets`, what they fold into is cached.
+//!
+//! The append is the commit point. It happens under the lock of the partition's groups, so that what is checked before it
+//! still holds; the sync that its level asks for is awaited without the lock, and then the cached offsets move. Commits that
+//! are awaited at the same time settle in the order of their records.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::load::load;
+use super::offsets::{CommittedOffset, GroupTable};
+use super::schema::{Key, OffsetCommitValue, partition_for_group};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::ids::{Offset, TopicPartition, Uuid};
+use crate::partition::writer::{AppendSpec, RecordMetadata};
+use crate::partition::{Durability, Isolation, Partition, ReadLevel, ReadOptions};
+use crate::record::{DecodeLimits, Record};
+use crate::store::Store;
+use crate::store::holds::{OFFSETS_TOPIC, Readers};
+use crate::sync::Mutex;
+use crate::topic::{CleanupPolicy, Topic, TopicConfig};
+
+/// Longest name of a group, in bytes: Kafka's record schema holds no longer one.
+const GROUP_BYTES_MAX: usize = i16::MAX as usize;
+/// Longest metadata of a commit, in bytes (Kafka's `offset.metadata.max.bytes`).
+const METADATA_BYTES_MAX: usize = 4096;
+/// Partitions of `__consumer_offsets` where we create it. Kafka makes 50; any number is read.
+const PARTITIONS: u32 = 4;
+/// Kafka's `offsets.topic.segment.bytes`.
+const SEGMENT_BYTES: u32 = 100 << 20;
+
+/// How far a group has come, as it is committed.
+///
+/// ```
+/// use topiclog::group::NewOffset;
+/// let next = NewOffset::new(42).leader_epoch(7).metadata("batch 9");
+/// assert_eq!(next.offset().get(), 42);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewOffset {
+    offset: i64,
+    leader_epoch: Option<i32>,
+    metadata: String,
+}
+
+impl NewOffset {
+    /// The next offset to read: one past the last record that was processed.
+    pub fn new(offset: impl Into<Offset>) -> Self {
+        Self { offset: offset.into().get(), leader_epoch: None, metadata: String::new() }
+    }
+
+    /// The leader epoch of the last record that was processed.
+    #[must_use]
+    pub fn leader_epoch(mut self, leader_epoch: i32) -> Self {
+        self.leader_epoch = Some(leader_epoch);
+        self
+    }
+
+    /// A note of at most 4,096 bytes.
+    #[must_use]
+    pub fn metadata(mut self, metadata: impl Into<String>) -> Self {
+        self.metadata = metadata.into();
+        self
+    }
+
+    /// The next offset to read.
+    pub fn offset(&self) -> Offset {
+        self.offset.into()
+    }
+}
+
+/// What one commit does differently from the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommitOptions {
+    durability: Option<Durability>,
+}
+
+impl CommitOptions {
+    /// At the durability of `__consumer_offsets`, which is `Sync` where this library made it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// At this durability.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+}
+
+/// How far a group is behind in a partition, as a reader of committed records sees it. Computed when it is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lag {
+    /// Records that still exist beyond the position: no gaps of compaction, no markers, nothing aborted.
+    pub records: u64,
+    /// Offsets between the position, or the log start if that is higher, and the end of what can be read.
+    pub offsets: u64,
+    /// Bytes of the batches, as stored, that hold these records.
+    pub bytes: u64,
+    /// How old the next unread record is, in milliseconds; 0 if there is none.
+    pub time_ms: u64,
+}
+
+/// The groups of a store. Cheap to clone; all handles of one store share what was read.
+///
+/// ```
+/// use topiclog::group::{Groups, NewOffset};
+/// use topiclog::{Record, Store, TopicConfig};
+/// let store = Store::in_memory()?;
+/// let orders = store.create_topic("orders", TopicConfig::default())?.partition(0)?;
+/// orders.append(Record::of_value("placed"))?;
+/// let groups = Groups::open(&store)?;
+/// assert_eq!(groups.committed("billing", orders.id())?, None);
+/// groups.commit("billing", &[(orders.id().clone(), NewOffset::new(1))])?;
+/// assert_eq!(groups.committed("billing", orders.id())?.map(|found| found.offset), Some(1));
+/// # store.close()?;
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Groups {
+    store: Store,
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Groups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Groups").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// What all handles of a store share. Holds partitions and no handle of the store, which holds it.
+#[derive(Default)]
+struct Shared {
+    /// `None` as long as there is no such topic.
+    shards: Mutex<Option<Arc<Shards>>>,
+}
+
+/// The partitions of `__consumer_offsets`.
+struct Shards {
+    topic_id: Uuid,
+    count: u32,
+    by_number: BTreeMap<u32, Shard>,
+}
+
+/// One partition, and what was read of it.
+struct Shard {
+    partition: Partition,
+    state: Mutex<ShardState>,
+}
+
+#[derive(Default)]
+struct ShardState {
+    /// `None` until it is used for the first time.
+    table: Option<GroupTable>,
+}
+
+impl ShardState {
+    fn loaded(&mut self, partition: &Partition) -> Result<&mut GroupTable> {
+        match &mut self.table {
+            Some(table) => Ok(table),
+            unread => Ok(unread.insert(load(partition)?)),
+        }
+    }
+}
+
+impl Readers for Shared {
+    /// Of groups that cannot be read nobody knows where they are.
+    fn lowest(&self, partition: &TopicPartition) -> i64 {
+        let Some(shards) = self.shards.lock().clone() else { return i64::MAX };
+        let lowest = |shard: &Shard| {
+            let mut state = shard.state.lock();
+            let table = state.loaded(&shard.partition).ok()?;
+            let held = table.groups().filter_map(|(_, group)| group.offsets.get(partition));
+            Some(held.map(|committed| committed.offset).min().unwrap_or(i64::MAX))
+        };
+        shards.by_number.values().map(|shard| lowest(shard).unwrap_or(0)).min().unwrap_or(i64::MAX)
+    }
+}
+
+impl Groups {
+    /// The groups of an open store. Reads nothing yet: each partition of `__consumer_offsets` is read at its first use. From
+    /// now on tombstones wait for groups that have not come to them.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn open(store: &Store) -> Result<Self> {
+        let groups = Self { store: store.clone(), shared: store.readers(Shared::default) };
+        groups.shards()?;
+        Ok(groups)
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The names of all groups, in order: those with committed offsets, and those that a member made or an administrator.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if a newer version wrote one of the records, [`Error::Corrupt`] if one is damaged; those of a
+    /// read; [`Error::Closed`].
+    pub fn list(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.each_table(|table| names.extend(table.groups().map(|(name, _)| name.to_string())))?;
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Everything that a group has committed, in order of topic and partition; empty for a group that nobody knows.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn offsets(&self, group: &str) -> Result<Vec<(TopicPartition, CommittedOffset)>> {
+        let of = |table: &GroupTable| {
+            let group = table.group(group);
+            let offsets = group.into_iter().flat_map(|group| group.offsets.iter());
+            offsets.map(|(place, committed)| (place.clone(), committed.clone())).collect::<Vec<_>>()
+        };
+        Ok(self.read(group, of)?.unwrap_or_default())
+    }
+
+    /// What a group has committed for one partition.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<CommittedOffset>> {
+        let of = |table: &GroupTable| table.group(group).and_then(|group| group.offsets.get(partition)).cloned();
+        Ok(self.read(group, of)?.flatten())
+    }
+
+    /// Commits offsets of a group, as one batch: all of them hold, or none. `__consumer_offsets` is created if there is none.
+    ///
+    /// Durable when this returns: the commit survives a power cut, unless `__consumer_offsets` was configured for less.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for no offsets, a negative one, an empty or too long name, or metadata of more than 4,096 bytes;
+    /// [`Error::UnknownTopic`] if a partition does not exist; those of an append. The offsets are then as before, except after
+    /// [`Error::OutcomeUnknown`].
+    pub fn commit(&self, group: &str, offsets: &[(TopicPartition, NewOffset)]) -> Result<()> {
+        self.commit_all(&[(group, offsets)], &CommitOptions::default())
+    }
+
+    /// [`commit`](Self::commit) with a durability of its own, for one or many groups. One batch holds them all, so they must
+    /// share a partition of `__consumer_offsets`; [`partition_of`](Self::partition_of) tells which one a group has.
+    ///
+    /// Durable when this returns: what the options say.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit); [`Error::Invalid`] if the groups do not share a partition.
+    pub fn commit_all(&self, groups: &[(&str, &[(TopicPartition, NewOffset)])], options: &CommitOptions) -> Result<()> {
+        for (group, offsets) in groups {
+            check_group(group)?;
+            offsets.iter().try_for_each(|(_, offset)| check_offset(offset))?;
+        }
+        let now_ms = self.store.clock().now_ms();
+        let mut commits = Vec::new();
+        for &(group, offsets) in groups {
+            for (place, offset) in offsets {
+                let topic = self.store.topic(place.topic.as_str())?;
+                topic.partition(place.partition)?;
+                commits.push((group, place.clone(), offset.value(topic.id(), now_ms)));
+            }
+        }
+        let Some(&(first, ..)) = commits.first() else {
+            return Err(Error::invalid("commit", "must have at least one offset"));
+        };
+        let shards = self.writable_shards()?;
+        let number = partition_for_group(first, shards.count);
+        if let Some((other, ..)) = commits.iter().find(|commit| partition_for_group(commit.0, shards.count) != number) {
+            return Err(Error::invalid(
+                "groups of one commit",
+                format!("must share a partition of {OFFSETS_TOPIC}: {first:?} and {other:?} do not"),
+            ));
+        }
+        let shard = shards.at(number)?;
+        self.store.hold_for_groups(&shard.partition)?;
+        let records: Vec<Record> = commits.iter().map(|(group, place, value)| record(group, place, value)).collect();
+        let placed = {
+            let mut state = shard.state.lock();
+            state.loaded(&shard.partition)?;
+            shard.append(&records, options)?
+        };
+        shard.partition.log.acknowledge_later(options.durability, &placed)?;
+        self.settle(shard, &placed, commits)
+    }
+
+    /// Moves the cached offsets to what was committed, and tells compaction where a reader has passed it.
+    fn settle(
+        &self,
+        shard: &Shard,
+        placed: &RecordMetadata,
+        commits: Vec<(&str, TopicPartition, OffsetCommitValue)>,
+    ) -> Result<()> {
+        let mut passed = Vec::new();
+        {
+            let mut state = shard.state.lock();
+            let table = state.loaded(&shard.partition)?;
+            for (record_offset, (group, place, value)) in (placed.offset.get()..).zip(commits) {
+                let before = table.group(group).and_then(|group| group.offsets.get(&place)).map(|found| found.offset);
+                passed.push((place.clone(), before.unwrap_or(i64::MAX), value.offset));
+                table.commit(record_offset, None, group, place, value);
+            }
+        }
+        for (place, before, after) in passed {
+            // A topic that was deleted meanwhile has no tombstones.
+            let Ok(partition) =
+                self.store.topic(place.topic.as_str()).and_then(|topic| topic.partition(place.partition))
+            else {
+                continue;
+            };
+            let clean_end = partition.clean_end().get();
+            if clean_end > 0 && before < clean_end && after >= clean_end {
+                self.store.readers_moved(&partition);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes committed offsets of a group away. Those that are not there are passed over. The group itself is gone once it has
+    /// neither offsets nor members.
+    ///
+    /// Durable when this returns, as [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn delete_offsets(&self, group: &str, partitions: &[TopicPartition]) -> Result<()> {
+        self.remove(group, |table| {
+            let committed = table.group(group).map(|found| &found.offsets);
+            let is_there = |place: &&TopicPartition| committed.is_some_and(|committed| committed.contains_key(place));
+            (partitions.iter().filter(is_there).cloned().collect(), false)
+        })
+        .map(drop)
+    }
+
+    /// Takes a group away, with all its offsets. One that is not there is no error.
+    ///
+    /// Durable when this returns, as [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn delete(&self, group: &str) -> Result<()> {
+        self.remove(group, |table| match table.group(group) {
+            Some(found) => (found.offsets.keys().cloned().collect(), true),
+            None => (Vec::new(), false),
+        })
+        .map(drop)
+    }
+
+    /// Takes away every committed offset whose time is over, by Kafka's rule (`offsets.retention.minutes`), and then each
+    /// classic group that is left without members and offsets. Nothing does this by itself. Returns how many offsets went.
+    ///
+    /// The retention counts from the commit; of an empty group from the time that it became empty. A group with members loses
+    /// only offsets of topics that none of them has subscribed to.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit); [`Error::Invalid`] for a negative retention.
+    #[doc(alias = "offsets.retention.minutes")]
+    pub fn expire(&self, retention_ms: i64) -> Result<usize> {
+        if retention_ms < 0 {
+            return Err(Error::invalid("retention_ms", "must not be negative"));
+        }
+        let now_ms = self.store.clock().now_ms();
+        let mut expired = 0;
+        for group in self.list()? {
+            expired += self.remove(&group, |table| {
+                let over = table.expired(&group, now_ms, retention_ms);
+                let found = table.group(&group);
+                let is_last = found.is_some_and(|found| over.len() == found.offsets.len() && !over.is_empty());
+                let is_empty =
+                    found.and_then(|found| found.metadata.as_ref()).is_some_and(|metadata| metadata.members.is_empty());
+                let takes_group = table.is_over(&group) || (is_last && is_empty);
+                (over, takes_group)
+            })?;
+        }
+        Ok(expired)
+    }
+
+    /// Appends the tombstones of what `what` names: offsets, and whether the group's metadata goes too. Returns how many
+    /// offsets there were.
+    fn remove(&self, group: &str, what: impl FnOnce(&GroupTable) -> (Vec<TopicPartition>, bool)) -> Result<usize> {
+        check_group(group)?;
+        let Some(shards) = self.shards()? else { return Ok(0) };
+        let shard = shards.at(partition_for_group(group, shards.count))?;
+        let places = {
+            let mut state = shard.state.lock();
+            let table = state.loaded(&shard.partition)?;
+            let (places, takes_group) = what(table);
+            let mut records: Vec<Record> =
+                places.iter().map(|place| Record::tombstone(key(group, place).encode())).collect();
+            if let Some(found) = table.group(group).filter(|_| takes_group) {
+                let keys = [
+                    found.metadata.as_ref().map(|_| Key::Group { group }),
+                    found.is_of_newer_protocol.then_some(Key::ConsumerGroup { group }),
+                ];
+                records.extend(keys.iter().flatten().map(|key| Record::tombstone(key.encode())));
+            }
+            if records.is_empty() {
+                return Ok(0);
+            }
+            let options = CommitOptions::default();
+            let placed = shard.append(&records, &options)?;
+            // Deletions are rare: nothing is to come between the sync and what is seen of it.
+            shard.partition.log.acknowledge_later(None, &placed)?;
+            for (offset, record) in (placed.offset.get()..).zip(&records) {
+                let key = record.key().unwrap_or_default();
+                table.apply(offset, None, key, None).map_err(|error| Error::invalid("group", error.to_string()))?;
+            }
+            places
+        };
+        for place in &places {
+            if let Ok(partition) =
+                self.store.topic(place.topic.as_str()).and_then(|topic| topic.partition(place.partition))
+            {
+                self.store.readers_moved(&partition);
+            }
+        }
+        Ok(places.len())
+    }
+
+    /// How far a position is behind in a partition.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`] if the partition does not exist; those of a read.
+    ///
+    /// ```
+    /// use topiclog::group::Groups;
+    /// use topiclog::{Record, Store, TopicConfig};
+    /// let store = Store::in_memory()?;
+    /// let orders = store.create_topic("orders", TopicConfig::default())?.partition(0)?;
+    /// orders.append_batch(&[Record::of_value("a"), Record::of_value("b"), Record::of_value("c")])?;
+    /// let lag = Groups::open(&store)?.lag(orders.id(), 1)?;
+    /// assert_eq!((lag.records, lag.offsets), (2, 2));
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    pub fn lag(&self, partition: &TopicPartition, position: impl Into<Offset>) -> Result<Lag> {
+        let partition = self.store.topic(partition.topic.as_str())?.partition(partition.partition)?;
+        lag(&partition, position.into().get(), self.store.clock().now_ms())
+    }
+
+    /// The partition of `__consumer_offsets` that has a group's offsets; where there is no such topic yet, the one that it
+    /// will have.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn partition_of(&self, group: &str) -> Result<u32> {
+        Ok(partition_for_group(group, self.shards()?.map_or(PARTITIONS, |shards| shards.count)))
+    }
+
+    /// Reads the group's table. `None` if there are no groups at all.
+    fn read<T>(&self, group: &str, of: impl Fn(&GroupTable) -> T) -> Result<Option<T>> {
+        let Some(shards) = self.shards()? else { return Ok(None) };
+        let shard = shards.at(partition_for_group(group, shards.count))?;
+        let mut state = shard.state.lock();
+        state.loaded(&shard.partition).map(|table| Some(of(table)))
+    }
+
+    fn each_table(&self, mut visit: impl FnMut(&GroupTable)) -> Result<()> {
+        let Some(shards) = self.shards()? else { return Ok(()) };
+        for shard in shards.by_number.values() {
+            visit(shard.state.lock().loaded(&shard.partition)?);
+        }
+        Ok(())
+    }
+
+    /// The partitions as they are now: of a topic that was deleted and made again nothing is remembered.
+    fn shards(&self) -> Result<Option<Arc<Shards>>> {
+        let topic = match self.store.topic(OFFSETS_TOPIC) {
+            Ok(topic) => topic,
+            Err(Error::UnknownTopic { .. }) => {
+                *self.shared.shards.lock() = None;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Some(self.shards_of(&topic)))
+    }
+
+    fn shards_of(&self, topic: &Topic) -> Arc<Shards> {
+        let mut shards = self.shared.shards.lock();
+        match &*shards {
+            Some(known) if known.topic_id == topic.id() => Arc::clone(known),
+            _ => Arc::clone(shards.insert(Arc::new(Shards::new(topic)))),
+        }
+    }
+
+    fn writable_shards(&self) -> Result<Arc<Shards>> {
+        if let Some(shards) = self.shards()? {
+            return Ok(shards);
+        }
+        let config = TopicConfig::default()
+            .partitions(PARTITIONS)
+            .segment_bytes(SEGMENT_BYTES)
+            .cleanup_policy(CleanupPolicy::Compact);
+        Ok(self.shards_of(&self.store.ensure_topic(OFFSETS_TOPIC, config)?))
+    }
+}
+
+impl Shards {
+    fn new(topic: &Topic) -> Self {
+        let shard = |partition: &Partition| {
+            let state = Mutex::new(ShardState::default());
+            (partition.id().partition.get(), Shard { partition: partition.clone(), state })
+        };
+        Self {
+            topic_id: topic.id(),
+            count: topic.partition_count(),
+            by_number: topic.partitions().map(shard).collect(),
+        }
+    }
+
+    fn at(&self, number: u32) -> Result<&Shard> {
+        let unknown = || Error::UnknownTopic { name: format!("{OFFSETS_TOPIC}-{number}") };
+        self.by_number.get(&number).ok_or_else(unknown)
+    }
+}
+
+impl Shard {
+    fn append(&self, records: &[Record], options: &CommitOptions) -> Result<RecordMetadata> {
+        let spec = AppendSpec { durability: options.durability, is_acknowledged_later: true, ..AppendSpec::default() };
+        self.partition.log.append_records(records, &spec)
+    }
+}
+
+impl NewOffset {
+    fn value(&self, topic_id: Uuid, now_ms: Timestamp) -> OffsetCommitValue {
+        OffsetCommitValue {
+            offset: self.offset,
+            leader_epoch: self.leader_epoch.unwrap_or(-1),
+            metadata: self.metadata.clone(),
+            commit_timestamp_ms: now_ms,
+            expire_timestamp_ms: -1,
+            topic_id: Some(topic_id),
+        }
+    }
+}
+
+fn key<'a>(group: &'a str, place: &'a TopicPartition) -> Key<'a> {
+    let partition = i32::try_from(place.partition.get()).unwrap_or(i32::MAX);
+    Key::OffsetCommit { group, topic: place.topic.as_str(), partition }
+}
+
+fn record(group: &str, place: &TopicPartition, value: &OffsetCommitValue) -> Record {
+    Record::keyed(key(group, place).encode(), value.encode())
+}
+
+fn check_group(group: &str) -> Result<()> {
+    if group.is_empty() || group.len() > GROUP_BYTES_MAX {
+        return Err(Error::invalid("group", format!("must have 1 to {GROUP_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+fn check_offset(offset: &NewOffset) -> Result<()> {
+    if offset.offset < 0 {
+        return Err(Error::invalid("committed offset", "must not be negative"));
+    }
+    if offset.metadata.len() > METADATA_BYTES_MAX {
+        return Err(Error::invalid("commit metadata", format!("must have at most {METADATA_BYTES_MAX} bytes")));
+    }
+    if offset.leader_epoch.is_some_and(|epoch| epoch < 0) {
+        return Err(Error::invalid("leader epoch", "must not be negative"));
+    }
+    Ok(())
+}
+
+fn lag(partition: &Partition, position: i64, now_ms: Timestamp) -> Result<Lag> {
+    let from = position.max(partition.start().get());
+    let end = partition.last_stable_offset().get();
+    if from >= end {
+        return Ok(Lag::default());
+    }
+    let limits = DecodeLimits { decompressed_bytes_max: 1 << 30 };
+    let options = ReadOptions::new().level(ReadLevel::Latest).isolation(Isolation::Committed).limits(limits);
+    let mut reader = partition.reader(from, &options)?;
+    let mut lag = Lag { offsets: end.abs_diff(from), ..Lag::default() };
+    let mut next_ms = None;
+    while let Some(batch) = reader.next_batch()? {
+        let header = batch.header();
+        let records = if header.base_offset >= from {
+            u64::try_from(header.records_count).unwrap_or(0)
+        } else {
+            batch.records().count() as u64
+        };
+        if next_ms.is_none()
+            && let Some(Ok(record)) = batch.records().next()
+        {
+            next_ms = Some(record.timestamp_ms());
+        }
+        lag.records += records;
+        lag.bytes += header.size_bytes() as u64;
+    }
+    let age = next_ms.filter(|&next| next >= 0).map_or(0, |next| now_ms.saturating_sub(next));
+    lag.time_ms = u64::try_from(age).unwrap_or(0);
+    Ok(lag)
+}

@@ -1,0 +1,469 @@
+//! What the records of `__consumer_offsets` fold into: the committed offsets of each group. PURE.
+//!
+//! Records come in the order of their offsets, the last of a key wins. Commits of a transaction wait for its marker: a COMMIT
+//! lets those through that nothing newer has overtaken, an ABORT drops them. A tombstone takes a committed offset away, and
+//! what waits for a marker beside it. Expiry is Kafka's rule as a function of the time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::protocol::Subscription;
+use super::schema::{GroupMetadataValue, Key, OffsetCommitValue};
+use super::wire::{Decoded, SchemaError};
+use crate::clock::Timestamp;
+use crate::ids::{TopicName, TopicPartition, Uuid};
+
+/// How far a group has come in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CommittedOffset {
+    /// The next offset to read.
+    pub offset: i64,
+    /// The leader epoch of the last record that was read; `None` if the committer did not say.
+    pub leader_epoch: Option<i32>,
+    /// What the committer wrote beside it.
+    pub metadata: Arc<str>,
+    /// When it was committed, in milliseconds since 1970-01-01 UTC.
+    pub commit_timestamp_ms: Timestamp,
+    /// When it ends, if an old client asked for that.
+    pub expire_timestamp_ms: Option<Timestamp>,
+    /// The topic it was committed for; `None` if the committer did not say. Another topic of the same name has another id.
+    pub topic_id: Option<Uuid>,
+    /// Where the record is in the partition of `__consumer_offsets`.
+    pub(crate) record_offset: i64,
+}
+
+/// One group.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) offsets: BTreeMap<TopicPartition, CommittedOffset>,
+    /// Of a classic group.
+    pub(crate) metadata: Option<GroupMetadataValue>,
+    /// It is of the newer protocol, whose members are not looked at.
+    pub(crate) is_of_newer_protocol: bool,
+}
+
+impl Group {
+    fn is_nothing(&self) -> bool {
+        self.offsets.is_empty() && self.metadata.is_none() && !self.is_of_newer_protocol
+    }
+}
+
+/// A commit that waits for the marker of its transaction.
+#[derive(Clone, Debug)]
+struct Pending {
+    group: Arc<str>,
+    place: TopicPartition,
+    committed: CommittedOffset,
+}
+
+/// All groups of one partition of `__consumer_offsets`.
+#[derive(Debug, Default)]
+pub(crate) struct GroupTable {
+    groups: BTreeMap<Arc<str>, Group>,
+    pending: BTreeMap<i64, Vec<Pending>>,
+    /// Names that many groups share, kept once.
+    topics: HashMap<String, TopicName>,
+    empty_metadata: Option<Arc<str>>,
+}
+
+impl GroupTable {
+    /// The groups, in order of their names.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = (&Arc<str>, &Group)> {
+        self.groups.iter()
+    }
+
+    pub(crate) fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.get(name)
+    }
+
+    /// The next record. `producer` is the one whose transaction it is part of, if it is.
+    pub(crate) fn apply(
+        &mut self,
+        record_offset: i64,
+        producer: Option<i64>,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Decoded<()> {
+        match (Key::decode(key)?, value) {
+            (Key::OffsetCommit { group, topic, partition }, Some(value)) => {
+                let value = OffsetCommitValue::decode(value)?;
+                let place = self.place(topic, partition)?;
+                self.commit(record_offset, producer, group, place, value);
+            }
+            (Key::OffsetCommit { group, topic, partition }, None) => {
+                let place = self.place(topic, partition)?;
+                self.forget(group, &place);
+            }
+            (Key::Group { group }, Some(value)) => {
+                let metadata = GroupMetadataValue::decode(value)?;
+                self.entry(group).metadata = Some(metadata);
+            }
+            (Key::Group { group }, None) => self.change(group, |group| group.metadata = None),
+            (Key::ConsumerGroup { group }, Some(_)) => self.entry(group).is_of_newer_protocol = true,
+            (Key::ConsumerGroup { group }, None) => self.change(group, |group| group.is_of_newer_protocol = false),
+            (Key::Other(_), _) => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn commit(
+        &mut self,
+        record_offset: i64,
+        producer: Option<i64>,
+        group: &str,
+        place: TopicPartition,
+        value: OffsetCommitValue,
+    ) {
+        let metadata = if value.metadata.is_empty() {
+            Arc::clone(self.empty_metadata.get_or_insert_with(|| "".into()))
+        } else {
+            value.metadata.into()
+        };
+        let committed = CommittedOffset {
+            offset: value.offset,
+            leader_epoch: (value.leader_epoch >= 0).then_some(value.leader_epoch),
+            metadata,
+            commit_timestamp_ms: value.commit_timestamp_ms,
+            expire_timestamp_ms: (value.expire_timestamp_ms >= 0).then_some(value.expire_timestamp_ms),
+            topic_id: value.topic_id,
+            record_offset,
+        };
+        match producer {
+            None => self.settle(group, place, committed),
+            Some(producer) => {
+                let group = self.name(group);
+                self.pending.entry(producer).or_default().push(Pending { group, place, committed });
+            }
+        }
+    }
+
+    /// A newer commit is not overtaken by an older one that comes in later.
+    fn settle(&mut self, group: &str, place: TopicPartition, committed: CommittedOffset) {
+        let offsets = &mut self.entry(group).offsets;
+        match offsets.get_mut(&place) {
+            Some(found) if found.record_offset > committed.record_offset => {}
+            Some(found) => *found = committed,
+            None => {
+                offsets.insert(place, committed);
+            }
+        }
+    }
+
+    fn forget(&mut self, group: &str, place: &TopicPartition) {
+        for pending in self.pending.values_mut() {
+            pending.retain(|pending| *pending.group != *group || pending.place != *place);
+        }
+        self.change(group, |group| {
+            group.offsets.remove(place);
+        });
+    }
+
+    /// The marker of a producer's transaction, or what is known of it without one.
+    pub(crate) fn end_transaction(&mut self, producer: i64, is_committed: bool) {
+        for pending in self.pending.remove(&producer).unwrap_or_default() {
+            if is_committed {
+                self.settle(&pending.group, pending.place, pending.committed);
+            }
+        }
+    }
+
+    /// Everything below this offset is decided. What was aborted has been dropped by then, so that the rest is committed: as
+    /// it is where a marker went before its data.
+    pub(crate) fn settle_below(&mut self, last_stable_offset: i64) {
+        for (producer, waiting) in std::mem::take(&mut self.pending) {
+            for pending in waiting {
+                if pending.committed.record_offset < last_stable_offset {
+                    self.settle(&pending.group, pending.place, pending.committed);
+                } else {
+                    self.pending.entry(producer).or_default().push(pending);
+                }
+            }
+        }
+    }
+
+    /// Offsets of a group whose time is over. `retention_ms` counts from the last commit, or from the time that the group
+    /// became empty; a group with members loses only what none of them has subscribed to, one of the newer protocol nothing.
+    pub(crate) fn expired(&self, name: &str, now_ms: Timestamp, retention_ms: i64) -> Vec<TopicPartition> {
+        let Some(group) = self.groups.get(name) else { return Vec::new() };
+        let waiting: HashSet<&TopicPartition> = self
+            .pending
+            .values()
+            .flatten()
+            .filter(|pending| *pending.group == *name)
+            .map(|pending| &pending.place)
+            .collect();
+        let Some(rule) = ExpiryRule::of(group) else { return Vec::new() };
+        let is_over = |(place, committed): &(&TopicPartition, &CommittedOffset)| {
+            if waiting.contains(place) || rule.is_kept(place) {
+                return false;
+            }
+            match committed.expire_timestamp_ms {
+                Some(end) => now_ms >= end,
+                None => now_ms.saturating_sub(rule.base_ms(committed)) >= retention_ms,
+            }
+        };
+        group.offsets.iter().filter(is_over).map(|(place, _)| place.clone()).collect()
+    }
+
+    /// Whether a classic group is empty, has no offsets and nothing that waits for a marker: its metadata may go.
+    pub(crate) fn is_over(&self, name: &str) -> bool {
+        let is_waiting = self.pending.values().flatten().any(|pending| *pending.group == *name);
+        let group = self.groups.get(name);
+        !is_waiting
+            && group.is_some_and(|group| {
+                group.offsets.is_empty() && group.metadata.as_ref().is_some_and(|metadata| metadata.members.is_empty())
+            })
+    }
+
+    fn place(&mut self, topic: &str, partition: i32) -> Decoded<TopicPartition> {
+        let partition = u32::try_from(partition).map_err(|_| SchemaError::Malformed("a partition is negative"))?;
+        if let Some(found) = self.topics.get(topic) {
+            return Ok(TopicPartition::new(found.clone(), partition));
+        }
+        let name = TopicName::new(topic).map_err(|_| SchemaError::Malformed("a topic has no legal name"))?;
+        self.topics.insert(topic.to_owned(), name.clone());
+        Ok(TopicPartition::new(name, partition))
+    }
+
+    fn name(&self, group: &str) -> Arc<str> {
+        self.groups.get_key_value(group).map_or_else(|| group.into(), |(name, _)| Arc::clone(name))
+    }
+
+    fn entry(&mut self, name: &str) -> &mut Group {
+        if !self.groups.contains_key(name) {
+            self.groups.insert(name.into(), Group::default());
+        }
+        self.groups.get_mut(name).expect("it was inserted if it was not there")
+    }
+
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Group)) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        change(group);
+        if group.is_nothing() {
+            self.groups.remove(name);
+        }
+    }
+}
+
+/// From when the retention of a group's offsets counts.
+enum ExpiryRule {
+    /// Empty since then; `None` where that is not known.
+    Empty(Option<Timestamp>),
+    /// Nobody joins, offsets are only committed.
+    Standalone,
+    /// Members have subscribed to these topics.
+    Subscribed(BTreeSet<String>),
+}
+
+impl ExpiryRule {
+    fn of(group: &Group) -> Option<Self> {
+        if group.is_of_newer_protocol {
+            return None;
+        }
+        let Some(metadata) = group.metadata.as_ref().filter(|metadata| !metadata.protocol_type.is_empty()) else {
+            return Some(ExpiryRule::Standalone);
+        };
+        if metadata.members.is_empty() {
+            let since = metadata.state_timestamp_ms;
+            return Some(ExpiryRule::Empty((since >= 0).then_some(since)));
+        }
+        if metadata.protocol_type != "consumer" {
+            return None;
+        }
+        let mut topics = BTreeSet::new();
+        for member in &metadata.members {
+            topics.extend(Subscription::decode(&member.subscription).ok()?.topics);
+        }
+        Some(ExpiryRule::Subscribed(topics))
+    }
+
+    fn is_kept(&self, place: &TopicPartition) -> bool {
+        matches!(self, ExpiryRule::Subscribed(topics) if topics.contains(place.topic.as_str()))
+    }
+
+    fn base_ms(&self, committed: &CommittedOffset) -> Timestamp {
+        match self {
+            ExpiryRule::Empty(Some(since)) => *since,
+            _ => committed.commit_timestamp_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema::MemberMetadata;
+    use super::*;
+
+    fn key(group: &str, partition: i32) -> Vec<u8> {
+        Key::OffsetCommit { group, topic: "t", partition }.encode()
+    }
+
+    fn value(offset: i64, commit_timestamp_ms: i64) -> OffsetCommitValue {
+        OffsetCommitValue {
+            offset,
+            leader_epoch: -1,
+            metadata: String::new(),
+            commit_timestamp_ms,
+            expire_timestamp_ms: -1,
+            topic_id: None,
+        }
+    }
+
+    fn t(partition: u32) -> TopicPartition {
+        TopicPartition::new(TopicName::new("t").unwrap(), partition)
+    }
+
+    #[derive(Clone, Copy)]
+    enum Step {
+        Commit(&'static str, i32, i64),
+        InTransaction(i64, &'static str, i32, i64),
+        Delete(&'static str, i32),
+        End(i64, bool),
+    }
+    use Step::*;
+
+    /// Each step is a record at the next offset.
+    fn fold(steps: &[Step]) -> GroupTable {
+        let mut table = GroupTable::default();
+        for (at, step) in (0..).zip(steps) {
+            match *step {
+                Commit(group, partition, offset) => {
+                    table.apply(at, None, &key(group, partition), Some(&value(offset, 0).encode())).unwrap();
+                }
+                InTransaction(producer, group, partition, offset) => {
+                    let bytes = value(offset, 0).encode();
+                    table.apply(at, Some(producer), &key(group, partition), Some(&bytes)).unwrap();
+                }
+                Delete(group, partition) => table.apply(at, None, &key(group, partition), None).unwrap(),
+                End(producer, is_committed) => table.end_transaction(producer, is_committed),
+            }
+        }
+        table
+    }
+
+    fn shown(table: &GroupTable) -> Vec<(String, i32, i64)> {
+        let all = table.groups().flat_map(|(name, group)| {
+            group.offsets.iter().map(|(place, found)| (name.to_string(), place.partition.get() as i32, found.offset))
+        });
+        all.collect()
+    }
+
+    fn check(steps: &[Step], expected: &[(&str, i32, i64)]) {
+        let expected: Vec<_> = expected.iter().map(|&(name, partition, at)| (name.to_owned(), partition, at)).collect();
+        assert_eq!(shown(&fold(steps)), expected);
+    }
+
+    #[test]
+    fn the_last_commit_wins_and_a_tombstone_takes_it_away() {
+        check(&[Commit("g", 0, 5), Commit("g", 1, 7), Commit("g", 0, 6)], &[("g", 0, 6), ("g", 1, 7)]);
+        check(&[Commit("g", 0, 9), Commit("g", 0, 3)], &[("g", 0, 3)]);
+        check(&[Commit("g", 0, 5), Commit("h", 0, 1), Delete("g", 0)], &[("h", 0, 1)]);
+        check(&[Commit("g", 0, 5), Delete("g", 0), Commit("g", 0, 2)], &[("g", 0, 2)]);
+        check(&[Delete("g", 0)], &[]);
+    }
+
+    #[test]
+    fn commits_of_a_transaction_wait_for_its_marker() {
+        check(&[Commit("g", 0, 1), InTransaction(7, "g", 0, 5)], &[("g", 0, 1)]);
+        check(&[Commit("g", 0, 1), InTransaction(7, "g", 0, 5), End(7, true)], &[("g", 0, 5)]);
+        check(&[Commit("g", 0, 1), InTransaction(7, "g", 0, 5), End(7, false)], &[("g", 0, 1)]);
+        check(&[InTransaction(7, "g", 0, 5), InTransaction(8, "g", 0, 6), End(8, true), End(7, false)], &[("g", 0, 6)]);
+        check(&[InTransaction(7, "g", 0, 5), End(7, false), InTransaction(7, "g", 0, 6), End(7, true)], &[("g", 0, 6)]);
+        check(&[InTransaction(7, "g", 0, 5), End(9, true)], &[]);
+    }
+
+    #[test]
+    fn a_marker_lets_nothing_through_that_was_overtaken() {
+        check(&[InTransaction(7, "g", 0, 5), Commit("g", 0, 9), End(7, true)], &[("g", 0, 9)]);
+        check(&[InTransaction(7, "g", 0, 5), InTransaction(8, "g", 0, 6), End(8, true), End(7, true)], &[("g", 0, 6)]);
+        check(&[InTransaction(7, "g", 0, 5), Delete("g", 0), End(7, true)], &[]);
+        check(&[Delete("g", 0), InTransaction(7, "g", 0, 5), End(7, true)], &[("g", 0, 5)]);
+    }
+
+    #[test]
+    fn what_is_stable_needs_no_marker() {
+        let mut table = fold(&[InTransaction(7, "g", 0, 5), InTransaction(8, "g", 1, 6)]);
+        table.settle_below(1);
+        assert_eq!(shown(&table), [("g".to_owned(), 0, 5)]);
+        table.end_transaction(8, true);
+        assert_eq!(shown(&table), [("g".to_owned(), 0, 5), ("g".to_owned(), 1, 6)]);
+    }
+
+    #[test]
+    fn a_group_is_there_as_long_as_anything_of_it() {
+        let mut table = fold(&[Commit("g", 0, 5)]);
+        let group_key = Key::Group { group: "g" }.encode();
+        let newer_key = Key::ConsumerGroup { group: "g" }.encode();
+        table.apply(1, None, &group_key, Some(&GroupMetadataValue::default().encode())).unwrap();
+        table.apply(2, None, &newer_key, Some(&[0, 0])).unwrap();
+        for (key, is_there) in [(&key("g", 0), true), (&group_key, true), (&newer_key, false)] {
+            table.apply(3, None, key, None).unwrap();
+            assert_eq!(table.group("g").is_some(), is_there);
+        }
+    }
+
+    const DAY: i64 = 86_400_000;
+
+    /// Whether the one offset, committed at day 1, has expired on a day, with a retention of seven.
+    fn is_expired(metadata: Option<GroupMetadataValue>, expire_timestamp_ms: i64, on_day: i64) -> bool {
+        let mut table = GroupTable::default();
+        let value = OffsetCommitValue { expire_timestamp_ms, ..value(3, DAY) };
+        table.commit(0, None, "g", t(0), value);
+        table.entry("g").metadata = metadata;
+        !table.expired("g", on_day * DAY, 7 * DAY).is_empty()
+    }
+
+    fn with_member(protocol_type: &str, topic: &str) -> Option<GroupMetadataValue> {
+        let subscription = Subscription { topics: vec![topic.into()], ..Subscription::default() }.encode();
+        let members = vec![MemberMetadata { subscription, ..MemberMetadata::default() }];
+        Some(GroupMetadataValue { protocol_type: protocol_type.into(), members, ..GroupMetadataValue::default() })
+    }
+
+    #[test]
+    fn offsets_expire_by_kafkas_rule() {
+        let empty = |state_timestamp_ms| {
+            let protocol_type = "consumer".into();
+            Some(GroupMetadataValue { protocol_type, state_timestamp_ms, ..GroupMetadataValue::default() })
+        };
+        let check = |what: &str, metadata: Option<GroupMetadataValue>, end: i64, last_day_kept: Option<i64>| {
+            for day in [1, 2, 3, 7, 8, 9, 10, 11, 100] {
+                let expected = last_day_kept.is_some_and(|last| day > last);
+                assert_eq!(is_expired(metadata.clone(), end, day), expected, "{what} on day {day}");
+            }
+        };
+        check("a stand-alone consumer", None, -1, Some(7));
+        check("a group that only commits", Some(GroupMetadataValue::default()), -1, Some(7));
+        check("empty since day 3", empty(3 * DAY), -1, Some(9));
+        check("empty since who knows when", empty(-1), -1, Some(7));
+        check("subscribed", with_member("consumer", "t"), -1, None);
+        check("subscribed to another topic", with_member("consumer", "u"), -1, Some(7));
+        check("members of another protocol", with_member("connect", "u"), -1, None);
+        check("an end of its own", None, 3 * DAY, Some(2));
+    }
+
+    #[test]
+    fn an_offset_that_a_transaction_is_about_to_move_does_not_expire() {
+        let mut table = fold(&[Commit("g", 0, 5), Commit("g", 1, 5), InTransaction(7, "g", 0, 6)]);
+        let expired = |table: &GroupTable| {
+            table.expired("g", 100 * DAY, DAY).iter().map(|place| place.partition.get()).collect::<Vec<_>>()
+        };
+        assert_eq!(expired(&table), [1]);
+        table.end_transaction(7, false);
+        assert_eq!(expired(&table), [0, 1]);
+        table.entry("h").is_of_newer_protocol = true;
+        table.commit(9, None, "h", t(0), value(1, 0));
+        assert!(table.expired("h", 100 * DAY, DAY).is_empty());
+    }
+
+    #[test]
+    fn the_metadata_of_a_group_goes_last() {
+        let mut table = fold(&[Commit("g", 0, 5)]);
+        table.entry("g").metadata = Some(GroupMetadataValue::default());
+        assert!(!table.is_over("g"));
+        table.forget("g", &t(0));
+        assert!(table.is_over("g"));
+        table.entry("g").metadata = with_member("consumer", "t");
+        assert!(!table.is_over("g") && !table.is_over("nobody"));
+    }
+}

@@ -1,0 +1,290 @@
+//! The coordinator against a model: random members that join, go, fall silent and come back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use topiclog::group::{
+    Assignment, Assignor, GroupCoordinator, GroupState, JoinRequest, Refusal, Replies, Reply, Subscription,
+};
+
+use crate::support::simulate::Random;
+
+const SESSION_MS: u64 = 100;
+const REBALANCE_MS: u64 = 300;
+
+fn join(member_id: &str, new_member_id: &str, instance: Option<&str>, told: &Subscription) -> JoinRequest {
+    let protocols = [Assignor::CooperativeSticky, Assignor::Range];
+    JoinRequest {
+        member_id: member_id.to_owned(),
+        new_member_id: new_member_id.to_owned(),
+        group_instance_id: instance.map(str::to_owned),
+        session_timeout_ms: SESSION_MS,
+        rebalance_timeout_ms: REBALANCE_MS,
+        protocols: protocols.map(|assignor| (assignor.name().to_owned(), told.encode().into())).to_vec(),
+    }
+}
+
+/// What a client knows.
+#[derive(Debug, Default)]
+struct Client {
+    member_id: String,
+    generation: i32,
+    owned: BTreeSet<(String, i32)>,
+    waits_for: Option<u64>,
+    is_silent: bool,
+    wants_join: bool,
+}
+
+struct World {
+    group: GroupCoordinator,
+    clients: BTreeMap<usize, Client>,
+    now_ms: u64,
+    next_request: u64,
+    /// Assignments that a leader is about to bring.
+    answered: BTreeSet<u64>,
+    /// What each generation gave to whom.
+    given: BTreeMap<i32, BTreeMap<(String, i32), String>>,
+    log: Vec<String>,
+}
+
+const PARTITIONS: u32 = 7;
+
+impl World {
+    fn new() -> Self {
+        Self {
+            group: GroupCoordinator::default(),
+            clients: BTreeMap::new(),
+            now_ms: 0,
+            next_request: 0,
+            answered: BTreeSet::new(),
+            given: BTreeMap::new(),
+            log: Vec::new(),
+        }
+    }
+
+    fn request(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request
+    }
+
+    fn told(client: &Client) -> Subscription {
+        let mut owned: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        client.owned.iter().for_each(|(topic, one)| owned.entry(topic.clone()).or_default().push(*one));
+        Subscription { topics: vec!["t".into()], owned, generation: client.generation, ..Subscription::default() }
+    }
+
+    fn join(&mut self, number: usize) {
+        let request = self.request();
+        let client = self.clients.entry(number).or_default();
+        let fresh = format!("m{number}-{request}");
+        let asked = join(&client.member_id, &fresh, None, &Self::told(client));
+        (client.waits_for, client.wants_join) = (Some(request), false);
+        let replies = self.group.join(self.now_ms, request, asked);
+        self.take(replies);
+    }
+
+    /// Hands answers to the clients that wait for them; no request is answered twice.
+    fn take(&mut self, replies: Replies) {
+        for (request, reply) in replies {
+            assert!(self.answered.insert(request), "{request} is answered twice: {:?}", self.log);
+            let Some((&number, _)) = self.clients.iter().find(|(_, client)| client.waits_for == Some(request)) else {
+                continue;
+            };
+            let client = self.clients.get_mut(&number).unwrap();
+            client.waits_for = None;
+            match reply {
+                Reply::Joined(Ok(joined)) => {
+                    (client.member_id, client.generation) = (joined.member_id.clone(), joined.generation);
+                    let assignments = self.assignments(&joined.members);
+                    let request = self.request();
+                    let client = self.clients.get_mut(&number).unwrap();
+                    client.waits_for = Some(request);
+                    let (id, generation) = (client.member_id.clone(), client.generation);
+                    let replies = self.group.sync(self.now_ms, request, &id, generation, assignments);
+                    self.take(replies);
+                }
+                Reply::Synced(Ok(bytes)) => {
+                    let assignment = Assignment::from_bytes(&bytes).unwrap_or_default();
+                    let all = assignment.partitions.into_iter();
+                    let client = self.clients.get_mut(&number).unwrap();
+                    let had = std::mem::take(&mut client.owned);
+                    client.owned =
+                        all.flat_map(|(topic, of)| of.into_iter().map(move |one| (topic.clone(), one))).collect();
+                    // What is to be let go was let go: the others may have it.
+                    client.wants_join = had.iter().any(|place| !client.owned.contains(place));
+                    let given = self.given.entry(client.generation).or_default();
+                    for place in &client.owned {
+                        let other = given.insert(place.clone(), client.member_id.clone());
+                        let is_free = other.is_none_or(|other| other == client.member_id);
+                        assert!(is_free, "{place:?} has two owners in generation {}", client.generation);
+                    }
+                }
+                Reply::Joined(Err(refusal)) | Reply::Synced(Err(refusal)) => {
+                    if refusal == Refusal::UnknownMember {
+                        (client.member_id, client.owned) = (String::new(), BTreeSet::new());
+                    }
+                    client.wants_join = true;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn assignments(&self, members: &[(String, bytes::Bytes)]) -> Vec<(String, bytes::Bytes)> {
+        let said = members.iter().map(|(id, told)| (id.clone(), Subscription::from_bytes(told).unwrap())).collect();
+        let assigned = Assignor::CooperativeSticky.assign(&said, &[("t".to_owned(), PARTITIONS)].into());
+        assigned.into_iter().map(|(id, assignment)| (id, assignment.encode().into())).collect()
+    }
+
+    fn heartbeat(&mut self, number: usize) {
+        let Some(client) = self.clients.get(&number).filter(|client| client.waits_for.is_none()) else { return };
+        if client.member_id.is_empty() {
+            return;
+        }
+        let (id, generation) = (client.member_id.clone(), client.generation);
+        let (heard, replies) = self.group.heartbeat(self.now_ms, &id, generation);
+        let commit = self.group.check_commit(self.now_ms, &id, generation);
+        if heard.is_ok() && self.group.state() == GroupState::Stable {
+            assert_eq!(commit, Ok(()));
+        }
+        assert!(self.group.check_commit(self.now_ms, &id, generation - 1).is_err(), "an earlier generation commits");
+        let client = self.clients.get_mut(&number).unwrap();
+        match heard {
+            Ok(()) => {}
+            Err(Refusal::UnknownMember) => {
+                *client = Client { wants_join: true, ..Client::default() };
+            }
+            Err(_) => client.wants_join = true,
+        }
+        self.take(replies);
+    }
+
+    fn tick(&mut self, by_ms: u64) {
+        self.now_ms += by_ms;
+        let replies = self.group.tick(self.now_ms);
+        self.take(replies);
+    }
+
+    /// Everybody who is left does what a client does until nothing moves.
+    fn settle(&mut self) {
+        let silent: Vec<usize> =
+            self.clients.iter().filter(|(_, one)| one.is_silent).map(|(number, _)| *number).collect();
+        silent.iter().for_each(|number| drop(self.clients.remove(number)));
+        for _ in 0..200 {
+            let numbers: Vec<usize> = self.clients.keys().copied().collect();
+            for number in numbers {
+                self.heartbeat(number);
+                if self.clients[&number].wants_join && self.clients[&number].waits_for.is_none() {
+                    self.join(number);
+                }
+            }
+            self.tick(SESSION_MS / 4);
+        }
+        let owned: Vec<_> = self.clients.values().flat_map(|client| client.owned.iter()).collect();
+        let distinct: BTreeSet<_> = owned.iter().collect();
+        assert_eq!(owned.len(), distinct.len(), "one partition, one owner: {:?}", self.clients);
+        match self.clients.len() {
+            0 => assert_eq!(self.group.state(), GroupState::Empty, "{:?}", self.log),
+            count => {
+                assert_eq!(self.group.state(), GroupState::Stable, "{:?} {:?}", self.clients, self.log);
+                assert_eq!(owned.len(), PARTITIONS as usize, "all are owned: {:?}", self.clients);
+                assert_eq!(self.group.members().count(), count);
+                let most = self.clients.values().map(|client| client.owned.len()).max().unwrap_or(0);
+                let least = self.clients.values().map(|client| client.owned.len()).min().unwrap_or(0);
+                assert!(most - least <= 1, "balanced: {:?}", self.clients);
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_members_do_each_partition_has_one_owner_in_a_generation() {
+    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    tell!("group coordinator: TOPICLOG_SEED={seed}");
+    let mut random = Random(seed);
+    let mut generations = 0;
+    for _ in 0..300 {
+        let mut world = World::new();
+        for _ in 0..60 {
+            let number = random.below(6);
+            let what = random.below(8);
+            world.log.push(format!("{} {number} {what}", world.now_ms));
+            let client = world.clients.get(&number);
+            let is_silent = client.is_some_and(|client| client.is_silent);
+            let waits = client.is_some_and(|client| client.waits_for.is_some());
+            match what {
+                0 | 1 if !waits && !is_silent => world.join(number),
+                2 | 3 if !is_silent => world.heartbeat(number),
+                4 => {
+                    if let Some(client) = world.clients.get_mut(&number) {
+                        client.is_silent = true;
+                    }
+                }
+                5 => {
+                    if let Some(client) = world.clients.remove(&number)
+                        && !client.member_id.is_empty()
+                    {
+                        let (_, replies) = world.group.leave(world.now_ms, &client.member_id);
+                        world.take(replies);
+                    }
+                }
+                _ => world.tick(random.below(120) as u64),
+            }
+        }
+        world.settle();
+        generations += world.group.generation();
+    }
+    tell!("group coordinator: {generations} generations");
+    assert!(generations > 1000, "{generations}");
+}
+
+/// The only member of a group, in generation 1.
+fn alone(instance: Option<&str>) -> GroupCoordinator {
+    let mut group = GroupCoordinator::default();
+    let told = Subscription { topics: vec!["t".into()], ..Subscription::default() };
+    group.join(0, 1, join("", "a", instance, &told));
+    group.sync(0, 2, "a", 1, vec![("a".into(), "all".into())]);
+    assert_eq!(group.state(), GroupState::Stable);
+    group
+}
+
+#[test]
+fn a_static_member_comes_back_without_a_rebalance_and_fences_what_it_was() {
+    let told = Subscription { topics: vec!["t".into()], ..Subscription::default() };
+    let mut group = alone(Some("i"));
+    let replies = group.join(50, 3, join("", "b", Some("i"), &told));
+    let [(3, Reply::Joined(Ok(joined)))] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!((joined.generation, joined.member_id.as_str()), (1, "b"));
+    assert_eq!(group.sync(50, 4, "b", 1, Vec::new()), [(4, Reply::Synced(Ok("all".into())))]);
+    assert_eq!(group.check_commit(50, "a", 1), Err(Refusal::UnknownMember));
+    assert_eq!(group.check_commit(50, "b", 1), Ok(()));
+    let replies = group.join(50, 5, join("a", "", Some("i"), &told));
+    assert_eq!(replies, [(5, Reply::Joined(Err(Refusal::FencedInstance)))]);
+}
+
+#[test]
+fn who_is_not_heard_of_goes_and_commits_no_more() {
+    let mut group = alone(None);
+    assert_eq!(group.heartbeat(SESSION_MS - 1, "a", 1).0, Ok(()));
+    assert_eq!(group.next_deadline_ms(), Some(2 * SESSION_MS - 1));
+    assert_eq!(group.check_commit(2 * SESSION_MS - 2, "a", 1), Ok(()));
+    assert_eq!(group.check_commit(2 * SESSION_MS - 1, "a", 1), Err(Refusal::UnknownMember), "before any tick");
+    group.tick(2 * SESSION_MS - 1);
+    assert_eq!((group.state(), group.generation()), (GroupState::Empty, 2));
+    assert_eq!(group.next_deadline_ms(), None);
+}
+
+#[test]
+fn a_rebalance_does_not_wait_for_ever() {
+    let told = Subscription { topics: vec!["t".into()], ..Subscription::default() };
+    let mut group = alone(None);
+    assert!(group.join(10, 3, join("", "b", None, &told)).is_empty(), "it waits for a");
+    assert_eq!(group.heartbeat(20, "a", 1).0, Err(Refusal::RebalanceInProgress));
+    assert_eq!(group.check_commit(20, "a", 1), Ok(()), "what it processed is to be known");
+    let replies = group.tick(20 + SESSION_MS);
+    let [(3, Reply::Joined(Ok(joined)))] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!((joined.generation, joined.leader.as_str(), joined.members.len()), (2, "b", 1));
+    assert_eq!(group.check_commit(20 + SESSION_MS, "b", 2), Err(Refusal::RebalanceInProgress), "not yet assigned");
+    let other = JoinRequest { protocols: vec![("other".into(), "".into())], ..join("", "c", None, &told) };
+    let replies = group.join(130, 4, other);
+    assert_eq!(replies, [(4, Reply::Joined(Err(Refusal::InconsistentProtocol)))]);
+}
