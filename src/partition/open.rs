@@ -546,13 +546,25 @@ impl Opening<'_> {
             // An older manifest may not know the newest epochs: then the batches tell.
             epochs: (!entry.foreign && !is_fallback).then_some(known_epochs.as_slice()),
         };
-        let scan = scan(&*file, &rules, |_, header, _| {
-            if is_fallback && !entry.foreign && header.leader_epoch > manifest.epoch() {
-                manifest.epochs.retain(|&(_, start)| start < header.base_offset);
-                manifest.epochs.push((header.leader_epoch, header.base_offset));
+        let mut scan_once = || {
+            scan(&*file, &rules, |_, header, _| {
+                if is_fallback && !entry.foreign && header.leader_epoch > manifest.epoch() {
+                    manifest.epochs.retain(|&(_, start)| start < header.base_offset);
+                    manifest.epochs.push((header.leader_epoch, header.base_offset));
+                }
+            })
+        };
+        let mut scan = scan_once().map_err(failed)?;
+        // Beside a writer the scan may end in a batch that is half written, or that reaches beyond the length that the file
+        // had when the scan began. What is damaged stays where it is; where that place turns whole, somebody is writing.
+        if self.env.read_only && matches!(scan.stop, Stop::Bad(_)) {
+            let again = scan_once().map_err(failed)?;
+            if again.position > scan.position && matches!(again.stop, Stop::Bad(_)) {
+                scan = Scan { stop: Stop::End, ..again };
+            } else {
+                scan = again;
             }
-        });
-        let scan = scan.map_err(failed)?;
+        }
         report.scanned_bytes += scan.position - position;
         if let (Stop::Bad(reason), Some(cap)) = (&scan.stop, entry.max_unsynced_bytes)
             && let Some(proof) = proof_of_rot(&*file, &scan, cap).map_err(failed)?

@@ -173,8 +173,8 @@ fn a_listing_stays_at_its_position_while_the_log_goes_on() {
     assert_eq!(values, ["new 45", "new 46", "new 47", "new 48", "new 49"]);
 }
 
-#[test]
-fn a_file_of_another_log_or_of_a_log_that_was_cut_is_not_believed() {
+/// A store that was closed with one key, and the path of the file that its index left.
+fn closed_with_one_key() -> (MemoryVfs, &'static str) {
     let vfs = MemoryVfs::new();
     let store = builder(&vfs).open("/s").unwrap();
     let topic = store.create_topic("t", config()).unwrap();
@@ -182,7 +182,12 @@ fn a_file_of_another_log_or_of_a_log_that_was_cut_is_not_believed() {
     topic.get("a").unwrap();
     drop(topic);
     store.close().unwrap();
-    let path = "/s/t-0/topiclog.keys";
+    (vfs, "/s/t-0/topiclog.keys")
+}
+
+#[test]
+fn a_file_of_another_log_or_of_a_log_that_was_cut_is_not_believed() {
+    let (vfs, path) = closed_with_one_key();
     let old = read(&vfs, path);
     for at in [0, 20, 40, 50, 60, 70, old.len() - 3] {
         let mut bad = old.clone();
@@ -320,14 +325,7 @@ fn sealed(mut file: Vec<u8>) -> Vec<u8> {
 /// A file without any entry would hide the key: where it is believed, the key is not found.
 #[test]
 fn a_sealed_file_of_another_store_position_or_epoch_is_not_believed() {
-    let vfs = MemoryVfs::new();
-    let store = builder(&vfs).open("/s").unwrap();
-    let topic = store.create_topic("t", config()).unwrap();
-    topic.append(Record::keyed("a", "1")).unwrap();
-    topic.get("a").unwrap();
-    drop(topic);
-    store.close().unwrap();
-    let path = "/s/t-0/topiclog.keys";
+    let (vfs, path) = closed_with_one_key();
     let mut empty = read(&vfs, path)[..84].to_vec();
     empty[64..72].copy_from_slice(&0_u64.to_be_bytes());
     empty.extend([0; 4]);

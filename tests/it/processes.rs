@@ -219,3 +219,31 @@ fn a_reader_beside_a_live_writer_writes_no_byte() {
     assert!(before == tree(directory.path()), "a reader changed something");
     topic.append(Record::of_value("the writer goes on")).unwrap();
 }
+
+/// The tail may be half written when it is looked at: that was once reported as a tail to be cut.
+#[test]
+fn a_read_only_open_beside_a_busy_writer_reports_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(directory.path()).unwrap();
+    let config = TopicConfig::default().durability(Durability::Os).preallocate_bytes(256 << 10);
+    let topic = store.create_topic("t", config).unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A bounded number, so that the log stays short enough to be opened many times.
+            for nth in 0..200_000_u32 {
+                if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                topic.append(Record::of_value(vec![b'x'; 100 + nth as usize % 1000])).unwrap();
+            }
+        });
+        for round in 0..100 {
+            let reader = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(directory.path()).unwrap();
+            for partition in &reader.recovery_report().partitions {
+                assert!(partition.repairs.is_empty(), "round {round}: {:?}", partition.repairs);
+            }
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
