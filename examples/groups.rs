@@ -2,7 +2,8 @@
 //!
 //! DIR is a store, or a plain Kafka log directory; it is opened read-only and not changed. A line has the group, the
 //! partition, the next offset to read, the leader epoch and the metadata that were committed with it, and the lag: how many
-//! records that still exist lie beyond it, as a reader of committed records sees them (`null` if the partition is not here).
+//! records that still exist lie beyond it, as a reader of committed records sees them (`null` if the partition is not here,
+//! or cannot be read: then the reason is told and the exit code is 1).
 //!
 //! `--reset GROUP TOPIC earliest|latest|TIME` first moves a group in every partition of a topic: to the log start, to the
 //! log end, or to the first record that is at least as new as TIME (milliseconds since 1970-01-01 UTC; the log end if there
@@ -24,10 +25,10 @@ mod args;
 const USAGE: &str = "usage: groups DIR [--reset GROUP TOPIC earliest|latest|TIME]";
 
 fn main() -> ExitCode {
-    args::run("groups", USAGE, || run().map(|()| ExitCode::SUCCESS))
+    args::run("groups", USAGE, run)
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
+fn run() -> Result<ExitCode, Box<dyn Error>> {
     let args = args::Args::read(&[], &["reset"], USAGE)?;
     let group = args.all("reset").last();
     let (directory, reset) = match (args.words(), group) {
@@ -39,15 +40,23 @@ fn run() -> Result<(), Box<dyn Error>> {
         None => Store::builder().read_only(true).upkeep(Upkeep::Manual).open(directory)?,
         Some(_) => open_for_writing(directory)?,
     };
-    let groups = Groups::open(&store)?;
+    let shown = show(&store, reset);
+    let closed = store.close();
+    let all_lags_are_known = shown?;
+    closed?;
+    Ok(if all_lags_are_known { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Moves the group if that is asked for, and prints all of them. False if there are partitions whose lag cannot be counted.
+fn show(store: &Store, reset: Option<(&str, &String, &String)>) -> Result<bool, Box<dyn Error>> {
+    let groups = Groups::open(store)?;
     if let Some((group, topic, to)) = reset {
         move_group(&groups, group, topic, to)?;
     }
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    print(&mut out, &groups)?;
+    let all_lags_are_known = print(&mut out, &groups)?;
     out.flush()?;
-    store.close()?;
-    Ok(())
+    Ok(all_lags_are_known)
 }
 
 /// Opened for writing, a directory that is empty or not there would become a store.
@@ -76,29 +85,35 @@ fn move_group(groups: &Groups, group: &str, topic: &str, to: &str) -> Result<(),
     Ok(groups.commit(group, &offsets)?)
 }
 
-fn print(out: &mut impl Write, groups: &Groups) -> Result<(), Box<dyn Error>> {
+fn print(out: &mut impl Write, groups: &Groups) -> Result<bool, Box<dyn Error>> {
+    let mut all_lags_are_known = true;
     for group in groups.list()? {
         for (partition, committed) in groups.offsets(&group)? {
+            let lag = lag(groups, &partition, committed.offset).unwrap_or_else(|error| {
+                // What was committed is known all the same.
+                writeln!(std::io::stderr(), "groups: the lag of {group} in {partition}: {error}").ok();
+                all_lags_are_known = false;
+                "null".into()
+            });
             let epoch = committed.leader_epoch.map_or("null".to_owned(), |epoch| epoch.to_string());
             writeln!(
                 out,
-                "{{\"group\":{},\"partition\":{},\"offset\":{},\"leader_epoch\":{epoch},\"metadata\":{},\"lag\":{}}}",
+                "{{\"group\":{},\"partition\":{},\"offset\":{},\"leader_epoch\":{epoch},\"metadata\":{},\"lag\":{lag}}}",
                 quoted(&group),
                 quoted(&partition.to_string()),
                 committed.offset,
                 quoted(&committed.metadata),
-                lag(groups, &partition, committed.offset)?,
             )?;
         }
     }
-    Ok(())
+    Ok(all_lags_are_known)
 }
 
-fn lag(groups: &Groups, partition: &TopicPartition, offset: i64) -> Result<String, Box<dyn Error>> {
+fn lag(groups: &Groups, partition: &TopicPartition, offset: i64) -> topiclog::Result<String> {
     match groups.lag(partition, offset) {
         Ok(lag) => Ok(lag.records.to_string()),
         Err(topiclog::Error::UnknownTopic { .. }) => Ok("null".into()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! DIR is a store; it is opened for writing, because the group commits what was printed. A line is that of `dump` with topic
 //! and partition added. A group without offsets begins at the log start, or where `--from earliest|latest` says. Options:
-//! `--commit-every N` commits each time that N records were printed (1,000 by default), and at the end; `--max N` ends after N
-//! records, `--idle MS` after so many milliseconds without a new one; `--full` shows byte strings of any length.
+//! `--commit-every N` commits each time that N records were printed (1,000 by default), when no more are at hand, and at the
+//! end; `--max N` ends after N records, `--idle MS` after so many milliseconds without a new one; `--full` shows byte strings of any length.
 //!
 //! Compressed batches need the features of their codecs: `cargo run --release --all-features --example tail -- ..`.
 
@@ -79,7 +79,17 @@ fn tail(
     let mut passed = BTreeMap::new();
     let mut printed = 0;
     while printed < max {
-        let records = consumer.poll(idle.unwrap_or(Duration::from_secs(3600)))?;
+        let mut records = consumer.poll(Duration::ZERO);
+        if records.as_ref().is_ok_and(Vec::is_empty) {
+            // Nothing is at hand: what was printed is committed before the wait.
+            commit(&mut out, &mut consumer, &mut passed)?;
+            records = consumer.poll(idle.unwrap_or(Duration::from_secs(3600)));
+        }
+        if records.is_err() {
+            // What was printed before the damage is not to be printed again.
+            commit(&mut out, &mut consumer, &mut passed)?;
+        }
+        let records = records?;
         if records.is_empty() && idle.is_some() {
             break;
         }

@@ -135,8 +135,18 @@ impl fmt::Debug for Groups {
 /// What all handles of a store share. Holds partitions and no handle of the store, which holds it.
 #[derive(Default)]
 struct Shared {
-    /// `None` as long as there is no such topic.
-    shards: Mutex<Option<Arc<Shards>>>,
+    shards: Mutex<Known>,
+}
+
+/// What is known of `__consumer_offsets`.
+#[derive(Default)]
+enum Known {
+    /// Nobody has looked yet: any group may be anywhere.
+    #[default]
+    Nothing,
+    /// There is no such topic.
+    NoTopic,
+    Topic(Arc<Shards>),
 }
 
 /// The partitions of `__consumer_offsets`.
@@ -144,6 +154,8 @@ struct Shards {
     topic_id: Uuid,
     count: u32,
     by_number: BTreeMap<u32, Shard>,
+    /// Those that a read-only open could not read, and why.
+    unreadable: BTreeMap<u32, Error>,
 }
 
 /// One partition, and what was read of it.
@@ -156,6 +168,8 @@ struct Shard {
 struct ShardState {
     /// `None` until it is used for the first time.
     table: Option<GroupTable>,
+    /// Commits that are in the log and wait for their sync: the offset of the record, the group and the partition.
+    in_flight: Vec<(i64, String, TopicPartition)>,
 }
 
 impl ShardState {
@@ -170,7 +184,14 @@ impl ShardState {
 impl Readers for Shared {
     /// Of groups that cannot be read nobody knows where they are.
     fn lowest(&self, partition: &TopicPartition) -> i64 {
-        let Some(shards) = self.shards.lock().clone() else { return i64::MAX };
+        let shards = match &*self.shards.lock() {
+            Known::Nothing => return 0,
+            Known::NoTopic => return i64::MAX,
+            Known::Topic(shards) => Arc::clone(shards),
+        };
+        if !shards.unreadable.is_empty() {
+            return 0;
+        }
         let lowest = |shard: &Shard| {
             let mut state = shard.state.lock();
             let table = state.loaded(&shard.partition).ok()?;
@@ -279,13 +300,13 @@ impl Groups {
         }
         let shard = shards.at(number)?;
         self.store.hold_for_groups(&shard.partition)?;
-        let records: Vec<Record> = commits.iter().map(|(group, place, value)| record(group, place, value)).collect();
-        let placed = {
-            let mut state = shard.state.lock();
-            state.loaded(&shard.partition)?;
-            shard.append(&records, options)?
-        };
-        shard.partition.log.acknowledge_later(options.durability, &placed)?;
+        let placed = shard.append_commits(&commits, options)?;
+        let acknowledged = shard.partition.log.acknowledge_later(options.durability, &placed);
+        if acknowledged.is_err() {
+            let range = placed.offset.get()..placed.next_offset.get();
+            shard.state.lock().in_flight.retain(|(offset, ..)| !range.contains(offset));
+        }
+        acknowledged?;
         self.settle(shard, &placed, commits)
     }
 
@@ -299,12 +320,19 @@ impl Groups {
         let mut passed = Vec::new();
         {
             let mut state = shard.state.lock();
+            let mut in_flight = std::mem::take(&mut state.in_flight);
             let table = state.loaded(&shard.partition)?;
             for (record_offset, (group, place, value)) in (placed.offset.get()..).zip(commits) {
+                let Some(at) = in_flight.iter().position(|(offset, ..)| *offset == record_offset) else {
+                    // Deleted meanwhile, by a tombstone that stands behind it in the log.
+                    continue;
+                };
+                in_flight.swap_remove(at);
                 let before = table.group(group).and_then(|group| group.offsets.get(&place)).map(|found| found.offset);
                 passed.push((place.clone(), before.unwrap_or(i64::MAX), value.offset));
                 table.commit(record_offset, None, group, place, value);
             }
+            state.in_flight = in_flight;
         }
         for (place, before, after) in passed {
             // A topic that was deleted meanwhile has no tombstones.
@@ -329,9 +357,11 @@ impl Groups {
     /// # Errors
     /// As [`commit`](Self::commit).
     pub fn delete_offsets(&self, group: &str, partitions: &[TopicPartition]) -> Result<()> {
-        self.remove(group, |table| {
+        self.remove(group, |table, in_flight| {
             let committed = table.group(group).map(|found| &found.offsets);
-            let is_there = |place: &&TopicPartition| committed.is_some_and(|committed| committed.contains_key(place));
+            let is_there = |place: &&TopicPartition| {
+                committed.is_some_and(|committed| committed.contains_key(place)) || in_flight.contains(place)
+            };
             (partitions.iter().filter(is_there).cloned().collect(), false)
         })
         .map(drop)
@@ -342,11 +372,15 @@ impl Groups {
     /// Durable when this returns, as [`commit`](Self::commit).
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit); [`Error::Unsupported`] for a group of the newer protocol, whose members a broker keeps: its
+    /// offsets alone can be taken away ([`delete_offsets`](Self::delete_offsets)).
     pub fn delete(&self, group: &str) -> Result<()> {
-        self.remove(group, |table| match table.group(group) {
-            Some(found) => (found.offsets.keys().cloned().collect(), true),
-            None => (Vec::new(), false),
+        self.remove(group, |table, in_flight| {
+            let committed = table.group(group).into_iter().flat_map(|found| found.offsets.keys());
+            let mut places: Vec<TopicPartition> = committed.chain(in_flight).cloned().collect();
+            places.sort_unstable();
+            places.dedup();
+            (places, true)
         })
         .map(drop)
     }
@@ -367,13 +401,15 @@ impl Groups {
         let now_ms = self.store.clock().now_ms();
         let mut expired = 0;
         for group in self.list()? {
-            expired += self.remove(&group, |table| {
-                let over = table.expired(&group, now_ms, retention_ms);
+            expired += self.remove(&group, |table, in_flight| {
+                let mut over = table.expired(&group, now_ms, retention_ms);
+                // What is committed right now is not over.
+                over.retain(|place| !in_flight.contains(place));
                 let found = table.group(&group);
                 let is_last = found.is_some_and(|found| over.len() == found.offsets.len() && !over.is_empty());
                 let is_empty =
                     found.and_then(|found| found.metadata.as_ref()).is_some_and(|metadata| metadata.members.is_empty());
-                let takes_group = table.is_over(&group) || (is_last && is_empty);
+                let takes_group = in_flight.is_empty() && (table.is_over(&group) || (is_last && is_empty));
                 (over, takes_group)
             })?;
         }
@@ -382,22 +418,31 @@ impl Groups {
 
     /// Appends the tombstones of what `what` names: offsets, and whether the group's metadata goes too. Returns how many
     /// offsets there were.
-    fn remove(&self, group: &str, what: impl FnOnce(&GroupTable) -> (Vec<TopicPartition>, bool)) -> Result<usize> {
-        check_group(group)?;
+    fn remove(
+        &self,
+        group: &str,
+        what: impl FnOnce(&GroupTable, &[TopicPartition]) -> (Vec<TopicPartition>, bool),
+    ) -> Result<usize> {
+        // An empty name is one that Kafka takes as well: it can be taken away, though not committed to.
+        if group.len() > GROUP_BYTES_MAX {
+            return check_group(group).map(|()| 0);
+        }
         let Some(shards) = self.shards()? else { return Ok(0) };
         let shard = shards.at(partition_for_group(group, shards.count))?;
         let places = {
             let mut state = shard.state.lock();
+            let of_group = state.in_flight.iter().filter(|(_, name, _)| name == group);
+            let in_flight: Vec<TopicPartition> = of_group.map(|(.., place)| place.clone()).collect();
             let table = state.loaded(&shard.partition)?;
-            let (places, takes_group) = what(table);
+            let (places, takes_group) = what(table, &in_flight);
+            if takes_group && table.group(group).is_some_and(|found| found.is_of_newer_protocol) {
+                let what = format!("to delete {group:?}, a group of the newer protocol, whose members a broker keeps");
+                return Err(Error::unsupported(what));
+            }
             let mut records: Vec<Record> =
                 places.iter().map(|place| Record::tombstone(key(group, place).encode())).collect();
-            if let Some(found) = table.group(group).filter(|_| takes_group) {
-                let keys = [
-                    found.metadata.as_ref().map(|_| Key::Group { group }),
-                    found.is_of_newer_protocol.then_some(Key::ConsumerGroup { group }),
-                ];
-                records.extend(keys.iter().flatten().map(|key| Record::tombstone(key.encode())));
+            if table.group(group).is_some_and(|found| takes_group && found.metadata.is_some()) {
+                records.push(Record::tombstone(Key::Group { group }.encode()));
             }
             if records.is_empty() {
                 return Ok(0);
@@ -410,6 +455,7 @@ impl Groups {
                 let key = record.key().unwrap_or_default();
                 table.apply(offset, None, key, None).map_err(|error| Error::invalid("group", error.to_string()))?;
             }
+            state.in_flight.retain(|(_, name, place)| name != group || !places.contains(place));
             places
         };
         for place in &places {
@@ -452,16 +498,30 @@ impl Groups {
         Ok(partition_for_group(group, self.shards()?.map_or(PARTITIONS, |shards| shards.count)))
     }
 
-    /// Reads the group's table. `None` if there are no groups at all.
+    /// Reads the group's table. `None` if there are no groups at all. Where only some partitions of a broker are, their number
+    /// is not known for sure: a group that is not where it should be is looked for in all of them.
     fn read<T>(&self, group: &str, of: impl Fn(&GroupTable) -> T) -> Result<Option<T>> {
         let Some(shards) = self.shards()? else { return Ok(None) };
-        let shard = shards.at(partition_for_group(group, shards.count))?;
-        let mut state = shard.state.lock();
-        state.loaded(&shard.partition).map(|table| Some(of(table)))
+        let number = partition_for_group(group, shards.count);
+        if let Some(error) = shards.unreadable.get(&number) {
+            return Err(error.duplicate());
+        }
+        let expected = shards.by_number.get(&number);
+        for shard in expected.into_iter().chain(shards.by_number.values()) {
+            let mut state = shard.state.lock();
+            let table = state.loaded(&shard.partition)?;
+            if table.group(group).is_some() {
+                return Ok(Some(of(table)));
+            }
+        }
+        Ok(None)
     }
 
     fn each_table(&self, mut visit: impl FnMut(&GroupTable)) -> Result<()> {
         let Some(shards) = self.shards()? else { return Ok(()) };
+        if let Some(error) = shards.unreadable.values().next() {
+            return Err(error.duplicate());
+        }
         for shard in shards.by_number.values() {
             visit(shard.state.lock().loaded(&shard.partition)?);
         }
@@ -473,7 +533,7 @@ impl Groups {
         let topic = match self.store.topic(OFFSETS_TOPIC) {
             Ok(topic) => topic,
             Err(Error::UnknownTopic { .. }) => {
-                *self.shared.shards.lock() = None;
+                *self.shared.shards.lock() = Known::NoTopic;
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -484,8 +544,12 @@ impl Groups {
     fn shards_of(&self, topic: &Topic) -> Arc<Shards> {
         let mut shards = self.shared.shards.lock();
         match &*shards {
-            Some(known) if known.topic_id == topic.id() => Arc::clone(known),
-            _ => Arc::clone(shards.insert(Arc::new(Shards::new(topic)))),
+            Known::Topic(known) if known.topic_id == topic.id() => Arc::clone(known),
+            _ => {
+                let new = Arc::new(Shards::new(topic));
+                *shards = Known::Topic(Arc::clone(&new));
+                new
+            }
         }
     }
 
@@ -505,22 +569,46 @@ impl Shards {
     fn new(topic: &Topic) -> Self {
         let shard = |partition: &Partition| {
             let state = Mutex::new(ShardState::default());
-            (partition.id().partition.get(), Shard { partition: partition.clone(), state })
+            Shard { partition: partition.clone(), state }
         };
-        Self {
-            topic_id: topic.id(),
-            count: topic.partition_count(),
-            by_number: topic.partitions().map(shard).collect(),
+        let (mut by_number, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
+        let count = topic.partition_count();
+        for number in 0..count {
+            match topic.partition(number) {
+                Ok(partition) => drop(by_number.insert(number, shard(&partition))),
+                // A broker of a larger cluster has some of them only.
+                Err(Error::UnknownTopic { .. }) => {}
+                Err(error) => drop(unreadable.insert(number, error)),
+            }
         }
+        Self { topic_id: topic.id(), count, by_number, unreadable }
     }
 
     fn at(&self, number: u32) -> Result<&Shard> {
-        let unknown = || Error::UnknownTopic { name: format!("{OFFSETS_TOPIC}-{number}") };
+        let unknown = || match self.unreadable.get(&number) {
+            Some(error) => error.duplicate(),
+            None => Error::UnknownTopic { name: format!("{OFFSETS_TOPIC}-{number}") },
+        };
         self.by_number.get(&number).ok_or_else(unknown)
     }
 }
 
 impl Shard {
+    /// Appends commits, and notes that they wait for their sync.
+    fn append_commits(
+        &self,
+        commits: &[(&str, TopicPartition, OffsetCommitValue)],
+        options: &CommitOptions,
+    ) -> Result<RecordMetadata> {
+        let records: Vec<Record> = commits.iter().map(|(group, place, value)| record(group, place, value)).collect();
+        let mut state = self.state.lock();
+        state.loaded(&self.partition)?;
+        let placed = self.append(&records, options)?;
+        let new = (placed.offset.get()..).zip(commits);
+        state.in_flight.extend(new.map(|(offset, (group, place, _))| (offset, (*group).to_owned(), place.clone())));
+        Ok(placed)
+    }
+
     fn append(&self, records: &[Record], options: &CommitOptions) -> Result<RecordMetadata> {
         let spec = AppendSpec { durability: options.durability, is_acknowledged_later: true, ..AppendSpec::default() };
         self.partition.log.append_records(records, &spec)
@@ -598,4 +686,56 @@ fn lag(partition: &Partition, position: i64, now_ms: Timestamp) -> Result<Lag> {
     let age = next_ms.filter(|&next| next >= 0).map_or(0, |next| now_ms.saturating_sub(next));
     lag.time_ms = u64::try_from(age).unwrap_or(0);
     Ok(lag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::clock::ManualClock;
+    use crate::io::MemoryVfs;
+    use crate::store::builder::Upkeep;
+
+    /// A group that has committed 5 of one partition at time 0, and the clock.
+    fn committed_five() -> (Groups, TopicPartition, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(0));
+        let builder = Store::builder().vfs(Arc::new(MemoryVfs::new())).clock(Arc::clone(&clock) as _);
+        let store = builder.upkeep(Upkeep::Manual).open("/s").unwrap();
+        let place = store.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap().id().clone();
+        let groups = Groups::open(&store).unwrap();
+        groups.commit("g", &[(place.clone(), NewOffset::new(5))]).unwrap();
+        (groups, place, clock)
+    }
+
+    /// Commits 10, and does something else while the commit waits for its sync. What the cache says then, and the log.
+    fn check(beside: impl FnOnce(&Groups, &TopicPartition), expected: Option<i64>) {
+        let (groups, place, clock) = committed_five();
+        clock.advance_ms(10_000);
+        let shards = groups.writable_shards().unwrap();
+        let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
+        let commits = vec![("g", place.clone(), NewOffset::new(10).value(Uuid::from_bytes([0; 16]), 10_000))];
+        let placed = shard.append_commits(&commits, &CommitOptions::default()).unwrap();
+        beside(&groups, &place);
+        shard.partition.log.acknowledge_later(None, &placed).unwrap();
+        groups.settle(shard, &placed, commits).unwrap();
+        let found = |committed: Option<CommittedOffset>| committed.map(|found| found.offset);
+        assert_eq!(found(groups.committed("g", &place).unwrap()), expected, "the cache");
+        let read_again = load(&shard.partition).unwrap();
+        let in_log = read_again.group("g").and_then(|group| group.offsets.get(&place)).cloned();
+        assert_eq!(found(in_log), expected, "the log");
+        assert!(shard.state.lock().in_flight.is_empty());
+    }
+
+    /// The tombstone was once written behind the new commit, for the old one's age: an acknowledged commit was gone.
+    #[test]
+    fn an_offset_does_not_expire_while_a_newer_one_waits_for_its_sync() {
+        check(|groups, _| assert_eq!(groups.expire(1000).unwrap(), 0), Some(10));
+    }
+
+    /// The cache once showed what the log had deleted.
+    #[test]
+    fn an_offset_that_is_deleted_while_it_waits_for_its_sync_stays_deleted() {
+        check(|groups, place| groups.delete_offsets("g", std::slice::from_ref(place)).unwrap(), None);
+        check(|groups, _| groups.delete("g").unwrap(), None);
+    }
 }
