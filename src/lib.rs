@@ -34,8 +34,9 @@ pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 pub use key_index::expiry::EXPIRES_AT_HEADER;
 pub use key_index::{KeyCounts, KeyIndexStats, Latest, RecordCount};
+pub use partition::append_options::AppendOptions;
 pub use partition::repair::{PartitionReport, Repair};
-pub use partition::writer::{AppendOptions, RecordMetadata};
+pub use partition::writer::RecordMetadata;
 pub use partition::{
     Batch, Durability, Fetched, Isolation, Partition, PartitionStats, ReadLevel, ReadOptions, Reader, TimestampedOffset,
 };

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::kafka_state::{self, Producers};
+use super::listing::{Listing, list};
 use super::manifest::{EntryState, Manifest, SegmentEntry};
-use super::open::{Listing, Opening, list};
+use super::open::Opening;
 use super::reader::marker_of;
 use super::repair::{PartitionReport, Repair};
 use super::{Log, SegmentSet};

@@ -3,20 +3,28 @@
 //! It knows its directory, its manifest and its segments. It does not know topics, keys or groups: records come in as
 //! encoded batches and go out as they were stored.
 
+mod append_checks;
+pub(crate) mod append_options;
 pub(crate) mod floor;
 pub(crate) mod foreign;
 pub(crate) mod kafka_state;
 pub(crate) mod key_entry;
 pub(crate) mod key_queue;
+pub(crate) mod listing;
+mod log_end;
 pub(crate) mod manifest;
 pub(crate) mod open;
 pub(crate) mod quarantine;
 pub(crate) mod reader;
 pub(crate) mod repair;
+mod sealing;
 pub(crate) mod settings;
+mod space_ahead;
 pub(crate) mod swap;
 pub(crate) mod sync;
+mod tail_repair;
 pub(crate) mod times;
+mod upkeep;
 pub(crate) mod writer;
 
 use std::path::PathBuf;

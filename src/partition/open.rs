@@ -3,27 +3,27 @@
 //! The order is that of a recovery that may itself be interrupted anywhere: every step can be repeated, and the last one,
 //! a new manifest generation and a clean floor, is what makes the result hold.
 
-use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::floor::{self, Floor, Kind};
 use super::kafka_state::{self, Producers};
-use super::manifest::{self, EntryState, Manifest, SegmentEntry};
+use super::listing::{Listing, list};
+use super::log_end::{End, extend_by_unlisted};
+use super::manifest::{self, EntryState, Manifest};
 use super::quarantine;
 use super::repair::{PartitionReport, Repair};
 use super::settings::LogSettings;
+use super::space_ahead::SpaceAhead;
 use super::swap;
 use super::sync::GroupCommit;
-use super::writer::{Reserve, Writer};
+use super::writer::Writer;
 use super::{Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
-use crate::io::{EntryKind, OpenMode, Vfs, read_exact_at, read_small, write_all_at};
+use crate::io::{OpenMode, Vfs, read_small, write_all_at};
 use crate::planted::{Bug, is};
-use crate::segment::name::{self, Suffix, file_name};
-use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
+use crate::segment::name::{Suffix, file_name};
 use crate::segment::txn_index::{self, AbortedTxn};
 use crate::segment::{Segment, SegmentOptions, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
@@ -50,85 +50,6 @@ pub(crate) struct Opening<'a> {
     pub(crate) ids_are_known: bool,
     /// What a broker's checkpoints say, for a directory without a manifest.
     pub(crate) hints: super::foreign::Hints,
-}
-
-/// What is in the directory.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    /// Length of each `.log` file by base offset.
-    pub(crate) logs: BTreeMap<i64, u64>,
-    /// Length of each `.snapshot` file by offset.
-    pub(crate) snapshots: BTreeMap<i64, u64>,
-    pub(crate) side_files: Vec<(i64, Suffix)>,
-    /// When each `.log` file was last written to, by base offset.
-    pub(crate) written_ms: BTreeMap<i64, i64>,
-    /// New logs that do not have their final name yet, by base offset, with their length.
-    in_transit: BTreeMap<i64, (String, u64)>,
-    temporary: Vec<String>,
-    strangers: Vec<String>,
-}
-
-impl Listing {
-    /// Names that neither Kafka nor this library gives.
-    pub(crate) fn strangers(&self) -> &[String] {
-        &self.strangers
-    }
-
-    /// Base offsets of logs in whose place there is something that is no regular file.
-    pub(crate) fn no_files(&self) -> impl Iterator<Item = i64> {
-        self.strangers
-            .iter()
-            .filter_map(|name| name::parse(name))
-            .filter(|(_, suffix)| *suffix == Suffix::Log)
-            .map(|(base, _)| base)
-    }
-
-    /// Whether the new log of a segment waits for its final name.
-    pub(crate) fn is_in_transit(&self, base: i64) -> bool {
-        self.in_transit.contains_key(&base)
-    }
-}
-
-pub(crate) fn list(vfs: &dyn Vfs, directory: &Path) -> Result<Listing> {
-    let mut listing = Listing::default();
-    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
-    for entry in entries {
-        match (name::parse(&entry.name), entry.kind) {
-            (Some((base, Suffix::Log)), EntryKind::File) => {
-                listing.logs.insert(base, entry.bytes);
-                listing.written_ms.insert(base, entry.modified_ms);
-            }
-            (Some((base, Suffix::Snapshot)), EntryKind::File) => {
-                listing.snapshots.insert(base, entry.bytes);
-            }
-            (Some((base, suffix)), EntryKind::File) => listing.side_files.push((base, suffix)),
-            _ if swap::transit_base(&entry.name).is_some() && entry.kind == EntryKind::File => {
-                let base = swap::transit_base(&entry.name).unwrap_or_default();
-                if swap::is_trash(&entry.name) {
-                    listing.temporary.push(entry.name.clone());
-                }
-                listing.in_transit.insert(base, (entry.name, entry.bytes));
-            }
-            _ if is_ours_in_transit(&entry.name) && entry.kind == EntryKind::File => listing.temporary.push(entry.name),
-            _ if is_known(&entry.name) => {}
-            _ => listing.strangers.push(entry.name),
-        }
-    }
-    Ok(listing)
-}
-
-/// Files that an interrupted replacement of ours leaves.
-fn is_ours_in_transit(name: &str) -> bool {
-    if swap::is_trash(name) {
-        return true;
-    }
-    let Some(target) = name.strip_suffix(".tmp") else { return false };
-    target.starts_with(manifest::NAME) || name::parse(target).is_some() || target == kafka_state::EPOCHS_NAME
-}
-
-fn is_known(name: &str) -> bool {
-    name.starts_with("topiclog.")
-        || matches!(name, kafka_state::EPOCHS_NAME | "partition.metadata" | quarantine::DIRECTORY)
 }
 
 impl Opening<'_> {
@@ -193,7 +114,7 @@ impl Opening<'_> {
         report.unclean = true;
         self.sweep(&listing, &manifest, &mut report)?;
         let found = self.find_end(&mut manifest, floor.as_ref(), is_fallback, &listing, &mut report)?;
-        report.end = found.last.next_offset.into();
+        report.end = found.next_offset.into();
         if self.env.read_only {
             self.note_what_a_writer_would_do(&found, &mut report);
             found.apply_to(&mut manifest);
@@ -436,275 +357,6 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Scans from the floor on, closed segments first.
-    fn find_end(
-        &self,
-        manifest: &mut Manifest,
-        floor: Option<&Floor>,
-        is_fallback: bool,
-        listing: &Listing,
-        report: &mut PartitionReport,
-    ) -> Result<End> {
-        let mut scanned = Vec::new();
-        let count = manifest.segments.len();
-        let segments = manifest.segments.clone();
-        for (index, entry) in segments.iter().enumerate() {
-            let is_last = index + 1 == count;
-            if entry.state == EntryState::Sealed || (entry.state == EntryState::Closed && entry.synced) {
-                continue;
-            }
-            let found = self.scan_segment(manifest, entry, floor, is_fallback, report)?;
-            if scanned.is_empty() {
-                report.floor = found.floor_offset.into();
-            }
-            let is_whole = is_last || (found.scan.position == entry.bytes && found.scan.next_offset == entry.next);
-            let stop = found.scan.stop.clone();
-            scanned.push(found);
-            if let Stop::Unsupported(what) = &stop {
-                let path = self.directory.join(file_name(entry.base, Suffix::Log));
-                return Err(Error::unsupported(format!("{what} ({})", path.display())));
-            }
-            if !is_whole || (matches!(stop, Stop::Bad(_)) && !is_last) {
-                // A segment in the middle that is torn: only an `Os` topic leaves one. Everything behind it goes. On any
-                // other, nothing is written behind a segment before it was synced.
-                let has_data_behind = listing.logs.range(entry.base + 1..).any(|(_, &bytes)| bytes > 0);
-                if entry.max_unsynced_bytes.is_some()
-                    && has_data_behind
-                    && let Some(torn) = scanned.last()
-                {
-                    return Err(self.torn_before_others(torn));
-                }
-                let behind = segments.iter().skip(index + 1).map(|entry| entry.base).collect();
-                return End::new(index, scanned, behind).ok_or_else(|| self.no_segment());
-            }
-        }
-        End::new(count - 1, scanned, Vec::new()).ok_or_else(|| self.no_segment())
-    }
-
-    fn torn_before_others(&self, torn: &Scanned) -> Error {
-        let why = match &torn.scan.stop {
-            Stop::Bad(why) | Stop::Unsupported(why) => why.as_str(),
-            Stop::End | Stop::Zeros => "the file ends early",
-        };
-        Error::Corrupt {
-            path: self.directory.join(file_name(torn.base, Suffix::Log)),
-            position: torn.scan.position,
-            offsets: Some((torn.scan.next_offset.into(), i64::MAX.into())),
-            what: format!("{why}; records in a later segment prove that this had been synced"),
-        }
-    }
-
-    fn no_segment(&self) -> Error {
-        Error::corrupt(&self.directory, 0, "the manifest lists no active segment")
-    }
-
-    fn scan_segment(
-        &self,
-        manifest: &mut Manifest,
-        entry: &SegmentEntry,
-        floor: Option<&Floor>,
-        is_fallback: bool,
-        report: &mut PartitionReport,
-    ) -> Result<Scanned> {
-        let path = self.directory.join(file_name(entry.base, Suffix::Log));
-        let failed = |error| Error::io("read", &path, error);
-        let file = self.env.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
-        let floor = floor.filter(|floor| floor.base == entry.base && floor.end_offset >= entry.base);
-        let stated = match floor {
-            Some(floor) => Stated {
-                position: floor.position,
-                next_offset: floor.end_offset,
-                max_timestamp: floor.max_timestamp,
-                batches: floor.batches.into(),
-            },
-            None => Stated { position: 0, next_offset: entry.base, max_timestamp: -1, batches: 0 },
-        };
-        // What the manifest says of an active segment was synced before the manifest was written.
-        let stated = if entry.state == EntryState::Active && entry.bytes > stated.position {
-            Stated {
-                position: entry.bytes,
-                next_offset: entry.next,
-                max_timestamp: entry.max_timestamp.unwrap_or(i64::MIN),
-                batches: entry.batches,
-            }
-        } else {
-            stated
-        };
-        let is_short = || file.len().is_ok_and(|bytes| bytes < stated.position);
-        let stated = if is(Bug::FloorIgnored) || (is(Bug::CutBelowFloor) && is_short()) {
-            Stated { position: 0, next_offset: entry.base, max_timestamp: -1, batches: 0 }
-        } else {
-            stated
-        };
-        let Stated { position, next_offset, .. } = stated;
-        let known_epochs = manifest.epochs.clone();
-        let rules = ScanRules {
-            position,
-            next_offset,
-            base_offset: entry.base,
-            is_foreign: entry.foreign,
-            // An older manifest may not know the newest epochs: then the batches tell.
-            epochs: (!entry.foreign && !is_fallback).then_some(known_epochs.as_slice()),
-        };
-        let mut scan_once = || {
-            scan(&*file, &rules, |_, header, _| {
-                if is_fallback && !entry.foreign && header.leader_epoch > manifest.epoch() {
-                    manifest.epochs.retain(|&(_, start)| start < header.base_offset);
-                    manifest.epochs.push((header.leader_epoch, header.base_offset));
-                }
-            })
-        };
-        let mut scan = scan_once().map_err(failed)?;
-        // Beside a writer the scan may end in a batch that is half written, or that reaches beyond the length that the file
-        // had when the scan began. What is damaged stays where it is; where that place turns whole, somebody is writing.
-        if self.env.read_only && matches!(scan.stop, Stop::Bad(_)) {
-            let again = scan_once().map_err(failed)?;
-            if again.position > scan.position && matches!(again.stop, Stop::Bad(_)) {
-                scan = Scan { stop: Stop::End, ..again };
-            } else {
-                scan = again;
-            }
-        }
-        report.scanned_bytes += scan.position - position;
-        if let (Stop::Bad(reason), Some(cap)) = (&scan.stop, entry.max_unsynced_bytes)
-            && let Some(proof) = proof_of_rot(&*file, &scan, cap).map_err(failed)?
-        {
-            self.rot(&path, &scan, reason, proof, report)?;
-        }
-        Ok(Scanned {
-            base: entry.base,
-            floor_offset: next_offset,
-            floor_position: position,
-            floor_batches: stated.batches,
-            floor_timestamp: stated.max_timestamp,
-            scan,
-        })
-    }
-
-    fn rot(&self, path: &Path, scan: &Scan, reason: &str, proof: u64, report: &mut PartitionReport) -> Result<()> {
-        let what = format!(
-            "{reason}; a whole batch at position {proof} proves that this had been synced: it is damage, not a torn write"
-        );
-        if self.env.read_only {
-            report.repairs.push(Repair::Rot { path: path.to_owned(), position: scan.position, reason: what });
-            return Ok(());
-        }
-        Err(Error::Corrupt {
-            path: path.to_owned(),
-            position: scan.position,
-            offsets: Some((scan.next_offset.into(), i64::MAX.into())),
-            what,
-        })
-    }
-
-    fn note_what_a_writer_would_do(&self, found: &End, report: &mut PartitionReport) {
-        for scanned in &found.scanned {
-            if let Stop::Bad(reason) = &scanned.scan.stop {
-                report.repairs.push(self.tail_cut(scanned, reason));
-            }
-        }
-        for base in &found.behind {
-            report
-                .repairs
-                .push(Repair::SegmentQuarantined { path: self.directory.join(file_name(*base, Suffix::Log)) });
-        }
-    }
-
-    fn tail_cut(&self, scanned: &Scanned, reason: &str) -> Repair {
-        Repair::TailCut {
-            path: self.directory.join(file_name(scanned.base, Suffix::Log)),
-            position: scanned.scan.position,
-            bytes: scanned.scan.file_bytes - scanned.scan.position,
-            next_offset: scanned.scan.next_offset.into(),
-            reason: reason.to_owned(),
-        }
-    }
-
-    /// Puts the bad tail into quarantine, writes the good one again and syncs it.
-    fn repair(&self, manifest: &mut Manifest, found: &End, report: &mut PartitionReport) -> Result<()> {
-        for scanned in &found.scanned {
-            let mut move_damaged = false;
-            if let Stop::Bad(reason) = &scanned.scan.stop {
-                let bytes = scanned.scan.file_bytes - scanned.scan.position;
-                move_damaged = bytes > quarantine::COPY_BYTES_MAX;
-                if !move_damaged && !is(Bug::QuarantineSkipped) {
-                    quarantine::copy_tail(
-                        &*self.env.vfs,
-                        &self.directory,
-                        scanned.base,
-                        scanned.scan.position,
-                        scanned.scan.file_bytes,
-                        scanned.scan.next_offset,
-                        reason,
-                    )?;
-                }
-                report.repairs.push(self.tail_cut(scanned, reason));
-            }
-            self.write_tail_again(scanned, move_damaged, report)?;
-        }
-        found.apply_to(manifest);
-        // They move once the manifest says so: until then the old state holds, and it needs them where they are.
-        manifest.removing = found.behind.clone();
-        Ok(())
-    }
-
-    /// The bytes above the floor may be in the page cache and not on the disk, with the error reported to a process that
-    /// is gone. Merely syncing them might succeed without writing them: they are written again.
-    fn write_tail_again(&self, scanned: &Scanned, move_damaged: bool, report: &mut PartitionReport) -> Result<()> {
-        let path = self.directory.join(file_name(scanned.base, Suffix::Log));
-        let (from, to) = (scanned.floor_position, scanned.scan.position);
-        if self.may_rewrite_in_place && !move_damaged {
-            let file = self.env.vfs.open(&path, OpenMode::Write).map_err(|error| Error::io("open", &path, error))?;
-            if !is(Bug::TailNotRewritten) {
-                copy_range(&*file, &*file, from, to, &path)?;
-            }
-            file.set_len(to).map_err(|error| Error::io("cut", &path, error))?;
-            if is(Bug::TailNotSynced) {
-                return Ok(());
-            }
-            file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
-        } else {
-            self.replace_by_copy(scanned, &path, move_damaged)?;
-        }
-        if to > from {
-            report.repairs.push(Repair::TailRewritten { path, position: from, bytes: to - from });
-        }
-        if is(Bug::StaleIndexKept) {
-            return Ok(());
-        }
-        // The indexes of the file's last state do not cover what was written since.
-        for suffix in [Suffix::Index, Suffix::TimeIndex, Suffix::Seal] {
-            let path = self.directory.join(file_name(scanned.base, suffix));
-            match self.env.vfs.remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("remove", &path, error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Builds the good part as a new file and puts it in the old one's place; old maps keep the old file.
-    fn replace_by_copy(&self, scanned: &Scanned, path: &Path, keep_damaged: bool) -> Result<()> {
-        let vfs = &*self.env.vfs;
-        let cleaned = self.directory.join(format!("{}.cleaned", file_name(scanned.base, Suffix::Log)));
-        let source = vfs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
-        let target = vfs.open(&cleaned, OpenMode::Create).map_err(|error| Error::io("create", &cleaned, error))?;
-        target.set_len(0).map_err(|error| Error::io("cut", &cleaned, error))?;
-        copy_range(&*source, &*target, 0, scanned.scan.position, &cleaned)?;
-        target.sync_all().map_err(|error| Error::io("sync", &cleaned, error))?;
-        if keep_damaged {
-            quarantine::ensure(vfs, &self.directory)?;
-            let name = format!("{:020}-{}-whole.bin", scanned.base, scanned.scan.position);
-            let kept = self.directory.join(quarantine::DIRECTORY).join(name);
-            vfs.rename(path, &kept).map_err(|error| Error::io("rename", &kept, error))?;
-            let parent = self.directory.join(quarantine::DIRECTORY);
-            vfs.sync_dir(&parent).map_err(|error| Error::io("sync", &parent, error))?;
-        }
-        vfs.rename(&cleaned, path).map_err(|error| Error::io("rename", path, error))?;
-        vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync", &self.directory, error))
-    }
-
     /// The last step of recovery: a new generation with a new leader epoch, then a floor that says "clean".
     fn commit(
         &self,
@@ -715,7 +367,7 @@ impl Opening<'_> {
     ) -> Result<(u64, Floor)> {
         let vfs = &*self.env.vfs;
         vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync", &self.directory, error))?;
-        let end = found.last.next_offset;
+        let end = found.next_offset;
         manifest.begin_epoch(end);
         let generation = generation + 1;
         manifest::slots(&self.directory).write(vfs, generation, &manifest.encode(), true)?;
@@ -849,7 +501,7 @@ impl Opening<'_> {
                 active,
                 is_ready: false,
                 must_close: false,
-                reserve: Reserve::default(),
+                space_ahead: SpaceAhead::default(),
                 active_since_ms: now_ms,
                 has_pending: false,
             }),
@@ -891,103 +543,6 @@ fn hold_open(log: &Log) -> Result<()> {
             break;
         }
         segment.log().file().with(|_| Ok(())).map_err(|error| Error::io("open", segment.log().path(), error))?;
-    }
-    Ok(())
-}
-
-/// What is known of the synced part of a segment.
-#[derive(Clone, Copy, Debug)]
-struct Stated {
-    position: u64,
-    next_offset: i64,
-    max_timestamp: i64,
-    batches: u64,
-}
-
-/// One scanned segment.
-#[derive(Debug)]
-struct Scanned {
-    base: i64,
-    floor_offset: i64,
-    floor_position: u64,
-    floor_batches: u64,
-    floor_timestamp: i64,
-    scan: Scan,
-}
-
-/// Where the log ends.
-#[derive(Debug)]
-struct End {
-    /// Index of the segment that is active from now on.
-    index: usize,
-    scanned: Vec<Scanned>,
-    /// Base offsets of the segments behind a torn one.
-    behind: Vec<i64>,
-    last: EndPlace,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct EndPlace {
-    next_offset: i64,
-}
-
-impl End {
-    fn new(index: usize, scanned: Vec<Scanned>, behind: Vec<i64>) -> Option<Self> {
-        let last = EndPlace { next_offset: scanned.last()?.scan.next_offset };
-        Some(Self { index, scanned, behind, last })
-    }
-
-    /// Changes the manifest to say what was found.
-    fn apply_to(&self, manifest: &mut Manifest) {
-        manifest.segments.truncate(self.index + 1);
-        let last = manifest.segments.len().saturating_sub(1);
-        for scanned in &self.scanned {
-            let Some(at) = manifest.segments.iter().position(|entry| entry.base == scanned.base) else { continue };
-            let Some(entry) = manifest.segments.get_mut(at) else { continue };
-            entry.bytes = scanned.scan.position;
-            entry.next = scanned.scan.next_offset;
-            entry.batches = scanned.floor_batches + scanned.scan.batches;
-            // The floor carries the largest timestamp below it; where it is not known, the headers are asked later.
-            entry.max_timestamp =
-                (scanned.floor_timestamp != i64::MIN).then(|| scanned.floor_timestamp.max(scanned.scan.max_timestamp));
-            entry.time_index = None;
-            entry.synced = true;
-            entry.state = if at == last { EntryState::Active } else { EntryState::Closed };
-            if at == last {
-                entry.synced = false;
-            }
-        }
-    }
-}
-
-/// The newest manifest is damaged and the one before it holds: a segment that only the damaged one listed is known by
-/// its file. It was begun when the last listed one was full.
-fn extend_by_unlisted(manifest: &mut Manifest, listing: &Listing) {
-    let Some(last) = manifest.segments.last_mut() else { return };
-    let (base, cap) = (last.base, last.max_unsynced_bytes);
-    let Some((&next, _)) = listing.logs.range(base + 1..).next() else { return };
-    last.state = EntryState::Closed;
-    last.next = next;
-    last.synced = false;
-    last.bytes = listing.logs.get(&base).copied().unwrap_or(0);
-    manifest.segments.push(SegmentEntry::empty(next, cap));
-}
-
-fn copy_range(
-    source: &dyn crate::io::VfsFile,
-    target: &dyn crate::io::VfsFile,
-    from: u64,
-    to: u64,
-    path: &Path,
-) -> Result<()> {
-    let mut buffer = vec![0; usize::try_from((to - from).min(256 << 10)).unwrap_or(256 << 10)];
-    let mut at = from;
-    while at < to {
-        let length = buffer.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));
-        let part = buffer.get_mut(..length).unwrap_or_default();
-        read_exact_at(source, part, at).map_err(|error| Error::io("read", path, error))?;
-        write_all_at(target, part, at).map_err(|(_, error)| Error::io("write", path, error))?;
-        at += length as u64;
     }
     Ok(())
 }

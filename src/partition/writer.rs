@@ -4,24 +4,25 @@
 //! appear, except after [`Error::OutcomeUnknown`]; bytes are published only after they were written whole.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
+use super::append_checks::check_record;
+use super::append_options::{AppendOptions, AppendSpec};
 use super::floor::Kind;
 use super::kafka_state;
 use super::key_queue::{self, Gathered, HashKey};
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
-use super::{Durability, Log, SegmentSet, TRIM_AFTER_MS};
+use super::space_ahead::SpaceAhead;
+use super::{Durability, Log, SegmentSet};
 use crate::clock::Timestamp;
-use crate::error::{Error, Result, copy_io_error};
+use crate::error::{Error, Result};
 use crate::ids::{Offset, PartitionId};
 use crate::io::replace::{TwoSlots, replace_file};
 use crate::planted::{Bug, is};
 use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
 use crate::segment::log_file::CutBack;
 use crate::segment::name::{Suffix, file_name};
-use crate::segment::seal::Seal;
 use crate::segment::{BatchFacts, Segment, SegmentOptions, State};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
@@ -54,7 +55,7 @@ pub(crate) struct Writer {
     /// A repair left files to be written at close, even if nothing is appended.
     pub(crate) must_close: bool,
     /// What says how much space is taken ahead.
-    pub(crate) reserve: Reserve,
+    pub(crate) space_ahead: SpaceAhead,
     /// Wall time at which the active segment was made, for rolling by time where records have no timestamp.
     pub(crate) active_since_ms: Timestamp,
     /// The newest manifest on the disk names a change that was carried out since.
@@ -155,7 +156,7 @@ impl Log {
                 self.roll_when_due(&mut writer, due, now_ms)?;
             }
             self.keep_cap(&writer.settings, batch.len() as u64)?;
-            writer.reserve_ahead(batch.len() as u64, durability);
+            writer.take_space_ahead(batch.len() as u64, durability);
             record::set_base_offset(batch, base);
             record::set_leader_epoch(batch, writer.manifest.epoch());
             let facts = BatchFacts { last_offset: last, max_timestamp: summary.max_timestamp };
@@ -337,7 +338,7 @@ impl Log {
         set.segments.push(Arc::clone(&new));
         self.swap(set);
         writer.active = new;
-        (writer.reserve, writer.active_since_ms) = (Reserve::default(), now_ms);
+        (writer.space_ahead, writer.active_since_ms) = (SpaceAhead::default(), now_ms);
         Ok(())
     }
 
@@ -440,112 +441,6 @@ impl Log {
         self.snapshot().segments.first().is_some_and(|first| self.log_start() > first.base_offset())
     }
 
-    /// One bounded step of upkeep: windows of `Interval`, the floor, one seal, space that was taken too early.
-    pub(crate) fn upkeep(&self) -> Result<UpkeepStep> {
-        let mut step = UpkeepStep::default();
-        if self.env.read_only || self.is_closed() {
-            return Ok(step);
-        }
-        let settings = self.settings();
-        let now = self.monotonic_ms();
-        let since_sync = now.saturating_sub(self.last_sync_ms.load(Ordering::Relaxed));
-        let window = match settings.durability {
-            Durability::Interval { bytes, ms } => Some((bytes, ms)),
-            Durability::Sync => Some((1 << 20, 50)),
-            Durability::Os => None,
-        };
-        let unsynced = self.unsynced_bytes();
-        if let Some((bytes, ms)) = window
-            && unsynced > 0
-            && (unsynced >= bytes || since_sync >= ms)
-        {
-            self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
-            step.synced_bytes = unsynced;
-        }
-        let seal = match self.oldest_closed() {
-            Some(segment) => Some((self.compute_seal(&segment)?, segment)),
-            None => None,
-        };
-        let Some(mut writer) = self.writer.try_lock() else { return Ok(step) };
-        if self.is_closed() || self.poison_error().is_some() {
-            return Ok(step);
-        }
-        let _guard = PanicGuard(self);
-        if let Some((seal, segment)) = seal {
-            self.commit_seal(&mut writer, &segment, seal)?;
-            step.sealed = 1;
-        }
-        let is_idle = self.note_activity(now);
-        let idle = now.saturating_sub(self.last_append_ms.load(Ordering::Relaxed));
-        if writer.active.log().allocated_to() > writer.active.bytes() && is_idle && idle >= TRIM_AFTER_MS {
-            writer.active.log().trim()?;
-            writer.reserve = Reserve::default();
-            step.trimmed = true;
-        }
-        Ok(step)
-    }
-
-    /// Whether nothing was appended since the last call that saw something new.
-    fn note_activity(&self, now_ms: u64) -> bool {
-        let written = self.written_bytes.load(Ordering::Acquire);
-        let seen = self.seen_bytes.swap(written, Ordering::AcqRel);
-        if seen != written {
-            self.last_append_ms.store(now_ms, Ordering::Relaxed);
-        }
-        seen == written
-    }
-
-    /// Seals what is closed; returns what kept the first of them from it if that was damage.
-    fn seal_closed(&self, writer: &mut Writer) -> Result<Option<Error>> {
-        let mut damage = None;
-        while let Some(segment) = self.oldest_closed() {
-            match self.compute_seal(&segment) {
-                Ok(seal) => self.commit_seal(writer, &segment, seal)?,
-                Err(error) if segment.is_damaged() => drop(damage.get_or_insert(error)),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(damage)
-    }
-
-    /// The oldest segment that waits for its seal. A damaged one is told of once and gets none.
-    fn oldest_closed(&self) -> Option<Arc<Segment>> {
-        let set = self.snapshot();
-        set.segments.iter().find(|segment| segment.state() == State::Closed && !segment.is_damaged()).cloned()
-    }
-
-    /// Syncs a closed segment, checks it and adds up its checksums. Reads the whole file, so the writer is not held.
-    fn compute_seal(&self, segment: &Arc<Segment>) -> Result<Seal> {
-        // The cut at the roll may not have come to the disk.
-        segment.log().trim()?;
-        segment.log().file().sync_data().map_err(|source| {
-            self.group.note(Err(copy_io_error(&source)));
-            self.poison(format!("sync: {source}"));
-            self.sync_failed(&source)
-        })?;
-        // Where the batches are damaged, the seal is what says so.
-        let renewed = segment.renew_indexes();
-        for suffix in [Suffix::Index, Suffix::TimeIndex] {
-            sync_file(self, &segment.file_path(suffix))?;
-        }
-        let seal = segment.compute_seal(self.env.store_id)?;
-        renewed.map(|()| seal)
-    }
-
-    /// Writes the seal, then the manifest that says so: from then on the segment never changes.
-    fn commit_seal(&self, writer: &mut Writer, segment: &Segment, seal: Seal) -> Result<()> {
-        let name = file_name(segment.base_offset(), Suffix::Seal);
-        replace_file(&*self.env.vfs, &self.directory, &name, &seal.encode(), true)?;
-        let mut manifest = writer.manifest.clone();
-        let entry = manifest.segments.iter_mut().find(|entry| entry.base == segment.base_offset());
-        if let Some(entry) = entry {
-            (entry.state, entry.crc32, entry.synced) = (EntryState::Sealed, Some(seal.crc32), true);
-        }
-        self.commit_manifest(writer, manifest)?;
-        segment.adopt_seal(seal);
-        Ok(())
-    }
-
     /// Producer state before an offset, for Kafka. Synced: it may be the only one that is left once older ones went with
     /// their segments.
     fn write_snapshot(&self, offset: i64) -> Result<()> {
@@ -613,14 +508,6 @@ fn is_due(
     Ok((waited > settings.segment_ms).then_some(Due::Full))
 }
 
-/// What one step of upkeep did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct UpkeepStep {
-    pub(crate) synced_bytes: u64,
-    pub(crate) sealed: usize,
-    pub(crate) trimmed: bool,
-}
-
 /// Keys that were taken over together with the log end.
 #[derive(Debug)]
 pub(crate) struct TakenKeys {
@@ -629,16 +516,6 @@ pub(crate) struct TakenKeys {
     pub(crate) end: i64,
     /// Read under the same lock, so that no segment was exchanged in between.
     pub(crate) set: Arc<SegmentSet>,
-}
-
-/// How one append is to be done.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct AppendSpec {
-    pub(crate) durability: Option<Durability>,
-    pub(crate) compression: Option<crate::record::Compression>,
-    pub(crate) expected_offset: Option<i64>,
-    /// The caller waits for the level by [`Log::acknowledge_later`], without the lock that it holds during the append.
-    pub(crate) is_acknowledged_later: bool,
 }
 
 /// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
@@ -652,108 +529,11 @@ fn sync_window(durability: Durability, settings: &LogSettings) -> Option<u64> {
     }
 }
 
-/// Largest key of an appended record.
-const KEY_BYTES_MAX: usize = 64 << 10;
-/// Most headers of an appended record.
-const HEADERS_MAX: usize = 1024;
-
-#[inline]
-fn check_record(record: &RecordRef<'_>, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
-    if settings.needs_key && record.key.is_none() {
-        return Err(Error::invalid("record key", "must not be null on a compacted topic"));
-    }
-    if record.key.is_some_and(|key| key.len() > KEY_BYTES_MAX) {
-        return Err(Error::invalid("record key", format!("has more than {KEY_BYTES_MAX} bytes")));
-    }
-    if record.headers.len() > HEADERS_MAX {
-        return Err(Error::invalid("record headers", format!("are more than {HEADERS_MAX}")));
-    }
-    match record.timestamp {
-        Some(timestamp) => check_timestamp(timestamp, settings, now_ms),
-        None => Ok(()),
-    }
-}
-
-fn check_timestamp(timestamp: Timestamp, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
-    if timestamp < -1 {
-        return Err(Error::invalid("record timestamp", "must be -1 (none) or at least 0"));
-    }
-    if settings.timestamp_type == TimestampType::CreateTime && timestamp != -1 {
-        if now_ms.saturating_sub(timestamp) > settings.timestamp_before_max_ms {
-            return Err(Error::invalid("record timestamp", "is older than message.timestamp.before.max.ms allows"));
-        }
-        if timestamp.saturating_sub(now_ms) > settings.timestamp_after_max_ms {
-            return Err(Error::invalid(
-                "record timestamp",
-                "is further in the future than message.timestamp.after.max.ms allows",
-            ));
-        }
-    }
-    Ok(())
-}
-
 fn encode_error(error: &record::BatchError) -> Error {
     if error.is_unsupported() {
         Error::unsupported(error.to_string())
     } else {
         Error::invalid("batch", error.to_string())
-    }
-}
-
-/// What says how much space is taken ahead, since the file was opened, rolled or trimmed.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Reserve {
-    appended_bytes: u64,
-    /// `Sync` appends: the first alone is no reason to take space.
-    sync_appends: u64,
-    /// The disk had no room: not asked again before so much was appended.
-    not_before_bytes: u64,
-}
-
-impl Writer {
-    /// Takes zeroed space ahead of the log. A sync then need not write the file's length, so that the second `Sync` append
-    /// takes a whole step; others write faster into it, and take as much as they have appended, so that a quiet partition
-    /// takes none and none takes much more than it needs.
-    #[inline]
-    fn reserve_ahead(&mut self, bytes: u64, durability: Durability) {
-        let reserve = &mut self.reserve;
-        reserve.appended_bytes += bytes;
-        reserve.sync_appends += u64::from(durability == Durability::Sync);
-        if self.active.bytes() + bytes > self.active.log().allocated_to() {
-            self.reserve_now(bytes, durability);
-        }
-    }
-
-    fn reserve_now(&mut self, bytes: u64, durability: Durability) {
-        let (reserve, settings) = (&mut self.reserve, &self.settings);
-        let step = match durability {
-            Durability::Sync if reserve.sync_appends < 2 => 0,
-            Durability::Sync => settings.preallocate_bytes,
-            _ if reserve.appended_bytes < settings.preallocate_bytes / RESERVE_FROM => 0,
-            _ => settings.preallocate_bytes.min(reserve.appended_bytes),
-        };
-        if step == 0 || reserve.appended_bytes < reserve.not_before_bytes {
-            return;
-        }
-        let end = self.active.bytes() + bytes;
-        if end > settings.segment_bytes {
-            return;
-        }
-        let to = (end + step).min(settings.segment_bytes);
-        if !self.active.log().allocate(to) {
-            reserve.not_before_bytes = reserve.appended_bytes + settings.preallocate_bytes / RESERVE_FROM;
-        }
-    }
-}
-
-/// Without syncs, space is taken once this part of a step was appended.
-const RESERVE_FROM: u64 = 64;
-
-fn sync_file(log: &Log, path: &Path) -> Result<()> {
-    match log.env.vfs.open(path, crate::io::OpenMode::Write) {
-        Ok(file) => file.sync_data().map_err(|error| Error::io("sync", path, error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("open", path, error)),
     }
 }
 
@@ -820,99 +600,12 @@ impl super::Partition {
     }
 }
 
-/// What one append does differently from its topic.
-///
-/// ```
-/// use topiclog::{AppendOptions, Durability, Record, Store, TopicConfig};
-/// let store = Store::in_memory()?;
-/// let topic = store.create_topic("clicks", TopicConfig::default())?;
-/// topic.append_with(Record::of_value("click"), &AppendOptions::new().durability(Durability::Os))?;
-/// # store.close()?;
-/// # Ok::<(), topiclog::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AppendOptions {
-    durability: Option<Durability>,
-    compression: Option<crate::record::Compression>,
-    expected_offset: Option<i64>,
-}
-
-impl AppendOptions {
-    /// As the topic says.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Another durability than the topic's.
-    #[must_use]
-    pub fn durability(mut self, durability: Durability) -> Self {
-        self.durability = Some(durability);
-        self
-    }
-
-    /// Another codec than the topic's.
-    #[must_use]
-    pub fn compression(mut self, compression: crate::record::Compression) -> Self {
-        self.compression = Some(compression);
-        self
-    }
-
-    /// The log end offset that the partition must have; otherwise nothing is appended and the call is
-    /// [`Error::Invalid`].
-    #[must_use]
-    pub fn expected_offset(mut self, offset: Offset) -> Self {
-        self.expected_offset = Some(offset.get());
-        self
-    }
-
-    pub(crate) fn spec(&self) -> AppendSpec {
-        AppendSpec {
-            durability: self.durability,
-            compression: self.compression,
-            expected_offset: self.expected_offset,
-            ..AppendSpec::default()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    use crate::record::{Record, RecordRef};
-
     fn settings() -> LogSettings {
         crate::topic::TopicConfig::default().log_settings()
-    }
-
-    fn check(record: &Record, settings: &LogSettings) -> bool {
-        let record: RecordRef<'_> = record.as_record();
-        check_record(&record, settings, 1_000_000).is_ok()
-    }
-
-    #[test]
-    fn keys_and_headers_have_limits() {
-        let key = |bytes: usize| Record::keyed(vec![b'k'; bytes], "v");
-        assert!(check(&key(KEY_BYTES_MAX), &settings()) && !check(&key(KEY_BYTES_MAX + 1), &settings()));
-        let headers = |count: usize| (0..count).fold(Record::of_value("v"), |record, _| record.header("h", "x"));
-        assert!(check(&headers(HEADERS_MAX), &settings()) && !check(&headers(HEADERS_MAX + 1), &settings()));
-        let compacted = LogSettings { needs_key: true, ..settings() };
-        assert!(check(&key(0), &compacted) && !check(&Record::of_value("v"), &compacted));
-    }
-
-    #[test]
-    fn times_are_held_against_the_clock_unless_it_stamps_them() {
-        let at = |timestamp: i64| Record::of_value("v").timestamp_ms(timestamp);
-        let narrow = LogSettings { timestamp_before_max_ms: 100, timestamp_after_max_ms: 10, ..settings() };
-        for (timestamp, is_good) in
-            [(1_000_000, true), (999_900, true), (999_899, false), (1_000_010, true), (1_000_011, false), (-1, true)]
-        {
-            assert_eq!(check(&at(timestamp), &narrow), is_good, "{timestamp}");
-        }
-        assert!(!check(&at(-2), &settings()) && !check(&at(i64::MIN), &settings()));
-        assert!(check(&at(0), &settings()) && check(&at(i64::MAX), &settings()));
-        let stamped = LogSettings { timestamp_type: TimestampType::LogAppendTime, ..narrow };
-        assert!(check(&at(5), &stamped), "the time of the record is not used");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::ids::PartitionId;
 
-use super::body::HeadersRef;
+use super::headers::HeadersRef;
 
 /// A record header: a name, and bytes or null. Names may repeat and their order is kept.
 ///

@@ -29,8 +29,9 @@ use std::fmt;
 use crate::clock::Timestamp;
 use crate::planted::{Bug, is};
 
-use super::body::{Decompressor, RecordsIter};
+use super::body::RecordsIter;
 use super::compress::Compression;
+use super::decode::Decompressor;
 
 /// The size of a batch without its records.
 pub const BATCH_HEADER_BYTES: usize = 61;

@@ -1,5 +1,4 @@
-//! The records of a batch: [`RecordsIter`] over an uncompressed body, [`RecordView`], headers, and how a body is
-//! uncompressed.
+//! The records of a batch: [`RecordsIter`] over an uncompressed body, and [`RecordView`].
 //!
 //! Knows the header only as decoded by `batch.rs`.
 //!
@@ -17,126 +16,14 @@
 //!                                                      18 bytes, deltas 5 and 1, null key, "world", h=x, n=null
 //! ```
 
-use std::borrow::Cow;
 use std::iter::FusedIterator;
-use std::ops::Range;
-
-use bytes::Bytes;
 
 use crate::clock::Timestamp;
-use crate::planted::{Bug, is};
 
-use super::append::{AsRecord, Header, RecordRef};
-use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, TimestampType};
-use super::compress::{self, Compression};
-use super::stored::SharedBytes;
+use super::append::{AsRecord, RecordRef};
+use super::batch::{BatchError, BatchHeader, TimestampType};
+use super::headers::{HeadersRef, skip_headers};
 use super::varint::{self, unzigzag};
-
-/// What a reader allows a body to become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodeLimits {
-    /// The most bytes that one body may decompress to; 16 MiB unless set, and never more than 2147483647.
-    pub decompressed_bytes_max: usize,
-}
-
-impl Default for DecodeLimits {
-    fn default() -> Self {
-        Self { decompressed_bytes_max: 16 * 1024 * 1024 }
-    }
-}
-
-impl DecodeLimits {
-    fn bytes_max(self) -> usize {
-        if is(Bug::DecompressUnlimited) {
-            return i32::MAX as usize;
-        }
-        self.decompressed_bytes_max.min(i32::MAX as usize)
-    }
-}
-
-/// The uncompressed body of a batch that is known to hold: a slice of it, or a fresh buffer.
-///
-/// # Errors
-/// If the body cannot be decompressed within the limits.
-pub fn decode_body(header: &BatchHeader, batch: &Bytes, limits: &DecodeLimits) -> Result<Bytes, BatchError> {
-    match decode(header, batch, limits)? {
-        Decoded::InPlace(range) => Ok(batch.slice(range)),
-        Decoded::Anew(body) => Ok(body.into()),
-    }
-}
-
-/// [`decode_body`] of bytes that are shared in our own way.
-pub(crate) fn decode_shared(
-    header: &BatchHeader,
-    batch: &SharedBytes,
-    limits: &DecodeLimits,
-) -> Result<SharedBytes, BatchError> {
-    match decode(header, batch, limits)? {
-        Decoded::InPlace(range) => Ok(batch.slice(range)),
-        Decoded::Anew(body) => Ok(Bytes::from(body).into()),
-    }
-}
-
-/// [`decode_shared`] of a batch that is not needed as a whole any more.
-pub(crate) fn decode_taking(
-    header: &BatchHeader,
-    batch: SharedBytes,
-    limits: &DecodeLimits,
-) -> Result<SharedBytes, BatchError> {
-    match decode(header, &batch, limits)? {
-        Decoded::InPlace(range) => Ok(batch.into_slice(range)),
-        Decoded::Anew(body) => Ok(Bytes::from(body).into()),
-    }
-}
-
-enum Decoded {
-    /// A range of the batch, which is no longer than it.
-    InPlace(Range<usize>),
-    Anew(Vec<u8>),
-}
-
-#[inline]
-fn decode(header: &BatchHeader, batch: &[u8], limits: &DecodeLimits) -> Result<Decoded, BatchError> {
-    let end = header.size_bytes();
-    if end < BATCH_HEADER_BYTES || batch.len() < end {
-        return Err(BatchError::Truncated { needed: end, available: batch.len() });
-    }
-    match header.compression() {
-        Compression::None => Ok(Decoded::InPlace(BATCH_HEADER_BYTES..end)),
-        codec => {
-            let mut body = Vec::new();
-            let compressed = batch.get(BATCH_HEADER_BYTES..end).unwrap_or_default();
-            compress::decompress(codec, compressed, &mut body, limits.bytes_max())?;
-            Ok(Decoded::Anew(body))
-        }
-    }
-}
-
-/// A buffer that compressed bodies are decompressed into, one after the other.
-#[derive(Debug, Default)]
-pub struct Decompressor {
-    limits: DecodeLimits,
-    buffer: Vec<u8>,
-}
-
-impl Decompressor {
-    /// A buffer with these limits.
-    pub fn new(limits: DecodeLimits) -> Self {
-        Self { limits, buffer: Vec::new() }
-    }
-
-    /// The uncompressed body of a batch, in the batch itself or in the buffer.
-    pub(super) fn body<'b>(&'b mut self, view: &BatchView<'b>) -> Result<&'b [u8], BatchError> {
-        match view.header().compression() {
-            Compression::None => Ok(view.body()),
-            codec => {
-                self.buffer.clear();
-                compress::decompress(codec, view.body(), &mut self.buffer, self.limits.bytes_max())?;
-                Ok(&self.buffer)
-            }
-        }
-    }
-}
 
 /// Where a record's parts are in its body.
 #[derive(Clone, Copy, Debug)]
@@ -166,7 +53,7 @@ impl Parts {
     #[inline(always)]
     pub(super) fn headers<'a>(&self, body: &'a [u8]) -> HeadersRef<'a> {
         let bytes = body.get(self.headers_at as usize..self.headers_end as usize);
-        HeadersRef(Headers::Encoded(bytes.unwrap_or_default()))
+        HeadersRef::encoded_in_record(bytes.unwrap_or_default())
     }
 }
 
@@ -537,188 +424,6 @@ fn read_any_form(body: &[u8], at: usize) -> Option<Found> {
         offset_delta,
     })
 }
-
-/// Checks `count` headers from `at` on, and returns where they end.
-#[inline(never)]
-fn skip_headers(record: &[u8], mut at: usize, count: i32) -> Option<usize> {
-    let count = usize::try_from(count).ok()?;
-    // A header has at least its two lengths.
-    if count > record.len().saturating_sub(at) / 2 {
-        return None;
-    }
-    for _ in 0..count {
-        read_header(record, &mut at)?;
-    }
-    Some(at)
-}
-
-#[inline]
-fn read_header<'a>(bytes: &'a [u8], at: &mut usize) -> Option<HeaderRef<'a>> {
-    let length = usize::try_from(varint::read_i32(bytes, at)?).ok()?;
-    let name = bytes.get(*at..)?.get(..length)?;
-    *at = at.wrapping_add(length);
-    let length = varint::read_i32(bytes, at)?;
-    let value = match usize::try_from(length) {
-        Ok(length) => {
-            let value = bytes.get(*at..)?.get(..length)?;
-            *at = at.wrapping_add(length);
-            Some(value)
-        }
-        Err(_) => None,
-    };
-    Some(HeaderRef { name, value })
-}
-
-/// A header, borrowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeaderRef<'a> {
-    name: &'a [u8],
-    value: Option<&'a [u8]>,
-}
-
-impl<'a> HeaderRef<'a> {
-    /// The name; bytes that are not UTF-8 are shown as replacement characters.
-    pub fn name(&self) -> Cow<'a, str> {
-        String::from_utf8_lossy(self.name)
-    }
-
-    /// The name as it is stored.
-    pub fn name_bytes(&self) -> &'a [u8] {
-        self.name
-    }
-
-    /// The value, `None` if it is null.
-    pub fn value(&self) -> Option<&'a [u8]> {
-        self.value
-    }
-
-    /// A copy that owns its bytes.
-    pub fn to_header(&self) -> Header {
-        Header::from_bytes(Bytes::copy_from_slice(self.name), self.value.map(Bytes::copy_from_slice))
-    }
-}
-
-/// The headers of a record, borrowed: a slice of [`Header`]s, or those of a record that was read.
-///
-/// ```
-/// use topiclog::record::{AsRecord, Record};
-/// let record = Record::of_value("v").header("a", "1").header("a", "2");
-/// let headers = record.as_record().headers;
-/// assert_eq!(headers.len(), 2);
-/// assert_eq!(headers.last("a").and_then(|header| header.value()), Some(&b"2"[..]));
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct HeadersRef<'a>(Headers<'a>);
-
-#[derive(Clone, Copy, Debug)]
-enum Headers<'a> {
-    Slice(&'a [Header]),
-    /// The number of headers and the headers, as they are in a record whose checks held.
-    Encoded(&'a [u8]),
-}
-
-impl<'a> HeadersRef<'a> {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        match self.0 {
-            Headers::Slice(headers) => headers.len(),
-            Headers::Encoded(bytes) => {
-                varint::read_i32(bytes, &mut 0).and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
-            }
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether it is plain at once that there are none.
-    #[inline(always)]
-    pub(super) fn is_none(&self) -> bool {
-        matches!(self.0, Headers::Slice([]) | Headers::Encoded([0]))
-    }
-
-    /// The headers, in order.
-    pub fn iter(&self) -> HeadersIter<'a> {
-        match self.0 {
-            Headers::Slice(_) => HeadersIter { headers: self.0, at: 0, left: self.len() },
-            Headers::Encoded(bytes) => {
-                let mut at = 0;
-                let count = varint::read_i32(bytes, &mut at).and_then(|count| usize::try_from(count).ok());
-                HeadersIter { headers: self.0, at, left: count.unwrap_or(0) }
-            }
-        }
-    }
-
-    /// The last header of this name, which is the one that counts in Kafka's clients.
-    pub fn last(&self, name: &str) -> Option<HeaderRef<'a>> {
-        self.iter().filter(|header| header.name_bytes() == name.as_bytes()).last()
-    }
-
-    /// The bytes that they have in a record, if they are there already, beginning with their number.
-    #[inline]
-    pub(super) fn encoded(&self) -> Option<&'a [u8]> {
-        match self.0 {
-            Headers::Slice([]) => Some(&[0]),
-            Headers::Slice(_) => None,
-            Headers::Encoded(bytes) => Some(bytes),
-        }
-    }
-}
-
-impl Default for HeadersRef<'_> {
-    #[inline]
-    fn default() -> Self {
-        Self(Headers::Slice(&[]))
-    }
-}
-
-impl<'a> From<&'a [Header]> for HeadersRef<'a> {
-    #[inline]
-    fn from(headers: &'a [Header]) -> Self {
-        Self(Headers::Slice(headers))
-    }
-}
-
-impl<'a> IntoIterator for HeadersRef<'a> {
-    type Item = HeaderRef<'a>;
-    type IntoIter = HeadersIter<'a>;
-    fn into_iter(self) -> HeadersIter<'a> {
-        self.iter()
-    }
-}
-
-/// Walks the headers of a record, see [`HeadersRef::iter`].
-#[derive(Clone, Debug)]
-pub struct HeadersIter<'a> {
-    headers: Headers<'a>,
-    /// An index, or a position in the encoded bytes.
-    at: usize,
-    left: usize,
-}
-
-impl<'a> Iterator for HeadersIter<'a> {
-    type Item = HeaderRef<'a>;
-
-    fn next(&mut self) -> Option<HeaderRef<'a>> {
-        self.left = self.left.checked_sub(1)?;
-        match self.headers {
-            Headers::Slice(headers) => {
-                let header = headers.get(self.at)?;
-                self.at = self.at.wrapping_add(1);
-                Some(HeaderRef { name: header.name_bytes(), value: header.value() })
-            }
-            Headers::Encoded(bytes) => read_header(bytes, &mut self.at),
-        }
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.left))
-    }
-}
-
-impl FusedIterator for HeadersIter<'_> {}
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,9 @@ use super::batch::{
     self, BATCH_HEADER_BYTES, BatchError, BatchHeader, CONTROL, CRC_AT, DELETE_HORIZON, LOG_APPEND_TIME,
     OVERHEAD_BYTES, TRANSACTIONAL, TimestampType,
 };
-use super::body::{HeadersRef, RecordView};
+use super::body::RecordView;
 use super::compress::{self, Compression};
+use super::headers::HeadersRef;
 use super::varint::{self, Word};
 
 /// What a batch is to be, apart from its records.

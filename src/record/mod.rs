@@ -16,23 +16,27 @@ mod builder;
 mod checksum;
 mod compress;
 mod control;
+mod decode;
+mod headers;
 mod legacy;
 mod stored;
 mod varint;
 
 pub use append::{AsRecord, Header, Record, RecordRef};
 pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
-pub use body::{DecodeLimits, Decompressor, HeaderRef, HeadersIter, HeadersRef, RecordView, RecordsIter, decode_body};
-pub(crate) use body::{RecordPlace, decode_shared, decode_taking};
+pub(crate) use body::{RecordPlace, RecordsState};
+pub use body::{RecordView, RecordsIter};
 pub(crate) use builder::rewrite_batch;
 pub use builder::{
     BatchBuilder, BatchSpec, BatchSummary, encode_batch, next_sequence, set_base_offset, set_leader_epoch,
 };
 pub use compress::Compression;
 pub use control::{ControlRecord, EndMarker, encode_end_marker};
+pub use decode::{DecodeLimits, Decompressor, decode_body};
+pub(crate) use decode::{decode_shared, decode_taking};
+pub use headers::{HeaderRef, HeadersIter, HeadersRef};
 pub use legacy::LegacyEntry;
 pub(crate) use stored::SharedBytes;
 pub use stored::{StoredRecord, StoredRecords, stored_records};
 
-pub(crate) use body::RecordsState;
 pub(crate) use checksum::{Crc32c, crc_holds, crc32c};

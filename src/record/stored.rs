@@ -15,7 +15,8 @@ use crate::ids::Offset;
 
 use super::append::{AsRecord, RecordRef};
 use super::batch::{BatchError, BatchHeader, TimestampType};
-use super::body::{HeadersRef, Parts, RecordPlace, RecordsIter};
+use super::body::{Parts, RecordPlace, RecordsIter};
+use super::headers::HeadersRef;
 
 /// A part of bytes that many records share, a whole mapping for example.
 ///
@@ -92,15 +93,7 @@ impl StoredRecord {
     /// Takes a record over. `place` must be that of one of the records in `body`.
     #[inline(always)]
     pub(crate) fn new(body: &SharedBytes, header: &BatchHeader, place: RecordPlace) -> Self {
-        Self {
-            all: Arc::clone(&body.all),
-            body_at: body.start,
-            parts: place.parts,
-            leader_epoch: header.leader_epoch,
-            timestamp_type: header.timestamp_type(),
-            offset: place.offset,
-            timestamp: place.timestamp,
-        }
+        Self::taking(body.clone(), header, place)
     }
 
     /// [`new`](Self::new), for a body that nobody else needs.

@@ -531,7 +531,7 @@ mod tests {
         }
     }
 
-    /// The simulated disk ends the test if a window is written that the file was cut below.
+    /// The simulated disk ends the test if a file is cut below a window that is still there.
     #[test]
     fn space_that_is_given_back_takes_its_window_along() {
         let (vfs, log) = log(ReadPath::Mapped);

@@ -16,8 +16,8 @@ use crate::io::{DiskVfs, EntryKind, OpenMode, Vfs, VfsFile, read_exact_at, read_
 use crate::partition::floor::{self, Floor, Kind};
 use crate::partition::foreign::{Exchange, NO_FILE};
 use crate::partition::kafka_state::{self, Producers};
+use crate::partition::listing::{Listing, list};
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
-use crate::partition::open::{Listing, list};
 use crate::partition::quarantine;
 use crate::record::{self, BatchHeader, DecodeLimits, RecordsIter};
 use crate::segment::name::{self, Suffix, file_name};

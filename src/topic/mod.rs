@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::ids::{PartitionId, TopicName, Uuid};
 use crate::key_index::{Budget, KeyCounts, KeyIndex, KeyIndexStats, Latest};
 use crate::partition::Partition;
-use crate::partition::writer::{AppendOptions, RecordMetadata};
+use crate::partition::append_options::AppendOptions;
+use crate::partition::writer::RecordMetadata;
 use crate::record::{AsRecord, RecordRef, StoredRecord};
 use crate::sync::RwLock;
 

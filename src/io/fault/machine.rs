@@ -32,6 +32,8 @@ pub(super) struct InodeState {
     pub(super) in_limbo: usize,
     /// Live maps: from which process, and how far they reach.
     pub(super) maps: Vec<(Weak<()>, u64, u64)>,
+    /// Live windows, in the same way.
+    pub(super) windows: Vec<(Weak<()>, u64, u64)>,
     /// How many syncs failed for all handles open then, and the number of the last such error.
     pub(super) failed_syncs: (u64, i32),
 }

@@ -281,6 +281,10 @@ impl Handle {
             drop(state);
             fail(machine, &self.name, format_args!("cut below the end of a live map, to {bytes} bytes"));
         }
+        if bytes < before && reach(&mut state.windows, machine.process) > bytes {
+            drop(state);
+            fail(machine, &self.name, format_args!("cut below the end of a live window, to {bytes} bytes"));
+        }
         state.visible.set_bytes(bytes);
         state.modified_ms = machine.now_ms();
         drop(state);
@@ -348,9 +352,14 @@ fn put(
 impl InodeState {
     /// How far the live maps of this process reach.
     fn mapped_bytes(&mut self, process: u64) -> u64 {
-        self.maps.retain(|(alive, by, _)| *by == process && alive.strong_count() > 0);
-        self.maps.iter().map(|(_, _, bytes)| *bytes).max().unwrap_or(0)
+        reach(&mut self.maps, process)
     }
+}
+
+/// Forgets what is not alive, or of another process. How far the rest reaches.
+fn reach(alive: &mut Vec<(Weak<()>, u64, u64)>, process: u64) -> u64 {
+    alive.retain(|(alive, by, _)| *by == process && alive.strong_count() > 0);
+    alive.iter().map(|(_, _, bytes)| *bytes).max().unwrap_or(0)
 }
 
 impl VfsFile for Handle {
@@ -445,13 +454,18 @@ impl VfsFile for Handle {
             return Err(ErrorKind::InvalidInput.into());
         }
         let end = Content::check_end(position, bytes)?;
-        if end > self.file.state.lock().visible.bytes() {
+        let mut state = self.file.state.lock();
+        if end > state.visible.bytes() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         if machine.without_maps {
             return Ok(None);
         }
+        let alive = Arc::new(());
+        reach(&mut state.windows, machine.process);
+        state.windows.push((Arc::downgrade(&alive), machine.process, end));
         Ok(Some(Box::new(Window {
+            _alive: alive,
             shared: Arc::clone(&self.descriptor.shared),
             process: self.descriptor.process,
             file: Arc::clone(&self.file),
@@ -471,6 +485,7 @@ impl VfsFile for Handle {
 
 /// A part of a file that is mapped for writing. Needs no descriptor, as a map needs none.
 struct Window {
+    _alive: Arc<()>,
     shared: Arc<Shared>,
     process: u64,
     file: File,
@@ -497,9 +512,6 @@ impl VfsWindow for Window {
         let end = Content::check_end(position, bytes.len() as u64)?;
         if position < self.start || end > self.end {
             return Err(ErrorKind::InvalidInput.into());
-        }
-        if end > self.file.state.lock().visible.bytes() {
-            fail(machine, &self.name, format_args!("cut below a live window, and written there at {position}"));
         }
         put(machine, &self.file, &self.name, OpKind::WindowWrite, bytes, position);
         Ok(())

@@ -1,0 +1,70 @@
+//! What one append does differently from its topic.
+
+use super::Durability;
+use crate::ids::Offset;
+use crate::record::Compression;
+
+/// What one append does differently from its topic.
+///
+/// ```
+/// use topiclog::{AppendOptions, Durability, Record, Store, TopicConfig};
+/// let store = Store::in_memory()?;
+/// let topic = store.create_topic("clicks", TopicConfig::default())?;
+/// topic.append_with(Record::of_value("click"), &AppendOptions::new().durability(Durability::Os))?;
+/// # store.close()?;
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AppendOptions {
+    durability: Option<Durability>,
+    compression: Option<Compression>,
+    expected_offset: Option<i64>,
+}
+
+impl AppendOptions {
+    /// As the topic says.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Another durability than the topic's.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// Another codec than the topic's.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
+    /// The log end offset that the partition must have; otherwise nothing is appended and the call is
+    /// [`Error::Invalid`](crate::Error::Invalid).
+    #[must_use]
+    pub fn expected_offset(mut self, offset: Offset) -> Self {
+        self.expected_offset = Some(offset.get());
+        self
+    }
+
+    pub(crate) fn spec(&self) -> AppendSpec {
+        AppendSpec {
+            durability: self.durability,
+            compression: self.compression,
+            expected_offset: self.expected_offset,
+            ..AppendSpec::default()
+        }
+    }
+}
+
+/// How one append is to be done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AppendSpec {
+    pub(crate) durability: Option<Durability>,
+    pub(crate) compression: Option<Compression>,
+    pub(crate) expected_offset: Option<i64>,
+    /// The caller waits for the level by [`Log::acknowledge_later`](super::Log::acknowledge_later), without the lock that it holds during the append.
+    pub(crate) is_acknowledged_later: bool,
+}

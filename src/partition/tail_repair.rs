@@ -1,0 +1,144 @@
+//! What a crash left behind the last whole batch: into quarantine, and the good tail is written again.
+
+use std::io;
+use std::path::Path;
+
+use super::log_end::{End, Scanned};
+use super::manifest::Manifest;
+use super::open::Opening;
+use super::quarantine;
+use super::repair::{PartitionReport, Repair};
+use crate::error::{Error, Result};
+use crate::io::{OpenMode, read_exact_at, write_all_at};
+use crate::planted::{Bug, is};
+use crate::segment::name::{Suffix, file_name};
+use crate::segment::recover::Stop;
+
+impl Opening<'_> {
+    pub(super) fn note_what_a_writer_would_do(&self, found: &End, report: &mut PartitionReport) {
+        for scanned in &found.scanned {
+            if let Stop::Bad(reason) = &scanned.scan.stop {
+                report.repairs.push(self.tail_cut(scanned, reason));
+            }
+        }
+        for base in &found.behind {
+            report
+                .repairs
+                .push(Repair::SegmentQuarantined { path: self.directory.join(file_name(*base, Suffix::Log)) });
+        }
+    }
+
+    fn tail_cut(&self, scanned: &Scanned, reason: &str) -> Repair {
+        Repair::TailCut {
+            path: self.directory.join(file_name(scanned.base, Suffix::Log)),
+            position: scanned.scan.position,
+            bytes: scanned.scan.file_bytes - scanned.scan.position,
+            next_offset: scanned.scan.next_offset.into(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Puts the bad tail into quarantine, writes the good one again and syncs it.
+    pub(super) fn repair(&self, manifest: &mut Manifest, found: &End, report: &mut PartitionReport) -> Result<()> {
+        for scanned in &found.scanned {
+            let mut move_damaged = false;
+            if let Stop::Bad(reason) = &scanned.scan.stop {
+                let bytes = scanned.scan.file_bytes - scanned.scan.position;
+                move_damaged = bytes > quarantine::COPY_BYTES_MAX;
+                if !move_damaged && !is(Bug::QuarantineSkipped) {
+                    quarantine::copy_tail(
+                        &*self.env.vfs,
+                        &self.directory,
+                        scanned.base,
+                        scanned.scan.position,
+                        scanned.scan.file_bytes,
+                        scanned.scan.next_offset,
+                        reason,
+                    )?;
+                }
+                report.repairs.push(self.tail_cut(scanned, reason));
+            }
+            self.write_tail_again(scanned, move_damaged, report)?;
+        }
+        found.apply_to(manifest);
+        // They move once the manifest says so: until then the old state holds, and it needs them where they are.
+        manifest.removing = found.behind.clone();
+        Ok(())
+    }
+
+    /// The bytes above the floor may be in the page cache and not on the disk, with the error reported to a process that
+    /// is gone. Merely syncing them might succeed without writing them: they are written again.
+    fn write_tail_again(&self, scanned: &Scanned, move_damaged: bool, report: &mut PartitionReport) -> Result<()> {
+        let path = self.directory.join(file_name(scanned.base, Suffix::Log));
+        let (from, to) = (scanned.floor_position, scanned.scan.position);
+        if self.may_rewrite_in_place && !move_damaged {
+            let file = self.env.vfs.open(&path, OpenMode::Write).map_err(|error| Error::io("open", &path, error))?;
+            if !is(Bug::TailNotRewritten) {
+                copy_range(&*file, &*file, from, to, &path)?;
+            }
+            file.set_len(to).map_err(|error| Error::io("cut", &path, error))?;
+            if is(Bug::TailNotSynced) {
+                return Ok(());
+            }
+            file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
+        } else {
+            self.replace_by_copy(scanned, &path, move_damaged)?;
+        }
+        if to > from {
+            report.repairs.push(Repair::TailRewritten { path, position: from, bytes: to - from });
+        }
+        if is(Bug::StaleIndexKept) {
+            return Ok(());
+        }
+        // The indexes of the file's last state do not cover what was written since.
+        for suffix in [Suffix::Index, Suffix::TimeIndex, Suffix::Seal] {
+            let path = self.directory.join(file_name(scanned.base, suffix));
+            match self.env.vfs.remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("remove", &path, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the good part as a new file and puts it in the old one's place; old maps keep the old file.
+    fn replace_by_copy(&self, scanned: &Scanned, path: &Path, keep_damaged: bool) -> Result<()> {
+        let vfs = &*self.env.vfs;
+        let cleaned = self.directory.join(format!("{}.cleaned", file_name(scanned.base, Suffix::Log)));
+        let source = vfs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
+        let target = vfs.open(&cleaned, OpenMode::Create).map_err(|error| Error::io("create", &cleaned, error))?;
+        target.set_len(0).map_err(|error| Error::io("cut", &cleaned, error))?;
+        copy_range(&*source, &*target, 0, scanned.scan.position, &cleaned)?;
+        target.sync_all().map_err(|error| Error::io("sync", &cleaned, error))?;
+        if keep_damaged {
+            quarantine::ensure(vfs, &self.directory)?;
+            let name = format!("{:020}-{}-whole.bin", scanned.base, scanned.scan.position);
+            let kept = self.directory.join(quarantine::DIRECTORY).join(name);
+            vfs.rename(path, &kept).map_err(|error| Error::io("rename", &kept, error))?;
+            let parent = self.directory.join(quarantine::DIRECTORY);
+            vfs.sync_dir(&parent).map_err(|error| Error::io("sync", &parent, error))?;
+        }
+        vfs.rename(&cleaned, path).map_err(|error| Error::io("rename", path, error))?;
+        vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync", &self.directory, error))
+    }
+}
+
+fn copy_range(
+    source: &dyn crate::io::VfsFile,
+    target: &dyn crate::io::VfsFile,
+    from: u64,
+    to: u64,
+    path: &Path,
+) -> Result<()> {
+    let mut buffer = vec![0; usize::try_from((to - from).min(256 << 10)).unwrap_or(256 << 10)];
+    let mut at = from;
+    while at < to {
+        let length = buffer.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));
+        let part = buffer.get_mut(..length).unwrap_or_default();
+        read_exact_at(source, part, at).map_err(|error| Error::io("read", path, error))?;
+        write_all_at(target, part, at).map_err(|(_, error)| Error::io("write", path, error))?;
+        at += length as u64;
+    }
+    Ok(())
+}
