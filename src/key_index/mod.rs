@@ -25,7 +25,7 @@ use crate::partition::Log;
 use crate::partition::key_queue::{self, HashKey};
 use crate::record::{DecodeLimits, StoredRecord};
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 pub use self::counts::{KeyCounts, RecordCount};
 pub use self::latest::Latest;
@@ -68,6 +68,8 @@ pub(crate) struct KeyIndex {
     log: Arc<Log>,
     budget: Arc<Budget>,
     state: Mutex<State>,
+    /// Upkeep was woken and has not come yet.
+    is_woken: AtomicBool,
     expiry: Mutex<Expiry>,
 }
 
@@ -120,8 +122,12 @@ pub struct KeyIndexStats {
 const TRIES: usize = 4;
 /// How often one look-up begins anew because segments were exchanged under it.
 const LOOKS: usize = 100;
+/// So many wait in the queue, and upkeep is woken to take them over.
+const WAKE_AT: usize = 1 << 14;
 /// More of these wait in the queue and an appender helps.
 const QUEUED_MAX: usize = 1 << 16;
+/// The same where a thread does the upkeep, which has the time to come.
+const QUEUED_MAX_BESIDE_UPKEEP: usize = 1 << 18;
 /// More offsets than these that wait for a comparison, and an appender makes some.
 const UNRESOLVED_MAX: usize = 1 << 20;
 /// How many records one step of upkeep looks at, to compare keys and to end them.
@@ -131,7 +137,13 @@ const LIMITS: DecodeLimits = DecodeLimits { decompressed_bytes_max: 64 << 20 };
 
 impl KeyIndex {
     pub(crate) fn new(log: Arc<Log>, budget: Arc<Budget>) -> Self {
-        Self { log, budget, state: Mutex::new(State::Unused), expiry: Mutex::new(Expiry::default()) }
+        Self {
+            log,
+            budget,
+            state: Mutex::new(State::Unused),
+            is_woken: AtomicBool::new(false),
+            expiry: Mutex::new(Expiry::default()),
+        }
     }
 
     /// The newest record of a key, `None` if there is none or it is a tombstone.
@@ -190,6 +202,7 @@ impl KeyIndex {
     /// Takes over what was appended, compares some of what waits for it, and learns where compaction has put records. Returns
     /// how many were looked at.
     pub(crate) fn upkeep(&self) -> Result<usize> {
+        self.is_woken.store(false, Ordering::Relaxed);
         let compared = {
             let Some(mut state) = self.state.try_lock() else { return Ok(0) };
             if !matches!(*state, State::Ready(_)) || self.log.is_closed() {
@@ -201,13 +214,23 @@ impl KeyIndex {
         Ok(compared + self.learn_places()?)
     }
 
-    /// Lets an appender help once too much waits: it empties the queue, and compares some once very many wait for that.
+    /// Lets an appender help once too much waits: it wakes the thread that does the upkeep, and if that does not come, or there
+    /// is none, it empties the queue itself, and compares some once very many wait for that.
     #[inline]
     pub(crate) fn relieve(&self) -> Result<()> {
-        if self.log.key_queue.len() < QUEUED_MAX {
+        let waiting = self.log.key_queue.len();
+        if waiting < WAKE_AT {
             return Ok(());
         }
-        self.relieve_now()
+        let most = if self.log.env.has_upkeep { QUEUED_MAX_BESIDE_UPKEEP } else { QUEUED_MAX };
+        if waiting >= most {
+            return self.relieve_now();
+        }
+        if self.log.env.has_upkeep && !self.is_woken.load(Ordering::Relaxed) {
+            self.is_woken.store(true, Ordering::Relaxed);
+            (self.log.env.wake_upkeep)();
+        }
+        Ok(())
     }
 
     #[cold]
