@@ -5,17 +5,22 @@
 //! partitions by name only; where a topic's log begins and ends, [`Groups::lag`] asks the store.
 
 mod assign;
+mod commit;
 mod coordinator;
+mod lag;
 mod load;
 mod offset_store;
 mod offsets;
 mod protocol;
 pub(crate) mod schema;
+mod shards;
 mod wire;
 
 pub use assign::Assignor;
+pub use commit::{CommitOptions, NewOffset};
 pub use coordinator::{GroupCoordinator, GroupState, JoinRequest, Joined, Refusal, Replies, Reply, RequestId};
-pub use offset_store::{CommitOptions, Groups, Lag, NewOffset};
+pub use lag::Lag;
+pub use offset_store::Groups;
 pub use offsets::CommittedOffset;
 pub use protocol::{Assignment, Subscription};
 

@@ -4,107 +4,28 @@
 //! still holds; the sync that its level asks for is awaited without the lock, and then the cached offsets move. Commits that
 //! are awaited at the same time settle in the order of their records.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::load::load;
+use super::commit::{CommitOptions, NewOffset, check_offset, key};
+use super::lag::{Lag, lag};
 use super::offsets::{CommittedOffset, GroupTable};
 use super::schema::{Key, OffsetCommitValue, partition_for_group};
-use crate::clock::Timestamp;
+use super::shards::{Known, Shard, Shards, Shared};
 use crate::error::{Error, Result};
-use crate::ids::{Offset, TopicPartition, Uuid};
-use crate::partition::append_options::AppendSpec;
+use crate::ids::{Offset, TopicPartition};
 use crate::partition::writer::RecordMetadata;
-use crate::partition::{Durability, Isolation, Partition, ReadLevel, ReadOptions};
-use crate::record::{DecodeLimits, Record};
+use crate::record::Record;
 use crate::store::Store;
-use crate::store::holds::{OFFSETS_TOPIC, Readers};
-use crate::sync::Mutex;
+use crate::store::holds::OFFSETS_TOPIC;
 use crate::topic::{CleanupPolicy, Topic, TopicConfig};
 
 /// Longest name of a group, in bytes: Kafka's record schema holds no longer one.
 const GROUP_BYTES_MAX: usize = i16::MAX as usize;
-/// Longest metadata of a commit, in bytes (Kafka's `offset.metadata.max.bytes`).
-const METADATA_BYTES_MAX: usize = 4096;
 /// Partitions of `__consumer_offsets` where we create it. Kafka makes 50; any number is read.
 const PARTITIONS: u32 = 4;
 /// Kafka's `offsets.topic.segment.bytes`.
 const SEGMENT_BYTES: u32 = 100 << 20;
-
-/// How far a group has come, as it is committed.
-///
-/// ```
-/// use topiclog::group::NewOffset;
-/// let next = NewOffset::new(42).leader_epoch(7).metadata("batch 9");
-/// assert_eq!(next.offset().get(), 42);
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewOffset {
-    offset: i64,
-    leader_epoch: Option<i32>,
-    metadata: String,
-}
-
-impl NewOffset {
-    /// The next offset to read: one past the last record that was processed.
-    pub fn new(offset: impl Into<Offset>) -> Self {
-        Self { offset: offset.into().get(), leader_epoch: None, metadata: String::new() }
-    }
-
-    /// The leader epoch of the last record that was processed.
-    #[must_use]
-    pub fn leader_epoch(mut self, leader_epoch: i32) -> Self {
-        self.leader_epoch = Some(leader_epoch);
-        self
-    }
-
-    /// A note of at most 4,096 bytes.
-    #[must_use]
-    pub fn metadata(mut self, metadata: impl Into<String>) -> Self {
-        self.metadata = metadata.into();
-        self
-    }
-
-    /// The next offset to read.
-    pub fn offset(&self) -> Offset {
-        self.offset.into()
-    }
-}
-
-/// What one commit does differently from the others.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CommitOptions {
-    durability: Option<Durability>,
-}
-
-impl CommitOptions {
-    /// At the durability of `__consumer_offsets`, which is `Sync` where this library made it.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// At this durability.
-    #[must_use]
-    pub fn durability(mut self, durability: Durability) -> Self {
-        self.durability = Some(durability);
-        self
-    }
-}
-
-/// How far a group is behind in a partition, as a reader of committed records sees it. Computed when it is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Lag {
-    /// Records that still exist beyond the position: no gaps of compaction, no markers, nothing aborted.
-    pub records: u64,
-    /// Offsets between the position, or the log start if that is higher, and the end of what can be read.
-    pub offsets: u64,
-    /// Bytes of the batches, as stored, that hold these records.
-    pub bytes: u64,
-    /// How old the next unread record is, in milliseconds; 0 if there is none.
-    pub time_ms: u64,
-}
 
 /// The groups of a store. Cheap to clone; all handles of one store share what was read.
 ///
@@ -130,76 +51,6 @@ pub struct Groups {
 impl fmt::Debug for Groups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Groups").field("store", &self.store).finish_non_exhaustive()
-    }
-}
-
-/// What all handles of a store share. Holds partitions and no handle of the store, which holds it.
-#[derive(Default)]
-struct Shared {
-    shards: Mutex<Known>,
-}
-
-/// What is known of `__consumer_offsets`.
-#[derive(Default)]
-enum Known {
-    /// Nobody has looked yet: any group may be anywhere.
-    #[default]
-    Nothing,
-    /// There is no such topic.
-    NoTopic,
-    Topic(Arc<Shards>),
-}
-
-/// The partitions of `__consumer_offsets`.
-struct Shards {
-    topic_id: Uuid,
-    count: u32,
-    by_number: BTreeMap<u32, Shard>,
-    /// Those that a read-only open could not read, and why.
-    unreadable: BTreeMap<u32, Error>,
-}
-
-/// One partition, and what was read of it.
-struct Shard {
-    partition: Partition,
-    state: Mutex<ShardState>,
-}
-
-#[derive(Default)]
-struct ShardState {
-    /// `None` until it is used for the first time.
-    table: Option<GroupTable>,
-    /// Commits that are in the log and wait for their sync: the offset of the record, the group and the partition.
-    in_flight: Vec<(i64, String, TopicPartition)>,
-}
-
-impl ShardState {
-    fn loaded(&mut self, partition: &Partition) -> Result<&mut GroupTable> {
-        match &mut self.table {
-            Some(table) => Ok(table),
-            unread => Ok(unread.insert(load(partition)?)),
-        }
-    }
-}
-
-impl Readers for Shared {
-    /// Of groups that cannot be read nobody knows where they are.
-    fn lowest(&self, partition: &TopicPartition) -> i64 {
-        let shards = match &*self.shards.lock() {
-            Known::Nothing => return 0,
-            Known::NoTopic => return i64::MAX,
-            Known::Topic(shards) => Arc::clone(shards),
-        };
-        if !shards.unreadable.is_empty() {
-            return 0;
-        }
-        let lowest = |shard: &Shard| {
-            let mut state = shard.state.lock();
-            let table = state.loaded(&shard.partition).ok()?;
-            let held = table.groups().filter_map(|(_, group)| group.offsets.get(partition));
-            Some(held.map(|committed| committed.offset).min().unwrap_or(i64::MAX))
-        };
-        shards.by_number.values().map(|shard| lowest(shard).unwrap_or(0)).min().unwrap_or(i64::MAX)
     }
 }
 
@@ -566,78 +417,6 @@ impl Groups {
     }
 }
 
-impl Shards {
-    fn new(topic: &Topic) -> Self {
-        let shard = |partition: &Partition| {
-            let state = Mutex::new(ShardState::default());
-            Shard { partition: partition.clone(), state }
-        };
-        let (mut by_number, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
-        let count = topic.partition_count();
-        for number in 0..count {
-            match topic.partition(number) {
-                Ok(partition) => drop(by_number.insert(number, shard(&partition))),
-                // A broker of a larger cluster has some of them only.
-                Err(Error::UnknownTopic { .. }) => {}
-                Err(error) => drop(unreadable.insert(number, error)),
-            }
-        }
-        Self { topic_id: topic.id(), count, by_number, unreadable }
-    }
-
-    fn at(&self, number: u32) -> Result<&Shard> {
-        let unknown = || match self.unreadable.get(&number) {
-            Some(error) => error.duplicate(),
-            None => Error::UnknownTopic { name: format!("{OFFSETS_TOPIC}-{number}") },
-        };
-        self.by_number.get(&number).ok_or_else(unknown)
-    }
-}
-
-impl Shard {
-    /// Appends commits, and notes that they wait for their sync.
-    fn append_commits(
-        &self,
-        commits: &[(&str, TopicPartition, OffsetCommitValue)],
-        options: &CommitOptions,
-    ) -> Result<RecordMetadata> {
-        let records: Vec<Record> = commits.iter().map(|(group, place, value)| record(group, place, value)).collect();
-        let mut state = self.state.lock();
-        state.loaded(&self.partition)?;
-        let placed = self.append(&records, options)?;
-        let new = (placed.offset.get()..).zip(commits);
-        state.in_flight.extend(new.map(|(offset, (group, place, _))| (offset, (*group).to_owned(), place.clone())));
-        Ok(placed)
-    }
-
-    fn append(&self, records: &[Record], options: &CommitOptions) -> Result<RecordMetadata> {
-        let spec = AppendSpec { durability: options.durability, is_acknowledged_later: true, ..AppendSpec::default() };
-        self.partition.log.append_records(records, &spec)
-    }
-}
-
-impl NewOffset {
-    fn value(&self, topic_id: Uuid, now_ms: Timestamp) -> OffsetCommitValue {
-        OffsetCommitValue {
-            offset: self.offset,
-            leader_epoch: self.leader_epoch.unwrap_or(-1),
-            metadata: self.metadata.clone(),
-            commit_timestamp_ms: now_ms,
-            expire_timestamp_ms: -1,
-            topic_id: Some(topic_id),
-        }
-    }
-}
-
-fn key<'a>(group: &'a str, place: &'a TopicPartition) -> Key<'a> {
-    let partition = i32::try_from(place.partition.get()).unwrap_or(i32::MAX);
-    Key::OffsetCommit { group, topic: place.topic.as_str(), partition }
-}
-
-fn record(group: &str, place: &TopicPartition, value: &OffsetCommitValue) -> Record {
-    Record::keyed(key(group, place).encode(), value.encode())
-}
-
 fn check_group(group: &str) -> Result<()> {
     if group.is_empty() || group.len() > GROUP_BYTES_MAX {
         return Err(Error::invalid("group", format!("must have 1 to {GROUP_BYTES_MAX} bytes")));
@@ -645,53 +424,13 @@ fn check_group(group: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_offset(offset: &NewOffset) -> Result<()> {
-    if offset.offset < 0 {
-        return Err(Error::invalid("committed offset", "must not be negative"));
-    }
-    if offset.metadata.len() > METADATA_BYTES_MAX {
-        return Err(Error::invalid("commit metadata", format!("must have at most {METADATA_BYTES_MAX} bytes")));
-    }
-    if offset.leader_epoch.is_some_and(|epoch| epoch < 0) {
-        return Err(Error::invalid("leader epoch", "must not be negative"));
-    }
-    Ok(())
-}
-
-fn lag(partition: &Partition, position: i64, now_ms: Timestamp) -> Result<Lag> {
-    let from = position.max(partition.start().get());
-    let end = partition.last_stable_offset().get();
-    if from >= end {
-        return Ok(Lag::default());
-    }
-    let limits = DecodeLimits { decompressed_bytes_max: 1 << 30 };
-    let options = ReadOptions::new().level(ReadLevel::Latest).isolation(Isolation::Committed).limits(limits);
-    let mut reader = partition.reader(from, &options)?;
-    let mut lag = Lag { offsets: end.abs_diff(from), ..Lag::default() };
-    let mut next_ms = None;
-    while let Some(batch) = reader.next_batch()? {
-        let header = batch.header();
-        let records = if header.base_offset >= from {
-            u64::try_from(header.records_count).unwrap_or(0)
-        } else {
-            batch.records().count() as u64
-        };
-        if next_ms.is_none()
-            && let Some(Ok(record)) = batch.records().next()
-        {
-            next_ms = Some(record.timestamp_ms());
-        }
-        lag.records += records;
-        lag.bytes += header.size_bytes() as u64;
-    }
-    let age = next_ms.filter(|&next| next >= 0).map_or(0, |next| now_ms.saturating_sub(next));
-    lag.time_ms = u64::try_from(age).unwrap_or(0);
-    Ok(lag)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::group::load::load;
+    use crate::ids::Uuid;
+    use crate::store::holds::Readers as _;
 
     use crate::clock::ManualClock;
     use crate::io::MemoryVfs;
@@ -738,5 +477,12 @@ mod tests {
     fn an_offset_that_is_deleted_while_it_waits_for_its_sync_stays_deleted() {
         check(|groups, place| groups.delete_offsets("g", std::slice::from_ref(place)).unwrap(), None);
         check(|groups, _| groups.delete("g").unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_is_let_go_before_anybody_has_looked_where_groups_are() {
+        let (groups, place, _) = committed_five();
+        assert_eq!(Shared::default().lowest(&place), 0);
+        assert_eq!(groups.shared.lowest(&place), 5);
     }
 }

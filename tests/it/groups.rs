@@ -410,3 +410,138 @@ fn a_commit_at_os_is_not_synced() {
     assert_eq!(commit(2, &CommitOptions::new().durability(Durability::Os)), (1, 2));
     assert_eq!(commit(3, &CommitOptions::new()), (3, 3));
 }
+
+/// A store with a topic, in which each of these groups has committed 1; closed in order.
+fn closed_with(root: &Path, groups: &[String]) -> TopicPartition {
+    let store = Store::builder().upkeep(Upkeep::Manual).open(root).unwrap();
+    let place = store.create_topic("t", TopicConfig::default()).unwrap().partition(0_u32).unwrap().id().clone();
+    let committed = Groups::open(&store).unwrap();
+    groups.iter().for_each(|group| committed.commit(group, &[(place.clone(), NewOffset::new(1))]).unwrap());
+    store.close().unwrap();
+    place
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|nth| format!("group {nth}")).collect()
+}
+
+/// The groups of such a partition were once missing, without a word.
+#[test]
+fn a_partition_of_the_offsets_that_cannot_be_read_is_an_error_and_no_missing_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = closed_with(directory.path(), &names(20));
+    // Shorter than what was synced.
+    let log = directory.path().join("__consumer_offsets-2/00000000000000000000.log");
+    fs::write(&log, &fs::read(&log).unwrap()[..10]).unwrap();
+    let store = read_only(directory.path());
+    let groups = Groups::open(&store).unwrap();
+    let is_told = |error: Error| error.to_string().contains("__consumer_offsets-2");
+    assert!(is_told(groups.list().unwrap_err()));
+    let mut unreadable = 0;
+    for group in names(20) {
+        let is_there = groups.partition_of(&group).unwrap() == 2;
+        unreadable += usize::from(is_there);
+        match groups.committed(&group, &place) {
+            Ok(found) => assert!(!is_there && offset_of(found) == Some(1), "{group}"),
+            Err(error) => assert!(is_there && is_told(error), "{group}"),
+        }
+    }
+    assert!((1..20).contains(&unreadable), "{unreadable}");
+}
+
+/// A broker of a larger cluster has some partitions only; how many there are in all can then but be guessed.
+#[test]
+fn a_group_is_found_in_whatever_partition_of_the_offsets_it_is() {
+    let (whole, part) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let place = closed_with(whole.path(), &names(40));
+    let store = read_only(whole.path());
+    let of_four: Vec<u32> =
+        names(40).iter().map(|group| Groups::open(&store).unwrap().partition_of(group).unwrap()).collect();
+    store.close().unwrap();
+    for name in ["t-0", "__consumer_offsets-0", "__consumer_offsets-1", "__consumer_offsets-2"] {
+        let (from, to) = (whole.path().join(name), part.path().join(name));
+        fs::create_dir(&to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            if !entry.file_name().to_str().unwrap().starts_with("topiclog.") {
+                fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    let store = read_only(part.path());
+    let groups = Groups::open(&store).unwrap();
+    let mut elsewhere = 0;
+    for (group, there) in names(40).iter().zip(of_four) {
+        elsewhere += usize::from(there < 3 && groups.partition_of(group).unwrap() != there);
+        let expected = (there < 3).then_some(1);
+        assert_eq!(offset_of(groups.committed(group, &place).unwrap()), expected, "{group}");
+        assert_eq!(groups.offsets(group).unwrap().len(), usize::from(there < 3), "{group}");
+    }
+    assert!(elsewhere > 0, "none is where its name does not say");
+}
+
+/// The tombstone of such a group alone is what a broker refuses to load.
+#[test]
+fn a_group_of_the_newer_protocol_keeps_what_its_broker_wrote() {
+    use topiclog::AdoptOptions;
+    let (_guard, root) = copy_of("clean");
+    Store::adopt(&root, &AdoptOptions::new().broker_is_gone(true)).unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let groups = Groups::open(&store).unwrap();
+    let refused = groups.delete("group-consumer");
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    assert_eq!(lines(&store), expected("clean"), "nothing was written");
+    let places: Vec<TopicPartition> =
+        groups.offsets("group-consumer").unwrap().into_iter().map(|(place, _)| place).collect();
+    assert!(!places.is_empty());
+    groups.delete_offsets("group-consumer", &places).unwrap();
+    assert!(groups.offsets("group-consumer").unwrap().is_empty());
+    assert!(groups.list().unwrap().contains(&"group-consumer".to_owned()), "the group itself stays");
+}
+
+/// Kafka takes commits of a group without a name; it once kept all others from expiring.
+#[test]
+fn a_group_without_a_name_expires_and_can_be_deleted() {
+    let vfs = MemoryVfs::new();
+    let clock = Arc::new(ManualClock::new(T0));
+    let open = || {
+        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(&clock) as Arc<_>);
+        builder.upkeep(Upkeep::Manual).id_seed(7).open("/s").unwrap()
+    };
+    let store = open();
+    let [place, _] = with_topic(&store);
+    let commit =
+        |store: &Store| Groups::open(store).unwrap().commit("g", &[(place.clone(), NewOffset::new(1))]).unwrap();
+    commit(&store);
+    let copied_without_name = |store: &Store| {
+        let offsets = store.topic("__consumer_offsets").unwrap();
+        let partition = offsets.partition(Groups::open(store).unwrap().partition_of("g").unwrap()).unwrap();
+        let record = partition.read_from(0).next().unwrap().unwrap();
+        // Version 1, a name of one byte, then topic and partition.
+        let key = record.key().unwrap();
+        assert_eq!(key[..5], [0, 1, 0, 1, b'g']);
+        let key = [&[0, 1, 0, 0][..], &key[5..]].concat();
+        // Java's hash of an empty name is 0.
+        let nameless = offsets.partition(0_u32).unwrap();
+        nameless.append(Record::keyed(key, record.value().unwrap().to_vec())).unwrap();
+    };
+    copied_without_name(&store);
+    store.close().unwrap();
+    drop(store);
+
+    let store = open();
+    let groups = Groups::open(&store).unwrap();
+    assert_eq!(groups.list().unwrap(), ["", "g"]);
+    assert_eq!(offset_of(groups.committed("", &place).unwrap()), Some(1));
+    assert!(matches!(groups.commit("", &[(place.clone(), NewOffset::new(2))]), Err(Error::Invalid { .. })));
+    groups.delete("").unwrap();
+    assert_eq!(groups.list().unwrap(), ["g"]);
+    copied_without_name(&store);
+    store.close().unwrap();
+    drop((store, groups));
+
+    clock.advance_ms(100_000);
+    let store = open();
+    assert_eq!(Groups::open(&store).unwrap().expire(1000).unwrap(), 2);
+    assert!(Groups::open(&store).unwrap().list().unwrap().is_empty());
+}

@@ -175,6 +175,9 @@ fn a_tool_that_cannot_print_says_so_and_does_not_panic() {
     full("dump", &[root, "lines", "0"]);
     full("table", &[root, "lines"]);
     full("verify", &["--help"]);
+    full("tail", &[root, "lines", "--group", "g", "--idle", "10"]);
+    text(&run(&tool("tail").unwrap(), &[root, "lines", "--group", "g", "--idle", "10"], ""));
+    full("groups", &[root]);
 }
 
 #[test]
@@ -392,4 +395,73 @@ fn tail_goes_on_where_its_group_was_and_groups_moves_it() {
     assert_eq!(offsets(&tail("g", &["--max", "2"])), [0, 1]);
     check_refused(&run(&groups, &[root, "--reset", "g", "t", "soon"], ""), &["soon", "earliest"]);
     check_refused(&run(&groups, &[root, "--reset", "g", "nothing", "latest"], ""), &["nothing"]);
+}
+
+/// Turns one bit of a topic's log round, in the record whose value is this.
+fn damage(root: &str, topic: &str, value: &[u8]) {
+    let path = Path::new(root).join(format!("{topic}-0/00000000000000000000.log"));
+    let mut log = std::fs::read(&path).unwrap();
+    let at = log.windows(value.len()).position(|window| window == value).unwrap();
+    log[at] ^= 1;
+    std::fs::write(path, log).unwrap();
+}
+
+/// The first such partition once ended the listing, and a tail that met it printed the same records each time.
+#[test]
+fn damage_hides_neither_what_was_committed_nor_what_was_printed() {
+    let (Some(tail), Some(load), Some(groups)) = (tool("tail"), tool("load"), tool("groups")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let root = root.to_str().unwrap();
+    let lines: String = (0..10).map(|n| format!("{{\"value\":\"0{n}c0ffee\"}}\n")).collect();
+    for topic in ["damaged", "good"] {
+        text(&run(&load, &[root, topic, "--batch", "1"], &lines));
+        text(&run(&tail, &[root, topic, "--group", "g", "--max", "2"], ""));
+    }
+    damage(root, "damaged", &[0x05, 0xc0, 0xff, 0xee]);
+
+    let output = run(&groups, &[root], "");
+    assert_eq!(output.status.code(), Some(1));
+    let printed = json(&String::from_utf8(output.stdout.clone()).unwrap());
+    let shown: Vec<_> = printed.iter().map(|line| (&line["partition"], &line["offset"], &line["lag"])).collect();
+    assert_eq!(serde_json::json!(shown), serde_json::json!([["damaged-0", 2, null], ["good-0", 2, 8]]));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("damaged-0") && told.contains("lag"), "{told}");
+
+    // Ended by the damage, not by `--idle`, and long before 1,000 records were printed.
+    let args = [root, "damaged", "--group", "g", "--idle", "50"];
+    let offsets = |output: &Output| -> Vec<i64> {
+        let lines = json(std::str::from_utf8(&output.stdout).unwrap());
+        lines.iter().map(|line| line["offset"].as_i64().unwrap()).collect()
+    };
+    for expected in [vec![2, 3, 4], vec![]] {
+        let output = run(&tail, &args, "");
+        assert!(!output.status.success());
+        assert_eq!(offsets(&output), expected);
+    }
+}
+
+/// A tail that waits may be killed at any time; what it showed is not to be shown again.
+#[test]
+fn a_tail_has_committed_what_it_printed_before_it_waits() {
+    let (Some(tail), Some(load), Some(groups)) = (tool("tail"), tool("load"), tool("groups")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let root = root.to_str().unwrap();
+    text(&run(&load, &[root, "t"], "{\"value\":\"00\"}\n{\"value\":\"01\"}\n"));
+    let mut waiting = Command::new(&tail)
+        .args([root, "t", "--group", "g"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A read-only look beside it, until the commit is there; it would come only with the thousandth record otherwise.
+    let committed = || place_of(&text(&run(&groups, &[root], "")), "g") == [(2, 0)];
+    let is_there = (0..600).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        committed()
+    });
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert!(is_there);
 }
