@@ -257,14 +257,17 @@ fn groups_of_one_partition_commit_together_and_others_are_refused() {
     assert_eq!(offset_of(groups.committed(&here[1], &place).unwrap()), Some(8));
 }
 
+/// A store in memory, as it was left there.
+fn open_at(vfs: &MemoryVfs, clock: &Arc<ManualClock>) -> Store {
+    let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(clock) as Arc<_>);
+    builder.upkeep(Upkeep::Manual).id_seed(7).open("/s").unwrap()
+}
+
 #[test]
 fn deletions_and_expiry_leave_what_they_do_not_name() {
     let vfs = MemoryVfs::new();
     let clock = Arc::new(ManualClock::new(T0));
-    let open = || {
-        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(&clock) as Arc<_>);
-        builder.upkeep(Upkeep::Manual).id_seed(7).open("/s").unwrap()
-    };
+    let open = || open_at(&vfs, &clock);
     let store = open();
     let [first, second] = with_topic(&store);
     let groups = Groups::open(&store).unwrap();
@@ -354,10 +357,7 @@ fn a_commit_whose_sync_failed_moves_nothing_and_says_so() {
 fn tombstones_wait_for_groups_that_have_not_come_to_them() {
     let vfs = MemoryVfs::new();
     let clock = Arc::new(ManualClock::new(T0));
-    let open = || {
-        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(&clock) as Arc<_>);
-        builder.upkeep(Upkeep::Manual).id_seed(7).open("/s").unwrap()
-    };
+    let open = || open_at(&vfs, &clock);
     let settle = |store: &Store| while !store.tick().unwrap().is_idle() {};
     let store = open();
     let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).delete_retention_ms(1000).segment_ms(1);
@@ -504,10 +504,7 @@ fn a_group_of_the_newer_protocol_keeps_what_its_broker_wrote() {
 fn a_group_without_a_name_expires_and_can_be_deleted() {
     let vfs = MemoryVfs::new();
     let clock = Arc::new(ManualClock::new(T0));
-    let open = || {
-        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(&clock) as Arc<_>);
-        builder.upkeep(Upkeep::Manual).id_seed(7).open("/s").unwrap()
-    };
+    let open = || open_at(&vfs, &clock);
     let store = open();
     let [place, _] = with_topic(&store);
     let commit =
