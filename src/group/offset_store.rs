@@ -433,13 +433,13 @@ mod tests {
     use crate::store::holds::Readers as _;
 
     use crate::clock::ManualClock;
-    use crate::io::MemoryVfs;
+    use crate::io::{MemoryVfs, OpenMode, Vfs as _};
     use crate::store::builder::Upkeep;
 
     /// A group that has committed 5 of one partition at time 0, and the clock.
-    fn committed_five() -> (Groups, TopicPartition, Arc<ManualClock>) {
+    fn committed_five(vfs: &MemoryVfs) -> (Groups, TopicPartition, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::new(0));
-        let builder = Store::builder().vfs(Arc::new(MemoryVfs::new())).clock(Arc::clone(&clock) as _);
+        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(&clock) as _);
         let store = builder.upkeep(Upkeep::Manual).open("/s").unwrap();
         let place = store.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap().id().clone();
         let groups = Groups::open(&store).unwrap();
@@ -449,7 +449,7 @@ mod tests {
 
     /// Commits 10, and does something else while the commit waits for its sync. What the cache says then, and the log.
     fn check(beside: impl FnOnce(&Groups, &TopicPartition), expected: Option<i64>) {
-        let (groups, place, clock) = committed_five();
+        let (groups, place, clock) = committed_five(&MemoryVfs::new());
         clock.advance_ms(10_000);
         let shards = groups.writable_shards().unwrap();
         let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
@@ -481,8 +481,24 @@ mod tests {
 
     #[test]
     fn nothing_is_let_go_before_anybody_has_looked_where_groups_are() {
-        let (groups, place, _) = committed_five();
+        let (groups, place, _) = committed_five(&MemoryVfs::new());
         assert_eq!(Shared::default().lowest(&place), 0);
         assert_eq!(groups.shared.lowest(&place), 5);
+    }
+
+    /// How far they have come is not known, so nothing may be taken from under them.
+    #[test]
+    fn groups_that_cannot_be_read_hold_every_tombstone() {
+        let vfs = MemoryVfs::new();
+        let (groups, place, _) = committed_five(&vfs);
+        let number = groups.partition_of("g").unwrap();
+        groups.store.close().unwrap();
+        let log = format!("/s/{OFFSETS_TOPIC}-{number}/00000000000000000000.log");
+        // Shorter than what was synced.
+        vfs.open(log.as_ref(), OpenMode::Write).unwrap().set_len(10).unwrap();
+        let builder = Store::builder().vfs(Arc::new(vfs)).read_only(true);
+        let groups = Groups::open(&builder.upkeep(Upkeep::Manual).open("/s").unwrap()).unwrap();
+        assert!(groups.committed("g", &place).is_err());
+        assert_eq!(groups.shared.lowest(&place), 0);
     }
 }

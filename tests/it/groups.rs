@@ -445,6 +445,10 @@ fn a_partition_of_the_offsets_that_cannot_be_read_is_an_error_and_no_missing_gro
             Ok(found) => assert!(!is_there && offset_of(found) == Some(1), "{group}"),
             Err(error) => assert!(is_there && is_told(error), "{group}"),
         }
+        match groups.offsets(&group) {
+            Ok(found) => assert!(!is_there && found.len() == 1, "{group}"),
+            Err(error) => assert!(is_there && is_told(error), "{group}"),
+        }
     }
     assert!((1..20).contains(&unreadable), "{unreadable}");
 }
@@ -488,14 +492,21 @@ fn a_group_of_the_newer_protocol_keeps_what_its_broker_wrote() {
     Store::adopt(&root, &AdoptOptions::new().broker_is_gone(true)).unwrap();
     let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
     let groups = Groups::open(&store).unwrap();
+    let ends = || -> Vec<i64> {
+        let offsets = store.topic("__consumer_offsets").unwrap();
+        offsets.partitions().map(|partition| partition.end().get()).collect()
+    };
+    let before = ends();
     let refused = groups.delete("group-consumer");
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
-    assert_eq!(lines(&store), expected("clean"), "nothing was written");
+    assert_eq!(ends(), before, "nothing was written");
+    assert_eq!(lines(&store), expected("clean"), "and nothing is seen to have changed");
     let places: Vec<TopicPartition> =
         groups.offsets("group-consumer").unwrap().into_iter().map(|(place, _)| place).collect();
     assert!(!places.is_empty());
     groups.delete_offsets("group-consumer", &places).unwrap();
     assert!(groups.offsets("group-consumer").unwrap().is_empty());
+    assert_ne!(ends(), before, "it is the log that says so");
     assert!(groups.list().unwrap().contains(&"group-consumer".to_owned()), "the group itself stays");
 }
 
