@@ -175,8 +175,13 @@ fn a_tool_that_cannot_print_says_so_and_does_not_panic() {
     full("dump", &[root, "lines", "0"]);
     full("table", &[root, "lines"]);
     full("verify", &["--help"]);
-    full("tail", &[root, "lines", "--group", "g", "--idle", "10"]);
-    text(&run(&tool("tail").unwrap(), &[root, "lines", "--group", "g", "--idle", "10"], ""));
+    let all = [root, "lines", "--group", "g", "--idle", "10"];
+    full("tail", &all);
+    // So few that nothing is written before a flush: that of a commit in between, or the last one.
+    full("tail", &[&all[..], &["--max", "5", "--commit-every", "2"]].concat());
+    full("tail", &[&all[..], &["--max", "5"]].concat());
+    let shown = text(&run(&tool("tail").unwrap(), &all, ""));
+    assert_eq!(shown.lines().count(), 90, "what could not be shown was not committed");
     full("groups", &[root]);
 }
 
