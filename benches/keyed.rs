@@ -15,9 +15,10 @@ use redb::{ReadableDatabase, TableDefinition};
 use topiclog::record::RecordRef;
 use topiclog::{CleanupPolicy, Durability, Store, Topic, TopicConfig, Upkeep};
 
+#[allow(dead_code, reason = "each bench uses a part of it")]
 mod support;
 
-use support::{ROUNDS, directory, median, varint};
+use support::{ROUNDS, directory, median, resident_anonymous_bytes, varint};
 
 const KEYS: usize = 100_000;
 const RECORDS: usize = 1_000_000;
@@ -349,11 +350,4 @@ fn append_beside_compaction() {
         without.as_nanos(),
         with.as_secs_f64() / without.as_secs_f64()
     );
-}
-
-/// Memory of this process that is not a file's.
-fn resident_anonymous_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use topiclog::record::{BatchView, Decompressor, RecordRef};
 use topiclog::{Durability, Partition, Store, TopicConfig, Upkeep, Verify};
 
+#[allow(dead_code, reason = "each bench uses a part of it")]
 mod support;
 
-use support::{ROUNDS, directory, median, varint};
+use support::{ROUNDS, directory, map, median, varint};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
@@ -282,12 +283,6 @@ impl RawGroup {
 fn raw_map(directory: &Path) -> memmap2::Mmap {
     let file = File::open(directory.join("store/t-0/00000000000000000000.log")).unwrap();
     map(&file)
-}
-
-#[allow(unsafe_code, reason = "the raw limit is a map; nobody writes to the file while it is mapped")]
-fn map(file: &File) -> memmap2::Mmap {
-    // SAFETY: the store was closed, and nothing else changes the file.
-    unsafe { memmap2::Mmap::map(file) }.unwrap()
 }
 
 fn scan() {

@@ -15,7 +15,8 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
-use topiclog::group::{Groups, NewOffset};
+use topiclog::client::OffsetAndMetadata;
+use topiclog::group::Groups;
 use topiclog::{Store, TopicPartition, Upkeep};
 
 #[path = "support/args.rs"]
@@ -80,7 +81,7 @@ fn move_group(groups: &Groups, group: &str, topic: &str, to: &str) -> Result<(),
             (_, Some(time)) => partition.offset_for_timestamp(time)?.map_or(partition.end(), |found| found.offset),
             _ => partition.end(),
         };
-        offsets.push((partition.id().clone(), NewOffset::new(offset)));
+        offsets.push((partition.id().clone(), OffsetAndMetadata::new(offset)));
     }
     Ok(groups.commit(group, &offsets)?)
 }

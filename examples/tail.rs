@@ -7,15 +7,13 @@
 //!
 //! Compressed batches need the features of their codecs: `cargo run --release --all-features --example tail -- ..`.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use topiclog::group::NewOffset;
-use topiclog::local::{Consumer, Reset};
-use topiclog::{Store, TopicPartition, Upkeep};
+use topiclog::client::{ConsumerBuilder, OffsetAndMetadata, Offsets, Records, Reset};
+use topiclog::{Consumer, Store, Upkeep};
 
 #[path = "support/args.rs"]
 #[allow(dead_code, reason = "other tools use the rest")]
@@ -68,7 +66,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 
 /// Commits what was printed, and never more than that.
 fn tail(
-    builder: topiclog::local::ConsumerBuilder,
+    builder: ConsumerBuilder<'_>,
     commit_every: u64,
     max: u64,
     idle: Option<Duration>,
@@ -76,11 +74,11 @@ fn tail(
 ) -> Result<(), Box<dyn Error>> {
     let mut consumer = builder.open()?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let mut passed = BTreeMap::new();
+    let mut passed = Offsets::new();
     let mut printed = 0;
     while printed < max {
         let mut records = consumer.poll(Duration::ZERO);
-        if records.as_ref().is_ok_and(Vec::is_empty) {
+        if records.as_ref().is_ok_and(Records::is_empty) {
             // Nothing is at hand: what was printed is committed before the wait.
             commit(&mut out, &mut consumer, &mut passed)?;
             records = consumer.poll(idle.unwrap_or(Duration::from_secs(3600)));
@@ -99,7 +97,7 @@ fn tail(
             let (topic, partition) = (&consumed.partition.topic, consumed.partition.partition);
             let line = jsonl::record_line(record, full);
             writeln!(out, "{{\"topic\":\"{topic}\",\"partition\":{partition},{}", line.trim_start_matches('{'))?;
-            let next = NewOffset::new(record.offset().get() + 1);
+            let next = OffsetAndMetadata::new(record.offset().get() + 1);
             let next = if record.leader_epoch() < 0 { next } else { next.leader_epoch(record.leader_epoch()) };
             passed.insert(consumed.partition, next);
             printed += 1;
@@ -113,12 +111,8 @@ fn tail(
 }
 
 /// What could not be shown is not committed.
-fn commit(
-    out: &mut impl Write,
-    consumer: &mut Consumer,
-    passed: &mut BTreeMap<TopicPartition, NewOffset>,
-) -> Result<(), Box<dyn Error>> {
+fn commit(out: &mut impl Write, consumer: &mut Consumer, passed: &mut Offsets) -> Result<(), Box<dyn Error>> {
     out.flush()?;
-    let offsets: Vec<_> = std::mem::take(passed).into_iter().collect();
+    let offsets = std::mem::take(passed);
     if offsets.is_empty() { Ok(()) } else { Ok(consumer.commit_offsets(&offsets)?) }
 }

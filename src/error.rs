@@ -85,6 +85,27 @@ pub enum Error {
         /// What is closed.
         what: String,
     },
+    /// Stop: another has taken over. A member is no longer of its group's generation, or its name was taken.
+    #[error("fenced: {who}")]
+    Fenced {
+        /// Who was fenced, and by what.
+        who: String,
+    },
+    /// Not yet: what was waited for has not come in the time that was given. Ask again.
+    #[error("timed out: {what}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+    },
+    /// Reload: the topic was made again, or the log was cut, since this position was taken. What lies below it now is not what
+    /// was read.
+    #[error("the position in {partition} is lost: {why}; read again from a position that is known to be good")]
+    PositionLost {
+        /// The partition.
+        partition: TopicPartition,
+        /// How that is known.
+        why: String,
+    },
     /// The offset is not in the log; the valid range comes with it.
     #[error("offset {asked} of {partition} is out of range: valid are {start} to {end}")]
     OffsetOutOfRange {
@@ -205,6 +226,9 @@ impl Error {
             Error::LockUnsupported { .. } => "lock_unsupported",
             Error::ReadOnly { .. } => "read_only",
             Error::Closed { .. } => "closed",
+            Error::Fenced { .. } => "fenced",
+            Error::Timeout { .. } => "timeout",
+            Error::PositionLost { .. } => "position_lost",
             Error::OffsetOutOfRange { .. } => "offset_out_of_range",
             Error::SnapshotRequired { .. } => "snapshot_required",
             Error::OutcomeUnknown { .. } => "outcome_unknown",
@@ -248,6 +272,11 @@ impl Error {
             }
             Error::ReadOnly { what } => Error::ReadOnly { what: what.clone() },
             Error::Closed { what } => Error::Closed { what: what.clone() },
+            Error::Fenced { who } => Error::Fenced { who: who.clone() },
+            Error::Timeout { what } => Error::Timeout { what: what.clone() },
+            Error::PositionLost { partition, why } => {
+                Error::PositionLost { partition: partition.clone(), why: why.clone() }
+            }
             Error::OffsetOutOfRange { partition, asked, start, end } => {
                 Error::OffsetOutOfRange { partition: partition.clone(), asked: *asked, start: *start, end: *end }
             }

@@ -5,6 +5,7 @@ mod error;
 mod ids;
 mod key_index;
 mod partition;
+mod position;
 mod retention;
 mod segment;
 mod store;
@@ -17,10 +18,11 @@ pub mod planted;
 #[cfg(not(topiclog_planted))]
 mod planted;
 
+pub mod client;
 pub mod clock;
 pub mod group;
 pub mod io;
-pub mod local;
+mod local;
 pub mod manual;
 pub mod record;
 #[cfg(feature = "testing")]
@@ -30,6 +32,7 @@ pub mod testing;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use client::Consumer;
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 pub use key_index::expiry::EXPIRES_AT_HEADER;
@@ -40,6 +43,7 @@ pub use partition::writer::RecordMetadata;
 pub use partition::{
     Batch, Durability, Fetched, Isolation, Partition, PartitionStats, ReadLevel, ReadOptions, Reader, TimestampedOffset,
 };
+pub use position::{PartitionPosition, Position};
 pub use record::{AsRecord, Compression, Header, Record, RecordRef, StoredRecord, TimestampType};
 pub use segment::cursor::Verify;
 pub use segment::log_file::ReadPath;

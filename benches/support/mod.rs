@@ -1,6 +1,6 @@
 //! What the benches that compare share: where files go, how often a thing is done, and numbers of a batch read by hand.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,4 +33,17 @@ pub(crate) fn varint(bytes: &[u8], at: &mut usize) -> i64 {
         }
         shift += 7;
     }
+}
+
+/// Memory of this process that is not a file's.
+pub(crate) fn resident_anonymous_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[allow(unsafe_code, reason = "the raw limit is a map; nobody writes to the file while it is mapped")]
+pub(crate) fn map(file: &File) -> memmap2::Mmap {
+    // SAFETY: the store was closed, and nothing else changes the file.
+    unsafe { memmap2::Mmap::map(file) }.unwrap()
 }

@@ -17,6 +17,9 @@ pub(crate) struct Bell {
     listeners: AtomicUsize,
     rung: Mutex<u64>,
     changed: Condvar,
+    /// Wakes tasks, as `changed` wakes threads.
+    #[cfg(feature = "async")]
+    tasks: event_listener::Event,
 }
 
 impl Bell {
@@ -32,12 +35,19 @@ impl Bell {
     fn ring_loudly(&self) {
         *self.rung.lock() += 1;
         self.changed.notify_all();
+        #[cfg(feature = "async")]
+        self.tasks.notify(usize::MAX);
     }
 
     /// Begins to listen: rings from now on are heard.
     pub(crate) fn listen(self: &Arc<Self>) -> Listener {
         self.listeners.fetch_add(1, Ordering::AcqRel);
-        Listener { bell: Arc::clone(self), heard: *self.rung.lock() }
+        Listener {
+            bell: Arc::clone(self),
+            heard: *self.rung.lock(),
+            #[cfg(feature = "async")]
+            task: None,
+        }
     }
 }
 
@@ -46,6 +56,9 @@ impl Bell {
 pub(crate) struct Listener {
     bell: Arc<Bell>,
     heard: u64,
+    /// The task that waits, from the time it first found nothing.
+    #[cfg(feature = "async")]
+    task: Option<event_listener::EventListener>,
 }
 
 impl Listener {
@@ -57,6 +70,27 @@ impl Listener {
             self.bell.changed.wait_for(&mut rung, time);
         }
         self.heard = *rung;
+    }
+
+    /// [`wait`](Self::wait) for a task.
+    #[cfg(feature = "async")]
+    pub(crate) fn poll_wait(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        use std::future::Future as _;
+        use std::task::Poll;
+        loop {
+            // Enlisted before the look, so that a ring between the two is not missed.
+            let task = self.task.get_or_insert_with(|| self.bell.tasks.listen());
+            let rung = *self.bell.rung.lock();
+            if rung != self.heard {
+                (self.heard, self.task) = (rung, None);
+                return Poll::Ready(());
+            }
+            match std::pin::Pin::new(task).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                // Woken for a ring that was heard already, or for one that the next look sees.
+                Poll::Ready(()) => self.task = None,
+            }
+        }
     }
 }
 

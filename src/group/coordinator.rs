@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::schema::{GroupMetadataValue, MemberMetadata};
+use crate::clock::Timestamp;
+
 /// How a request is named, so that its answer can be told apart. Chosen by the caller.
 pub type RequestId = u64;
 
@@ -28,6 +31,12 @@ pub struct JoinRequest {
     pub member_id: String,
     /// The id it gets if it has none. Must be new.
     pub new_member_id: String,
+    /// What it is for: `consumer`, or another word that all members share (Kafka's protocol type).
+    pub protocol_type: String,
+    /// What the client calls itself, for people who look at the group.
+    pub client_id: String,
+    /// Where the client is, for the same people.
+    pub client_host: String,
     /// A static member: the name under which it comes back after a restart without a rebalance (Kafka's `group.instance.id`).
     pub group_instance_id: Option<String>,
     /// Without a heartbeat for so long it is taken for dead, in milliseconds.
@@ -98,6 +107,8 @@ pub enum GroupState {
 
 #[derive(Debug)]
 struct Member {
+    client_id: String,
+    client_host: String,
     instance: Option<String>,
     session_timeout_ms: u64,
     rebalance_timeout_ms: u64,
@@ -107,6 +118,14 @@ struct Member {
     deadline_ms: u64,
     waiting_join: Option<RequestId>,
     waiting_sync: Option<RequestId>,
+    /// It was kept by an earlier process, and has not been heard of since.
+    is_unheard: bool,
+}
+
+impl Member {
+    fn hear(&mut self, now_ms: u64) {
+        (self.deadline_ms, self.is_unheard) = (now_ms.saturating_add(self.session_timeout_ms), false);
+    }
 }
 
 /// One group. See the module.
@@ -117,6 +136,9 @@ struct Member {
 /// let join = JoinRequest {
 ///     member_id: String::new(),
 ///     new_member_id: "m-1".into(),
+///     protocol_type: "consumer".into(),
+///     client_id: "billing".into(),
+///     client_host: "127.0.0.1".into(),
 ///     group_instance_id: None,
 ///     session_timeout_ms: 45_000,
 ///     rebalance_timeout_ms: 60_000,
@@ -124,21 +146,24 @@ struct Member {
 /// };
 /// let replies = group.join(0, 1, join);
 /// let [(1, Reply::Joined(Ok(joined)))] = &replies[..] else { panic!("the only member waits for nobody") };
-/// let replies = group.sync(0, 2, "m-1", joined.generation, vec![("m-1".into(), "all".into())]);
+/// let replies = group.sync(0, 2, "m-1", None, joined.generation, vec![("m-1".into(), "all".into())]);
 /// assert_eq!(replies, [(2, Reply::Synced(Ok("all".into())))]);
-/// assert!(group.check_commit(1, "m-1", joined.generation).is_ok());
-/// assert!(group.check_commit(1, "m-1", joined.generation - 1).is_err());
+/// assert!(group.check_commit(1, "m-1", None, joined.generation).is_ok());
+/// assert!(group.check_commit(1, "m-1", None, joined.generation - 1).is_err());
 /// ```
 #[derive(Debug, Default)]
 pub struct GroupCoordinator {
     state: State,
     generation: i32,
+    protocol_type: String,
     protocol: String,
     leader: String,
     /// By member id; the order of ids decides nothing that matters but who leads.
     members: BTreeMap<String, Member>,
     /// Static names, and who has them.
     instances: BTreeMap<String, String>,
+    /// How often there was something new to be kept: see [`record`](Self::record).
+    revision: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -227,14 +252,26 @@ impl GroupCoordinator {
         };
         let known = self.members.get(&id);
         let is_the_same = known.is_some_and(|known| known.protocols == join.protocols);
-        let keeps_generation =
-            self.state == State::Stable && is_the_same && join.group_instance_id.is_some() && join.member_id.is_empty();
+        let comes_back = join.group_instance_id.is_some() && join.member_id.is_empty();
+        // Who asks once more for what it was told already does not disturb the others. A leader that joins again has seen
+        // something that asks for another assignment.
+        let keeps_generation = is_the_same
+            && match self.state {
+                State::Stable => comes_back || self.leader != id,
+                State::Completing { .. } => !comes_back,
+                State::Empty | State::Preparing { .. } => false,
+            };
         let assignment = known.map(|known| known.assignment.clone()).unwrap_or_default();
         if let Some(instance) = &join.group_instance_id {
             self.instances.insert(instance.clone(), id.clone());
         }
         let earlier = known.and_then(|known| known.waiting_join);
+        if self.members.is_empty() {
+            self.protocol_type = join.protocol_type;
+        }
         let member = Member {
+            client_id: join.client_id,
+            client_host: join.client_host,
             instance: join.group_instance_id,
             session_timeout_ms: join.session_timeout_ms,
             rebalance_timeout_ms: join.rebalance_timeout_ms,
@@ -243,6 +280,7 @@ impl GroupCoordinator {
             deadline_ms: now_ms.saturating_add(join.session_timeout_ms),
             waiting_join: Some(request),
             waiting_sync: None,
+            is_unheard: false,
         };
         if let Some(earlier) = earlier {
             replies.push((earlier, Reply::Joined(Err(Refusal::RebalanceInProgress))));
@@ -257,6 +295,7 @@ impl GroupCoordinator {
             if let Some(member) = self.members.get_mut(&id) {
                 member.waiting_join = None;
             }
+            self.revision += u64::from(comes_back);
             replies.push((request, Reply::Joined(Ok(joined))));
         } else {
             self.prepare(now_ms, replies);
@@ -266,6 +305,9 @@ impl GroupCoordinator {
 
     fn knows_a_protocol_of(&self, join: &JoinRequest) -> bool {
         let others = || self.members.iter().filter(|(id, _)| **id != join.member_id).map(|(_, member)| member);
+        if self.protocol_type != join.protocol_type && others().next().is_some() {
+            return false;
+        }
         join.protocols
             .iter()
             .any(|(name, _)| others().all(|other| other.protocols.iter().any(|(known, _)| known == name)))
@@ -305,31 +347,46 @@ impl GroupCoordinator {
         if !is_over && self.members.values().any(|member| member.waiting_join.is_none()) {
             return;
         }
+        // A static member may come back until its session is over; the others had their time.
+        let is_late = |member: &Member| member.waiting_join.is_none() && member.instance.is_none();
         let late: Vec<String> =
-            self.members.iter().filter(|(_, member)| member.waiting_join.is_none()).map(|(id, _)| id.clone()).collect();
+            self.members.iter().filter(|(_, member)| is_late(member)).map(|(id, _)| id.clone()).collect();
         for id in late {
             self.forget(&id, replies);
         }
-        // A generation that ends without members counts too, so that none of it is mistaken for a later one.
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
-        if self.members.is_empty() {
-            self.state = State::Empty;
-            return;
-        }
-        self.protocol = self.vote();
-        if !self.members.contains_key(&self.leader) {
-            self.leader = self.members.keys().next().cloned().unwrap_or_default();
-        }
         let longest = self.members.values().map(|member| member.rebalance_timeout_ms).max().unwrap_or(0);
+        let mut joined = self.members.iter().filter(|(_, member)| member.waiting_join.is_some());
+        let Some(first) = joined.next().map(|(id, _)| id.clone()) else {
+            if self.members.is_empty() {
+                // A generation that ends without members counts too, so that none of it is mistaken for a later one.
+                self.begin_generation();
+                self.state = State::Empty;
+                self.revision += 1;
+            } else {
+                self.state = State::Preparing { deadline_ms: now_ms.saturating_add(longest.max(1)) };
+            }
+            return;
+        };
+        self.begin_generation();
+        self.protocol = self.vote();
+        if self.members.get(&self.leader).is_none_or(|leader| leader.waiting_join.is_none()) {
+            self.leader = first;
+        }
         self.state = State::Completing { deadline_ms: now_ms.saturating_add(longest) };
         let ids: Vec<String> = self.members.keys().cloned().collect();
         for id in ids {
             let joined = self.joined(&id);
             let Some(member) = self.members.get_mut(&id) else { continue };
             member.assignment = Bytes::new();
-            member.deadline_ms = now_ms.saturating_add(member.session_timeout_ms);
-            replies.extend(member.waiting_join.take().map(|request| (request, Reply::Joined(Ok(joined)))));
+            if let Some(request) = member.waiting_join.take() {
+                member.deadline_ms = now_ms.saturating_add(member.session_timeout_ms);
+                replies.push((request, Reply::Joined(Ok(joined))));
+            }
         }
+    }
+
+    fn begin_generation(&mut self) {
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
     }
 
     /// Of the assignors that all know, the one that most like best.
@@ -369,11 +426,12 @@ impl GroupCoordinator {
         now_ms: u64,
         request: RequestId,
         member_id: &str,
+        group_instance_id: Option<&str>,
         generation: i32,
         assignments: Vec<(String, Bytes)>,
     ) -> Replies {
         let mut replies = self.tick(now_ms);
-        let checked = self.check(member_id, generation).and(match self.state {
+        let checked = self.check(member_id, group_instance_id, generation).and(match self.state {
             State::Preparing { .. } | State::Empty => Err(Refusal::RebalanceInProgress),
             State::Completing { .. } | State::Stable => Ok(()),
         });
@@ -384,7 +442,7 @@ impl GroupCoordinator {
         let is_stable = self.state == State::Stable;
         let is_leader = self.leader == member_id;
         if let Some(member) = self.members.get_mut(member_id) {
-            member.deadline_ms = now_ms.saturating_add(member.session_timeout_ms);
+            member.hear(now_ms);
             if is_stable {
                 replies.push((request, Reply::Synced(Ok(member.assignment.clone()))));
                 return replies;
@@ -400,6 +458,7 @@ impl GroupCoordinator {
                 }
             }
             self.state = State::Stable;
+            self.revision += 1;
             for member in self.members.values_mut() {
                 if let Some(request) = member.waiting_sync.take() {
                     member.deadline_ms = now_ms.saturating_add(member.session_timeout_ms);
@@ -414,11 +473,17 @@ impl GroupCoordinator {
     ///
     /// # Errors
     /// [`Refusal::RebalanceInProgress`] if it has to join again; the others if it is no longer a member.
-    pub fn heartbeat(&mut self, now_ms: u64, member_id: &str, generation: i32) -> (Result<(), Refusal>, Replies) {
+    pub fn heartbeat(
+        &mut self,
+        now_ms: u64,
+        member_id: &str,
+        group_instance_id: Option<&str>,
+        generation: i32,
+    ) -> (Result<(), Refusal>, Replies) {
         let replies = self.tick(now_ms);
-        let heard = self.check(member_id, generation).and_then(|()| {
+        let heard = self.check(member_id, group_instance_id, generation).and_then(|()| {
             if let Some(member) = self.members.get_mut(member_id) {
-                member.deadline_ms = now_ms.saturating_add(member.session_timeout_ms);
+                member.hear(now_ms);
             }
             match self.state {
                 State::Preparing { .. } => Err(Refusal::RebalanceInProgress),
@@ -426,6 +491,117 @@ impl GroupCoordinator {
             }
         });
         (heard, replies)
+    }
+
+    /// What was decided could not be kept: everybody has to join again, so that nobody acts on it.
+    pub(crate) fn begin_again(&mut self, now_ms: u64) -> Replies {
+        let mut replies = Vec::new();
+        if !self.members.is_empty() {
+            self.prepare(now_ms, &mut replies);
+        }
+        replies
+    }
+
+    /// Takes members out that an earlier process kept, that have not been heard of since, and of which this is true.
+    pub(crate) fn forget_unheard(&mut self, now_ms: u64, is_gone: impl Fn(&str) -> bool) -> Replies {
+        let gone = self.members.iter().filter(|(_, member)| member.is_unheard && is_gone(&member.client_host));
+        let gone: Vec<String> = gone.map(|(id, _)| id.clone()).collect();
+        let mut replies = Vec::new();
+        gone.iter().for_each(|id| self.forget(id, &mut replies));
+        if !gone.is_empty() {
+            self.prepare(now_ms, &mut replies);
+            self.complete_join(now_ms, &mut replies);
+        }
+        replies
+    }
+
+    /// Changes whenever members may have to do something.
+    pub(crate) fn stage(&self) -> (GroupState, i32, u64, usize) {
+        (self.state(), self.generation, self.revision, self.members.len())
+    }
+
+    /// Changes with each outcome that is to be kept: an assignment, an empty group, a static member under a new id.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The group as it is kept, in Kafka's record; `None` while a rebalance goes on.
+    pub(crate) fn record(&self, now_ms: Timestamp) -> Option<GroupMetadataValue> {
+        matches!(self.state, State::Empty | State::Stable).then(|| self.snapshot(now_ms))
+    }
+
+    /// The group as it is, also in the midst of a rebalance.
+    pub(crate) fn snapshot(&self, now_ms: Timestamp) -> GroupMetadataValue {
+        let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty() && !self.members.is_empty());
+        let millis = |ms: u64| i32::try_from(ms).unwrap_or(i32::MAX);
+        let member = |(id, member): (&String, &Member)| {
+            let told = member.protocols.iter().find(|(name, _)| *name == self.protocol);
+            MemberMetadata {
+                member_id: id.clone(),
+                group_instance_id: member.instance.clone(),
+                client_id: member.client_id.clone(),
+                client_host: member.client_host.clone(),
+                rebalance_timeout_ms: millis(member.rebalance_timeout_ms),
+                session_timeout_ms: millis(member.session_timeout_ms),
+                subscription: told.map(|(_, bytes)| bytes.to_vec()).unwrap_or_default(),
+                assignment: member.assignment.to_vec(),
+            }
+        };
+        GroupMetadataValue {
+            protocol_type: self.protocol_type.clone(),
+            generation: self.generation,
+            protocol: some(&self.protocol),
+            leader: some(&self.leader),
+            state_timestamp_ms: now_ms,
+            members: self.members.iter().map(member).collect(),
+        }
+    }
+
+    /// A group as it was kept. Its members have a whole session to be heard of; those that cannot be alive are left out.
+    pub(crate) fn restore(
+        now_ms: u64,
+        record: &GroupMetadataValue,
+        may_live: impl Fn(&MemberMetadata) -> bool,
+    ) -> Self {
+        let protocol = record.protocol.clone().unwrap_or_default();
+        let millis = |ms: i32| u64::try_from(ms).unwrap_or(0);
+        let member = |kept: &MemberMetadata| {
+            let member = Member {
+                client_id: kept.client_id.clone(),
+                client_host: kept.client_host.clone(),
+                instance: kept.group_instance_id.clone(),
+                session_timeout_ms: millis(kept.session_timeout_ms),
+                // Version 0 has none: Kafka then takes that of the session.
+                rebalance_timeout_ms: millis(kept.rebalance_timeout_ms.max(kept.session_timeout_ms)),
+                protocols: vec![(protocol.clone(), kept.subscription.clone().into())],
+                assignment: kept.assignment.clone().into(),
+                deadline_ms: now_ms.saturating_add(millis(kept.session_timeout_ms)),
+                waiting_join: None,
+                waiting_sync: None,
+                is_unheard: true,
+            };
+            (kept.member_id.clone(), member)
+        };
+        let living = || record.members.iter().filter(|kept| may_live(kept));
+        let members: BTreeMap<String, Member> = living().map(member).collect();
+        let instance = |kept: &MemberMetadata| Some((kept.group_instance_id.clone()?, kept.member_id.clone()));
+        let instances = living().filter_map(instance).collect();
+        let mut group = Self {
+            state: if members.is_empty() { State::Empty } else { State::Stable },
+            generation: record.generation.max(0),
+            protocol_type: record.protocol_type.clone(),
+            protocol,
+            leader: record.leader.clone().unwrap_or_default(),
+            members,
+            instances,
+            revision: 0,
+        };
+        if group.members.len() < record.members.len() && !group.members.is_empty() {
+            // What the missing had is nobody's: those that are left have to join again.
+            let replies = group.begin_again(now_ms);
+            debug_assert!(replies.is_empty(), "nobody waits for a group that was just read");
+        }
+        group
     }
 
     /// A member goes.
@@ -449,8 +625,14 @@ impl GroupCoordinator {
     /// # Errors
     /// [`Refusal::UnknownMember`], [`Refusal::IllegalGeneration`]: its partitions may belong to another by now.
     /// [`Refusal::RebalanceInProgress`] between a join and its assignment: it has no partitions yet.
-    pub fn check_commit(&self, now_ms: u64, member_id: &str, generation: i32) -> Result<(), Refusal> {
-        self.check(member_id, generation)?;
+    pub fn check_commit(
+        &self,
+        now_ms: u64,
+        member_id: &str,
+        group_instance_id: Option<&str>,
+        generation: i32,
+    ) -> Result<(), Refusal> {
+        self.check(member_id, group_instance_id, generation)?;
         if self.members.get(member_id).is_some_and(|member| self.is_late(member, now_ms)) {
             return Err(Refusal::UnknownMember);
         }
@@ -494,7 +676,11 @@ impl GroupCoordinator {
         !self.is_waiting(member) && now_ms >= member.deadline_ms
     }
 
-    fn check(&self, member_id: &str, generation: i32) -> Result<(), Refusal> {
+    fn check(&self, member_id: &str, group_instance_id: Option<&str>, generation: i32) -> Result<(), Refusal> {
+        let holder = group_instance_id.and_then(|instance| self.instances.get(instance));
+        if holder.is_some_and(|holder| holder != member_id) {
+            return Err(Refusal::FencedInstance);
+        }
         if !self.members.contains_key(member_id) {
             return Err(Refusal::UnknownMember);
         }

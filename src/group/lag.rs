@@ -1,26 +1,13 @@
 //! How far behind a position is.
 
+use crate::client::Lag;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::partition::{Isolation, Partition, ReadLevel, ReadOptions};
 use crate::record::DecodeLimits;
 
-/// How far a group is behind in a partition, as a reader of committed records sees it. Computed when it is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Lag {
-    /// Records that still exist beyond the position: no gaps of compaction, no markers, nothing aborted.
-    pub records: u64,
-    /// Offsets between the position, or the log start if that is higher, and the end of what can be read.
-    pub offsets: u64,
-    /// Bytes of the batches, as stored, that hold these records.
-    pub bytes: u64,
-    /// How old the next unread record is, in milliseconds; 0 if there is none.
-    pub time_ms: u64,
-}
-
-/// Reads the batches beyond a position.
-pub(super) fn lag(partition: &Partition, position: i64, now_ms: Timestamp) -> Result<Lag> {
+/// Reads the batches beyond a position, which has not moved since `moved_at_ms`; -1 if that is not known.
+pub(super) fn lag(partition: &Partition, position: i64, moved_at_ms: Timestamp, now_ms: Timestamp) -> Result<Lag> {
     let from = position.max(partition.start().get());
     let end = partition.last_stable_offset().get();
     if from >= end {
@@ -48,5 +35,11 @@ pub(super) fn lag(partition: &Partition, position: i64, now_ms: Timestamp) -> Re
     }
     let age = next_ms.filter(|&next| next >= 0).map_or(0, |next| now_ms.saturating_sub(next));
     lag.time_ms = u64::try_from(age).unwrap_or(0);
+    if lag.records > 0 {
+        // It could not move on before there was something.
+        let since_ms = moved_at_ms.max(next_ms.unwrap_or(-1));
+        let stalled_ms = if since_ms < 0 { 0 } else { now_ms.saturating_sub(since_ms) };
+        lag.stalled_for_ms = u64::try_from(stalled_ms).unwrap_or(0);
+    }
     Ok(lag)
 }

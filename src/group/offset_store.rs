@@ -7,11 +7,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::commit::{CommitOptions, NewOffset, check_offset, key};
-use super::lag::{Lag, lag};
+use super::commit::{CommitOptions, GROUP_BYTES_MAX, check_group, check_offset, key, value};
+use super::lag::lag;
 use super::offsets::{CommittedOffset, GroupTable};
 use super::schema::{Key, OffsetCommitValue, partition_for_group};
 use super::shards::{Known, Shard, Shards, Shared};
+use crate::client::{GroupMetadata, Lag, OffsetAndMetadata};
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
 use crate::partition::writer::RecordMetadata;
@@ -20,8 +22,6 @@ use crate::store::Store;
 use crate::store::holds::OFFSETS_TOPIC;
 use crate::topic::{CleanupPolicy, Topic, TopicConfig};
 
-/// Longest name of a group, in bytes: Kafka's record schema holds no longer one.
-const GROUP_BYTES_MAX: usize = i16::MAX as usize;
 /// Partitions of `__consumer_offsets` where we create it. Kafka makes 50; any number is read.
 const PARTITIONS: u32 = 4;
 /// Kafka's `offsets.topic.segment.bytes`.
@@ -30,14 +30,15 @@ const SEGMENT_BYTES: u32 = 100 << 20;
 /// The groups of a store. Cheap to clone; all handles of one store share what was read.
 ///
 /// ```
-/// use topiclog::group::{Groups, NewOffset};
+/// use topiclog::client::OffsetAndMetadata;
+/// use topiclog::group::Groups;
 /// use topiclog::{Record, Store, TopicConfig};
 /// let store = Store::in_memory()?;
 /// let orders = store.create_topic("orders", TopicConfig::default())?.partition(0)?;
 /// orders.append(Record::of_value("placed"))?;
 /// let groups = Groups::open(&store)?;
 /// assert_eq!(groups.committed("billing", orders.id())?, None);
-/// groups.commit("billing", &[(orders.id().clone(), NewOffset::new(1))])?;
+/// groups.commit("billing", &[(orders.id().clone(), OffsetAndMetadata::new(1))])?;
 /// assert_eq!(groups.committed("billing", orders.id())?.map(|found| found.offset), Some(1));
 /// # store.close()?;
 /// # Ok::<(), topiclog::Error>(())
@@ -45,7 +46,7 @@ const SEGMENT_BYTES: u32 = 100 << 20;
 #[derive(Clone)]
 pub struct Groups {
     store: Store,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl fmt::Debug for Groups {
@@ -107,14 +108,18 @@ impl Groups {
     }
 
     /// Commits offsets of a group, as one batch: all of them hold, or none. `__consumer_offsets` is created if there is none.
+    /// It is for readers that are assigned their partitions, and for administrators: a group with members takes commits of its
+    /// members only ([`commit_as`](Self::commit_as)). Members that an earlier process left behind do not count until one of
+    /// them is heard of.
     ///
     /// Durable when this returns: the commit survives a power cut, unless `__consumer_offsets` was configured for less.
     ///
     /// # Errors
     /// [`Error::Invalid`] for no offsets, a negative one, an empty or too long name, or metadata of more than 4,096 bytes;
-    /// [`Error::UnknownTopic`] if a partition does not exist; those of an append. The offsets are then as before, except after
+    /// [`Error::UnknownTopic`] if a partition does not exist; [`Error::Fenced`] while the group has members; those of an append.
+    /// The offsets are then as before, except after
     /// [`Error::OutcomeUnknown`].
-    pub fn commit(&self, group: &str, offsets: &[(TopicPartition, NewOffset)]) -> Result<()> {
+    pub fn commit(&self, group: &str, offsets: &[(TopicPartition, OffsetAndMetadata)]) -> Result<()> {
         self.commit_all(&[(group, offsets)], &CommitOptions::default())
     }
 
@@ -125,7 +130,21 @@ impl Groups {
     ///
     /// # Errors
     /// As [`commit`](Self::commit); [`Error::Invalid`] if the groups do not share a partition.
-    pub fn commit_all(&self, groups: &[(&str, &[(TopicPartition, NewOffset)])], options: &CommitOptions) -> Result<()> {
+    pub fn commit_all(
+        &self,
+        groups: &[(&str, &[(TopicPartition, OffsetAndMetadata)])],
+        options: &CommitOptions,
+    ) -> Result<()> {
+        self.commit_batch(groups, options, None)
+    }
+
+    /// One batch of commits: of a member, or of nobody for one or many groups.
+    pub(super) fn commit_batch(
+        &self,
+        groups: &[(&str, &[(TopicPartition, OffsetAndMetadata)])],
+        options: &CommitOptions,
+        member: Option<&GroupMetadata>,
+    ) -> Result<()> {
         for (group, offsets) in groups {
             check_group(group)?;
             offsets.iter().try_for_each(|(_, offset)| check_offset(offset))?;
@@ -136,7 +155,7 @@ impl Groups {
             for (place, offset) in offsets {
                 let topic = self.store.topic(place.topic.as_str())?;
                 topic.partition(place.partition)?;
-                commits.push((group, place.clone(), offset.value(topic.id(), now_ms)));
+                commits.push((group, place.clone(), value(offset, topic.id(), now_ms)));
             }
         }
         let Some(&(first, ..)) = commits.first() else {
@@ -152,7 +171,16 @@ impl Groups {
         }
         let shard = shards.at(number)?;
         self.store.hold_for_groups(&shard.partition)?;
-        let placed = shard.append_commits(&commits, options)?;
+        let placed = {
+            let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
+            names.sort_unstable();
+            names.dedup();
+            let live: Vec<_> = names.into_iter().filter_map(|name| Some((name, self.live_of(name, member)?))).collect();
+            // Locked in the order of their names.
+            let lock = |(name, live)| self.lock_for_commit(live, name, member);
+            let _locked = live.iter().map(|(name, live)| lock((name, live))).collect::<Result<Vec<_>>>()?;
+            shard.append_commits(&commits, options)?
+        };
         let acknowledged = shard.partition.log.acknowledge_later(options.durability, &placed);
         if acknowledged.is_err() {
             let range = placed.offset.get()..placed.next_offset.get();
@@ -186,6 +214,8 @@ impl Groups {
             }
             state.in_flight = in_flight;
         }
+        // Who waits for the group looks again.
+        self.store.bell().ring();
         for (place, before, after) in passed {
             // A topic that was deleted meanwhile has no tombstones.
             let Ok(partition) =
@@ -207,8 +237,9 @@ impl Groups {
     /// Durable when this returns, as [`commit`](Self::commit).
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit); [`Error::Invalid`] for a topic that a member of the group reads.
     pub fn delete_offsets(&self, group: &str, partitions: &[TopicPartition]) -> Result<()> {
+        self.check_unused(group, Some(partitions))?;
         self.remove(group, |table, in_flight| {
             let committed = table.group(group).map(|found| &found.offsets);
             let is_there = |place: &&TopicPartition| {
@@ -224,9 +255,10 @@ impl Groups {
     /// Durable when this returns, as [`commit`](Self::commit).
     ///
     /// # Errors
-    /// As [`commit`](Self::commit); [`Error::Unsupported`] for a group of the newer protocol, whose members a broker keeps: its
+    /// As [`commit`](Self::commit); [`Error::Invalid`] while the group has members; [`Error::Unsupported`] for a group of the newer protocol, whose members a broker keeps: its
     /// offsets alone can be taken away ([`delete_offsets`](Self::delete_offsets)).
     pub fn delete(&self, group: &str) -> Result<()> {
+        self.check_unused(group, None)?;
         self.remove(group, |table, in_flight| {
             let committed = table.group(group).into_iter().flat_map(|found| found.offsets.keys());
             let mut places: Vec<TopicPartition> = committed.chain(in_flight).cloned().collect();
@@ -337,8 +369,56 @@ impl Groups {
     /// # Ok::<(), topiclog::Error>(())
     /// ```
     pub fn lag(&self, partition: &TopicPartition, position: impl Into<Offset>) -> Result<Lag> {
+        self.lag_since(partition, position.into(), -1)
+    }
+
+    /// [`lag`](Self::lag) of a position that has not moved since then.
+    pub(crate) fn lag_since(
+        &self,
+        partition: &TopicPartition,
+        position: Offset,
+        moved_at_ms: Timestamp,
+    ) -> Result<Lag> {
         let partition = self.store.topic(partition.topic.as_str())?.partition(partition.partition)?;
-        lag(&partition, position.into().get(), self.store.clock().now_ms())
+        lag(&partition, position.get(), moved_at_ms, self.store.clock().now_ms())
+    }
+
+    /// How far a group is behind, by what it has committed, in each partition; [`Lag::and`] sums them up. Partitions of topics
+    /// that are no longer there are left out; where the topic was made again, everything in it is still to be read.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list); those of a read.
+    ///
+    /// ```
+    /// use topiclog::client::{Lag, OffsetAndMetadata};
+    /// use topiclog::group::Groups;
+    /// use topiclog::{Record, Store, TopicConfig};
+    /// let store = Store::in_memory()?;
+    /// let orders = store.create_topic("orders", TopicConfig::default())?.partition(0)?;
+    /// orders.append_batch(&[Record::of_value("a"), Record::of_value("b"), Record::of_value("c")])?;
+    /// let groups = Groups::open(&store)?;
+    /// groups.commit("billing", &[(orders.id().clone(), OffsetAndMetadata::new(1))])?;
+    /// let of_each = groups.lag_of("billing")?;
+    /// let in_all = of_each.iter().fold(Lag::default(), |sum, (_, lag)| sum.and(*lag));
+    /// assert_eq!(in_all.records, 2);
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    pub fn lag_of(&self, group: &str) -> Result<Vec<(TopicPartition, Lag)>> {
+        let mut found = Vec::new();
+        for (id, committed) in self.offsets(group)? {
+            let topic = match self.store.topic(id.topic.as_str()) {
+                Err(Error::UnknownTopic { .. }) => continue,
+                topic => topic?,
+            };
+            let is_of_this = committed.topic_id.is_none_or(|of| of == topic.id());
+            let position = if is_of_this { committed.offset } else { 0 };
+            match self.lag_since(&id, position.into(), committed.commit_timestamp_ms) {
+                Err(Error::UnknownTopic { .. }) => {}
+                lag => found.push((id, lag?)),
+            }
+        }
+        Ok(found)
     }
 
     /// The partition of `__consumer_offsets` that has a group's offsets; where there is no such topic yet, the one that it
@@ -352,7 +432,7 @@ impl Groups {
 
     /// Reads the group's table. `None` if there are no groups at all. Where only some partitions of a broker are, their number
     /// is not known for sure: a group that is not where it should be is looked for in all of them.
-    fn read<T>(&self, group: &str, of: impl Fn(&GroupTable) -> T) -> Result<Option<T>> {
+    pub(super) fn read<T>(&self, group: &str, of: impl Fn(&GroupTable) -> T) -> Result<Option<T>> {
         let Some(shards) = self.shards()? else { return Ok(None) };
         let number = partition_for_group(group, shards.count);
         if let Some(error) = shards.unreadable.get(&number) {
@@ -405,7 +485,7 @@ impl Groups {
         }
     }
 
-    fn writable_shards(&self) -> Result<Arc<Shards>> {
+    pub(super) fn writable_shards(&self) -> Result<Arc<Shards>> {
         if let Some(shards) = self.shards()? {
             return Ok(shards);
         }
@@ -415,13 +495,6 @@ impl Groups {
             .cleanup_policy(CleanupPolicy::Compact);
         Ok(self.shards_of(&self.store.ensure_topic(OFFSETS_TOPIC, config)?))
     }
-}
-
-fn check_group(group: &str) -> Result<()> {
-    if group.is_empty() || group.len() > GROUP_BYTES_MAX {
-        return Err(Error::invalid("group", format!("must have 1 to {GROUP_BYTES_MAX} bytes")));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -443,7 +516,7 @@ mod tests {
         let store = builder.upkeep(Upkeep::Manual).open("/s").unwrap();
         let place = store.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap().id().clone();
         let groups = Groups::open(&store).unwrap();
-        groups.commit("g", &[(place.clone(), NewOffset::new(5))]).unwrap();
+        groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(5))]).unwrap();
         (groups, place, clock)
     }
 
@@ -453,7 +526,7 @@ mod tests {
         clock.advance_ms(10_000);
         let shards = groups.writable_shards().unwrap();
         let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
-        let commits = vec![("g", place.clone(), NewOffset::new(10).value(Uuid::from_bytes([0; 16]), 10_000))];
+        let commits = vec![("g", place.clone(), value(&OffsetAndMetadata::new(10), Uuid::from_bytes([0; 16]), 10_000))];
         let placed = shard.append_commits(&commits, &CommitOptions::default()).unwrap();
         beside(&groups, &place);
         shard.partition.log.acknowledge_later(None, &placed).unwrap();

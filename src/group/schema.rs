@@ -197,7 +197,6 @@ impl GroupMetadataValue {
     }
 
     /// Version 3.
-    #[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "nobody joins a group yet"))]
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut fields = FieldWriter::of_version(3, false);
         fields.string(&self.protocol_type);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::commit::{CommitOptions, record};
 use super::load::load;
+use super::membership::LiveGroup;
 use super::offsets::GroupTable;
 use super::schema::OffsetCommitValue;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ use crate::topic::Topic;
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) shards: Mutex<Known>,
+    /// Groups that had members since the store was opened.
+    pub(super) live: Mutex<BTreeMap<String, Arc<LiveGroup>>>,
 }
 
 /// What is known of `__consumer_offsets`.

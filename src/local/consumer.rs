@@ -1,379 +1,79 @@
-//! A consumer: polls the partitions of some topics, in order per partition, and commits how far its group has come.
+//! The consuming side of a store: as a member of a group, or of partitions that the caller chose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::clock::Timestamp;
+use super::member::Member;
+use super::slot::{Budget, Slot};
+use crate::client::{
+    Consume, ConsumerOptions, GroupMetadata, Lag, Listener, OffsetAndMetadata, OffsetSpec, Offsets, Polled, Records,
+    TopicFilter,
+};
 use crate::error::{Error, Result};
-use crate::group::{CommitOptions, Groups, Lag, NewOffset};
-use crate::ids::{Offset, TopicPartition, Uuid};
-use crate::partition::{Durability, Isolation, Partition, ReadOptions, Reader};
-use crate::record::StoredRecord;
+use crate::group::{CommitOptions, Groups};
+use crate::ids::{Offset, TopicPartition};
+use crate::position::{PartitionPosition, Position};
 use crate::store::Store;
 
-/// Most records of one poll (Kafka's `max.poll.records`).
-const RECORDS_MAX: usize = 500;
-/// Most bytes of keys and values of one poll (Kafka's `fetch.max.bytes`).
-const BYTES_MAX: usize = 50 << 20;
+/// Waits are at least so long, so that a deadline that is due at this moment is not waited for in a circle.
+const WAIT_MIN: Duration = Duration::from_millis(1);
 
-/// Where to begin if nothing was committed, or if what was committed is no longer in the log (Kafka's `auto.offset.reset`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reset {
-    /// At the log start.
-    Earliest,
-    /// At the end of what can be read.
-    Latest,
-    /// Nowhere: it is an error, and the caller decides.
-    #[default]
-    Error,
-}
-
-/// A record with the partition that it is of.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ConsumedRecord {
-    /// The partition.
-    pub partition: TopicPartition,
-    /// The record.
-    pub record: StoredRecord,
-}
-
-/// How a consumer is to read. Made by [`Consumer::builder`].
-#[derive(Clone, Debug)]
-pub struct ConsumerBuilder {
+/// Reads committed records of a store.
+#[derive(Debug)]
+pub(crate) struct LocalConsumer {
     store: Store,
-    group: Option<String>,
-    topics: Vec<String>,
-    partitions: Vec<TopicPartition>,
-    reset: Reset,
-    records_max: usize,
-    bytes_max: usize,
-    durability: Option<Durability>,
-}
-
-impl ConsumerBuilder {
-    /// Begins where this group has come to, and commits in its name.
-    #[doc(alias = "group.id")]
-    #[must_use]
-    pub fn group(mut self, group: &str) -> Self {
-        self.group = Some(group.to_owned());
-        self
-    }
-
-    /// Reads every partition of a topic.
-    #[must_use]
-    pub fn topic(mut self, topic: &str) -> Self {
-        self.topics.push(topic.to_owned());
-        self
-    }
-
-    /// Reads one partition.
-    #[must_use]
-    pub fn partition(mut self, partition: TopicPartition) -> Self {
-        self.partitions.push(partition);
-        self
-    }
-
-    /// Where to begin without a committed offset. By default that is an error.
-    #[doc(alias = "auto.offset.reset")]
-    #[must_use]
-    pub fn reset(mut self, reset: Reset) -> Self {
-        self.reset = reset;
-        self
-    }
-
-    /// Most records of one poll; 500 by default.
-    #[doc(alias = "max.poll.records")]
-    #[must_use]
-    pub fn records_max(mut self, records: usize) -> Self {
-        self.records_max = records;
-        self
-    }
-
-    /// Once a poll has so many bytes of keys and values it takes no further record; 50 MiB by default. One record is always
-    /// taken.
-    #[doc(alias = "fetch.max.bytes")]
-    #[must_use]
-    pub fn bytes_max(mut self, bytes: usize) -> Self {
-        self.bytes_max = bytes;
-        self
-    }
-
-    /// The durability of commits; by default that of `__consumer_offsets`, which is `Sync` where this library made it.
-    #[must_use]
-    pub fn commit_durability(mut self, durability: Durability) -> Self {
-        self.durability = Some(durability);
-        self
-    }
-
-    /// Looks up where to begin.
-    ///
-    /// # Errors
-    /// [`Error::UnknownTopic`]; [`Error::Invalid`] if there is nothing to read, a limit is 0, or the group has no name; with
-    /// [`Reset::Error`], [`Error::Invalid`] where nothing was committed and [`Error::OffsetOutOfRange`] where the log no longer
-    /// has it; those of reading the offsets.
-    pub fn open(self) -> Result<Consumer> {
-        if self.records_max == 0 || self.bytes_max == 0 {
-            return Err(Error::invalid("limit of a poll", "must not be 0"));
-        }
-        if self.group.as_deref().is_some_and(str::is_empty) {
-            return Err(Error::invalid("group", "must not be empty"));
-        }
-        let mut found: BTreeMap<TopicPartition, (Partition, Uuid)> = BTreeMap::new();
-        for topic in &self.topics {
-            let topic = self.store.topic(topic)?;
-            found.extend(topic.partitions().map(|one| (one.id().clone(), (one.clone(), topic.id()))));
-        }
-        for id in &self.partitions {
-            let topic = self.store.topic(id.topic.as_str())?;
-            found.insert(id.clone(), (topic.partition(id.partition)?, topic.id()));
-        }
-        if found.is_empty() {
-            return Err(Error::invalid("consumer", "must have a topic or a partition to read"));
-        }
-        let groups = Groups::open(&self.store)?;
-        let mut slots = Vec::with_capacity(found.len());
-        for (id, (partition, topic_id)) in found {
-            let committed = match &self.group {
-                Some(group) => groups.committed(group, &id)?,
-                None => None,
-            };
-            // What was committed for another topic of the same name says nothing about this one.
-            let committed = committed.filter(|found| found.topic_id.is_none_or(|of| of == topic_id));
-            let is_in_log = |offset: i64| offset >= partition.start().get() && offset <= partition.end().get();
-            let position = match committed.as_ref().map(|found| found.offset) {
-                Some(offset) if is_in_log(offset) => offset,
-                outside => match self.reset {
-                    Reset::Earliest => partition.start().get(),
-                    Reset::Latest => partition.last_stable_offset().get(),
-                    Reset::Error => return Err(no_position(&partition, self.group.as_deref(), outside)),
-                },
-            };
-            slots.push(Slot::new(partition, position, committed.map(|found| found.offset)));
-        }
-        Ok(Consumer { options: self, groups, slots, next_slot: 0 })
-    }
-}
-
-fn no_position(partition: &Partition, group: Option<&str>, outside: Option<i64>) -> Error {
-    match outside {
-        Some(asked) => Error::OffsetOutOfRange {
-            partition: partition.id().clone(),
-            asked: asked.into(),
-            start: partition.start(),
-            end: partition.end(),
-        },
-        None => Error::invalid(
-            format!("position in {}", partition.id()),
-            format!("{} has committed none: choose a reset, or commit one", group.unwrap_or("nobody")),
-        ),
-    }
-}
-
-/// One partition that is read.
-#[derive(Debug)]
-struct Slot {
-    partition: Partition,
-    /// The next offset to hand out.
-    position: i64,
-    /// Leader epoch of the record handed out last.
-    leader_epoch: Option<i32>,
-    committed: Option<i64>,
-    is_paused: bool,
-    reader: Option<Reader>,
-}
-
-impl Slot {
-    fn new(partition: Partition, position: i64, committed: Option<i64>) -> Self {
-        Self { partition, position, leader_epoch: None, committed, is_paused: false, reader: None }
-    }
-
-    fn move_to(&mut self, offset: i64) {
-        (self.position, self.leader_epoch, self.reader) = (offset, None, None);
-    }
-
-    fn reader(&mut self) -> Result<&mut Reader> {
-        match &mut self.reader {
-            Some(reader) => Ok(reader),
-            none => {
-                let options = ReadOptions::new().isolation(Isolation::Committed);
-                Ok(none.insert(self.partition.reader(self.position, &options)?))
-            }
-        }
-    }
-}
-
-/// Reads partitions in order, each at its own pace, as a group or on nobody's behalf. It sees committed records only.
-///
-/// It is assigned what it reads: two consumers of one group that read the same partition both get every record. What was
-/// polled and not committed is read again by the next consumer of the group. Dropping one commits nothing.
-///
-/// ```
-/// use std::time::Duration;
-/// use topiclog::local::{Consumer, Reset};
-/// use topiclog::{Record, Store, TopicConfig};
-/// let store = Store::in_memory()?;
-/// let orders = store.create_topic("orders", TopicConfig::default())?;
-/// orders.append(Record::of_value("placed"))?;
-/// let open = || Consumer::builder(&store).group("billing").topic("orders").reset(Reset::Earliest).open();
-/// let mut billing = open()?;
-/// assert_eq!(billing.poll(Duration::ZERO)?.len(), 1);
-/// billing.commit()?;
-/// assert!(open()?.poll(Duration::ZERO)?.is_empty(), "the group has come past it");
-/// # store.close()?;
-/// # Ok::<(), topiclog::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Consumer {
-    options: ConsumerBuilder,
     groups: Groups,
+    options: ConsumerOptions,
+    /// Who assigns, if it is the group.
+    member: Option<Member>,
+    /// What is read, in order of topic and partition.
     slots: Vec<Slot>,
     /// Where the next poll begins, so that no partition waits for the others to run dry.
     next_slot: usize,
+    events: VecDeque<Polled>,
+    seen_topics_version: u64,
+    is_closed: bool,
 }
 
-impl Consumer {
-    /// A consumer of this store.
-    pub fn builder(store: &Store) -> ConsumerBuilder {
-        ConsumerBuilder {
+impl LocalConsumer {
+    pub(crate) fn open(store: &Store, options: ConsumerOptions) -> Result<Self> {
+        if options.records_max == 0 || options.bytes_max == 0 {
+            return Err(Error::invalid("limit of a poll", "must not be 0"));
+        }
+        if options.group.as_deref().is_some_and(str::is_empty) {
+            return Err(Error::invalid("group", "must not be empty"));
+        }
+        if options.group_instance_id.as_deref().is_some_and(str::is_empty) {
+            return Err(Error::config("group.instance.id", "must not be empty"));
+        }
+        Ok(Self {
             store: store.clone(),
-            group: None,
-            topics: Vec::new(),
-            partitions: Vec::new(),
-            reset: Reset::default(),
-            records_max: RECORDS_MAX,
-            bytes_max: BYTES_MAX,
-            durability: None,
-        }
+            groups: Groups::open(store)?,
+            options,
+            member: None,
+            slots: Vec::new(),
+            next_slot: 0,
+            events: VecDeque::new(),
+            seen_topics_version: store.topics_version(),
+            is_closed: false,
+        })
     }
 
-    /// The partitions that are read, in order.
-    pub fn assignment(&self) -> impl Iterator<Item = &TopicPartition> {
-        self.slots.iter().map(|slot| slot.partition.id())
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed {
+            return Err(Error::Closed { what: "the consumer".to_owned() });
+        }
+        self.store.check_open()
     }
 
-    /// The next records, at least one, or none if none came within `timeout`. Those of one partition are in order. With a clock
-    /// that is moved by hand this never waits.
-    ///
-    /// # Errors
-    /// [`Error::OffsetOutOfRange`] if the log start has passed the position and the reset is [`Reset::Error`];
-    /// [`Error::Corrupt`], [`Error::Unsupported`]; [`Error::Closed`], at once, if the store is closed or a topic deleted. No
-    /// record is passed by then.
-    pub fn poll(&mut self, timeout: Duration) -> Result<Vec<ConsumedRecord>> {
-        let clock = self.options.store.clock();
-        let bell = self.options.store.bell();
-        let end = clock.monotonic().saturating_add(timeout);
-        let mut listener = None;
-        loop {
-            let records = self.take()?;
-            let left = end.saturating_sub(clock.monotonic());
-            if !records.is_empty() || left.is_zero() || clock.is_manual() {
-                return Ok(records);
-            }
-            match &mut listener {
-                // What came before somebody listened was not heard: look again first.
-                None => listener = Some(bell.listen()),
-                Some(listener) => listener.wait(left),
-            }
-        }
+    fn new_slot(&self, id: &TopicPartition) -> Result<Slot> {
+        let topic = self.store.topic(id.topic.as_str())?;
+        Ok(Slot::new(topic.partition(id.partition)?, topic.id()))
     }
 
-    /// What is there now.
-    fn take(&mut self) -> Result<Vec<ConsumedRecord>> {
-        let mut taken = Vec::new();
-        let mut bytes_left = self.options.bytes_max;
-        let count = self.slots.len();
-        let first = self.next_slot;
-        for nth in 0..count {
-            let at = (first + nth) % count;
-            if let Err(error) = self.take_from(at, &mut taken, &mut bytes_left) {
-                // What was taken of others is handed out first; the reader fails again at the next poll.
-                return if taken.is_empty() { Err(error) } else { Ok(taken) };
-            }
-            self.next_slot = (at + 1) % count;
-            if taken.len() >= self.options.records_max || bytes_left == 0 {
-                break;
-            }
-        }
-        Ok(taken)
-    }
-
-    fn take_from(&mut self, at: usize, taken: &mut Vec<ConsumedRecord>, bytes_left: &mut usize) -> Result<()> {
-        let (reset, records_max) = (self.options.reset, self.options.records_max);
-        let slot = &mut self.slots[at];
-        if slot.is_paused {
-            return Ok(());
-        }
-        while taken.len() < records_max && *bytes_left > 0 {
-            let next = match slot.reader() {
-                Ok(reader) => reader.next().transpose(),
-                Err(error) => Err(error),
-            };
-            match next {
-                Ok(None) => return Ok(()),
-                Ok(Some(record)) => {
-                    slot.position = record.offset().get() + 1;
-                    slot.leader_epoch = Some(record.leader_epoch()).filter(|&epoch| epoch >= 0);
-                    let bytes = record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
-                    *bytes_left = bytes_left.saturating_sub(bytes);
-                    taken.push(ConsumedRecord { partition: slot.partition.id().clone(), record });
-                }
-                Err(Error::OffsetOutOfRange { .. }) if reset != Reset::Error => {
-                    let to = match reset {
-                        Reset::Latest => slot.partition.last_stable_offset(),
-                        _ => slot.partition.start(),
-                    };
-                    slot.move_to(to.get());
-                }
-                Err(error) => {
-                    // A failed reader goes on failing; the next poll asks the log anew.
-                    slot.reader = None;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits everything that was polled, as one batch. What has not moved since the last commit is left out.
-    ///
-    /// Durable when this returns: the offsets, as [`ConsumerBuilder::commit_durability`] says.
-    ///
-    /// # Errors
-    /// [`Error::Config`] without a group; those of [`Groups::commit`].
-    pub fn commit(&mut self) -> Result<()> {
-        let moved = self.slots.iter().filter(|slot| slot.committed != Some(slot.position));
-        let offsets: Vec<(TopicPartition, NewOffset)> = moved
-            .map(|slot| {
-                let next = NewOffset::new(slot.position);
-                let next = match slot.leader_epoch {
-                    Some(epoch) => next.leader_epoch(epoch),
-                    None => next,
-                };
-                (slot.partition.id().clone(), next)
-            })
-            .collect();
-        if offsets.is_empty() { Ok(()) } else { self.commit_offsets(&offsets) }
-    }
-
-    /// Commits these offsets, as one batch, of whichever partitions.
-    ///
-    /// # Errors
-    /// As [`commit`](Self::commit).
-    pub fn commit_offsets(&mut self, offsets: &[(TopicPartition, NewOffset)]) -> Result<()> {
-        let group = self.group()?.to_owned();
-        let mut options = CommitOptions::new();
-        if let Some(durability) = self.options.durability {
-            options = options.durability(durability);
-        }
-        self.groups.commit_all(&[(&group, offsets)], &options)?;
-        for (id, offset) in offsets {
-            if let Ok(slot) = self.slot(id) {
-                slot.committed = Some(offset.offset().get());
-            }
-        }
-        Ok(())
+    fn slot_index(&self, id: &TopicPartition) -> Result<usize> {
+        let found = self.slots.binary_search_by(|slot| slot.id().cmp(id));
+        found.map_err(|_| Error::invalid("partition", format!("{id} is not read by this consumer")))
     }
 
     fn group(&self) -> Result<&str> {
@@ -381,81 +81,268 @@ impl Consumer {
         self.options.group.as_deref().ok_or_else(none)
     }
 
-    fn slot(&mut self, id: &TopicPartition) -> Result<&mut Slot> {
-        let found = self.slots.iter_mut().find(|slot| slot.partition.id() == id);
-        found.ok_or_else(|| Error::invalid("partition", format!("{id} is not read by this consumer")))
-    }
-
-    /// The next offset to be polled from a partition.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if this consumer does not read it.
-    pub fn position(&mut self, partition: &TopicPartition) -> Result<Offset> {
-        self.slot(partition).map(|slot| slot.position.into())
-    }
-
-    /// Reads on at this offset.
-    ///
-    /// # Errors
-    /// [`Error::OffsetOutOfRange`] if the log does not reach there; [`Error::Invalid`] if this consumer does not read the
-    /// partition. It then stays where it is.
-    pub fn seek(&mut self, partition: &TopicPartition, offset: impl Into<Offset>) -> Result<()> {
-        let offset = offset.into();
-        let slot = self.slot(partition)?;
-        if offset < slot.partition.start() || offset > slot.partition.end() {
-            return Err(no_position(&slot.partition, None, Some(offset.get())));
+    /// What has become of the assignment, if anything has.
+    fn next_event(&mut self) -> Result<Option<Polled>> {
+        self.notice_new_topics()?;
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
         }
-        slot.move_to(offset.get());
+        let Some(member) = &mut self.member else { return Ok(None) };
+        // What was revoked could be committed until now.
+        self.slots.retain(|slot| member.owned().contains(slot.id()));
+        let Some(event) = member.step()? else { return Ok(None) };
+        match &event {
+            Polled::Assigned(partitions) => {
+                let new = partitions.iter().map(|id| self.new_slot(id)).collect::<Result<Vec<_>>>()?;
+                self.slots.extend(new);
+                self.slots.sort_unstable_by(|one, other| one.id().cmp(other.id()));
+            }
+            Polled::Lost(partitions) => self.slots.retain(|slot| !partitions.contains(slot.id())),
+            Polled::Revoked(_) | Polled::Records(_) => {}
+        }
+        Ok(Some(event))
+    }
+
+    /// A topic that was deleted and made again is another one: a member loses its partitions and gets those of the new one.
+    fn notice_new_topics(&mut self) -> Result<()> {
+        let version = self.store.topics_version();
+        if version == self.seen_topics_version || self.member.is_none() {
+            return Ok(());
+        }
+        let mut renewed = Vec::new();
+        for at in 0..self.slots.len() {
+            let (id, known) = (self.slots[at].id().clone(), self.slots[at].topic_id);
+            match self.store.topic(id.topic.as_str()) {
+                Ok(topic) if topic.id() != known => {
+                    self.slots[at] = self.new_slot(&id)?;
+                    renewed.push(id);
+                }
+                // The group assigns anew without it.
+                Ok(_) | Err(Error::UnknownTopic { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.seen_topics_version = version;
+        if !renewed.is_empty() {
+            self.events.push_back(Polled::Lost(renewed.clone()));
+            self.events.push_back(Polled::Assigned(renewed));
+        }
         Ok(())
     }
 
-    /// Reads every partition again from its log start.
-    pub fn seek_to_beginning(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.move_to(slot.partition.start().get()));
+    /// What is there now.
+    fn take(&mut self) -> Result<Records> {
+        let mut taken = Records::new();
+        let mut budget = Budget { records: self.options.records_max, bytes: self.options.bytes_max };
+        let count = self.slots.len();
+        let first = if self.next_slot < count { self.next_slot } else { 0 };
+        for nth in 0..count {
+            let at = (first + nth) % count;
+            if let Err(error) = self.slots[at].take(&mut taken, &mut budget) {
+                // What was taken of others is handed out first; the reader fails again at the next poll.
+                return if taken.is_empty() { Err(self.explained(at, error)) } else { Ok(taken) };
+            }
+            self.next_slot = (at + 1) % count;
+            if budget.is_spent() {
+                break;
+            }
+        }
+        Ok(taken)
     }
 
-    /// Passes over everything that can be read now, in every partition.
-    pub fn seek_to_end(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.move_to(slot.partition.last_stable_offset().get()));
+    /// A reader of a deleted topic knows only that it is closed.
+    fn explained(&self, at: usize, error: Error) -> Error {
+        let slot = &self.slots[at];
+        match (error, self.store.topic(slot.id().topic.as_str())) {
+            (Error::Closed { .. }, Ok(topic)) if topic.id() != slot.topic_id => made_again(slot.id()),
+            (error, _) => error,
+        }
     }
 
-    /// Reads every partition on at the first record that is at least as new as this, in milliseconds since 1970-01-01 UTC; at
-    /// the end where there is none.
-    ///
-    /// # Errors
-    /// Those of [`Partition::offset_for_timestamp`]; no partition has moved then.
-    pub fn seek_to_time(&mut self, timestamp_ms: Timestamp) -> Result<()> {
-        let find = |slot: &Slot| {
-            let found = slot.partition.offset_for_timestamp(timestamp_ms)?;
-            Ok(found.map_or(slot.partition.last_stable_offset(), |found| found.offset))
+    /// Whether a position still means what it meant, in the partition as it is now.
+    fn check_position(&self, id: &TopicPartition, at: &PartitionPosition) -> Result<Slot> {
+        let slot = self.new_slot(id)?;
+        if at.known_topic_id().is_some_and(|known| known != slot.topic_id) {
+            return Err(made_again(id));
+        }
+        slot.partition.check_position(at)?;
+        Ok(slot)
+    }
+}
+
+fn made_again(id: &TopicPartition) -> Error {
+    Error::PositionLost { partition: id.clone(), why: "the topic was deleted and made again".to_owned() }
+}
+
+impl Consume for LocalConsumer {
+    fn subscribe(&mut self, topics: &TopicFilter) -> Result<()> {
+        self.check_open()?;
+        let member = Member::new(&self.groups, &self.options, topics)?;
+        if let Some(mut before) = self.member.replace(member) {
+            before.leave()?;
+        }
+        (self.slots, self.next_slot) = (Vec::new(), 0);
+        self.events.clear();
+        Ok(())
+    }
+
+    fn assign(&mut self, from: &Position) -> Result<()> {
+        self.check_open()?;
+        let now_ms = self.store.clock().now_ms();
+        let mut slots = Vec::with_capacity(from.len());
+        for (id, at) in from.iter() {
+            let mut slot = self.check_position(id, at)?;
+            slot.move_to(at, now_ms);
+            slots.push(slot);
+        }
+        if let Some(mut before) = self.member.take() {
+            before.leave()?;
+        }
+        (self.slots, self.next_slot) = (slots, 0);
+        self.events.clear();
+        Ok(())
+    }
+
+    fn poll(&mut self, timeout: Duration) -> Result<Polled> {
+        self.check_open()?;
+        let clock = self.store.clock();
+        let bell = self.store.bell();
+        let end = clock.monotonic().saturating_add(timeout);
+        let mut listener = None;
+        loop {
+            if let Some(event) = self.next_event()? {
+                return Ok(event);
+            }
+            let records = self.take()?;
+            let left = end.saturating_sub(clock.monotonic());
+            if !records.is_empty() || left.is_zero() || clock.is_manual() {
+                return Ok(Polled::Records(records));
+            }
+            match &mut listener {
+                // What came before somebody listened was not heard: look again first.
+                None => listener = Some(bell.listen()),
+                Some(listener) => {
+                    let quiet = self.member.as_ref().map_or(left, |member| member.quiet_for().max(WAIT_MIN));
+                    listener.wait(left.min(quiet));
+                }
+            }
+        }
+    }
+
+    fn seek(&mut self, to: &Position) -> Result<()> {
+        self.check_open()?;
+        let now_ms = self.store.clock().now_ms();
+        let mut found = Vec::with_capacity(to.len());
+        for (id, at) in to.iter() {
+            let index = self.slot_index(id)?;
+            found.push((index, self.check_position(id, at)?, at));
+        }
+        for (index, checked, at) in found {
+            let slot = &mut self.slots[index];
+            if slot.topic_id != checked.topic_id {
+                let is_paused = slot.is_paused;
+                *slot = checked;
+                slot.is_paused = is_paused;
+            }
+            slot.move_to(at, now_ms);
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        let found = partitions.iter().map(|id| self.slot_index(id)).collect::<Result<Vec<_>>>()?;
+        found.into_iter().for_each(|at| self.slots[at].is_paused = true);
+        Ok(())
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        let found = partitions.iter().map(|id| self.slot_index(id)).collect::<Result<Vec<_>>>()?;
+        found.into_iter().for_each(|at| self.slots[at].is_paused = false);
+        Ok(())
+    }
+
+    fn position(&self) -> Position {
+        self.slots.iter().filter_map(|slot| Some((slot.id().clone(), slot.position()?))).collect()
+    }
+
+    fn assignment(&self) -> Vec<TopicPartition> {
+        self.slots.iter().map(|slot| slot.id().clone()).collect()
+    }
+
+    fn commit(&mut self, offsets: &Offsets) -> Result<()> {
+        self.check_open()?;
+        let group = self.group()?;
+        let mut options = CommitOptions::new();
+        if let Some(durability) = self.options.commit_durability {
+            options = options.durability(durability);
+        }
+        let offsets: Vec<(TopicPartition, OffsetAndMetadata)> =
+            offsets.iter().map(|(id, offset)| (id.clone(), offset.clone())).collect();
+        let Some(member) = &self.member else {
+            return self.groups.commit_all(&[(group, &offsets)], &options);
         };
-        let found = self.slots.iter().map(find).collect::<Result<Vec<Offset>>>()?;
-        self.slots.iter_mut().zip(found).for_each(|(slot, to)| slot.move_to(to.get()));
-        Ok(())
+        let not_in = || Error::Fenced { who: format!("a consumer of {group:?} that is no member of it now") };
+        self.groups.commit_as(&member.metadata().ok_or_else(not_in)?, &offsets, &options)
     }
 
-    /// Leaves a partition out of polls until [`resume`](Self::resume).
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if this consumer does not read it.
-    pub fn pause(&mut self, partition: &TopicPartition) -> Result<()> {
-        self.slot(partition).map(|slot| slot.is_paused = true)
+    fn committed(&mut self, partitions: &[TopicPartition]) -> Result<Offsets> {
+        self.check_open()?;
+        let group = self.group()?;
+        let mut found = BTreeMap::new();
+        for id in partitions {
+            let Some(committed) = self.groups.committed(group, id)? else { continue };
+            // What was committed for another topic of the same name says nothing about this one.
+            let topic_id = self.store.topic(id.topic.as_str())?.id();
+            if committed.topic_id.is_none_or(|of| of == topic_id) {
+                let next = OffsetAndMetadata::new(committed.offset).metadata(&*committed.metadata);
+                let next = committed.leader_epoch.map_or(next.clone(), |epoch| next.leader_epoch(epoch));
+                found.insert(id.clone(), next);
+            }
+        }
+        Ok(found)
     }
 
-    /// Takes a paused partition up again, where it was left.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if this consumer does not read it.
-    pub fn resume(&mut self, partition: &TopicPartition) -> Result<()> {
-        self.slot(partition).map(|slot| slot.is_paused = false)
+    fn offsets(&mut self, partitions: &[TopicPartition], which: OffsetSpec) -> Result<Position> {
+        self.check_open()?;
+        let find = |id: &TopicPartition| {
+            let topic = self.store.topic(id.topic.as_str())?;
+            let partition = topic.partition(id.partition)?;
+            let offset = match which {
+                OffsetSpec::Earliest => partition.start(),
+                OffsetSpec::Latest => partition.last_stable_offset(),
+                OffsetSpec::Timestamp(timestamp_ms) => {
+                    let found = partition.offset_for_timestamp(timestamp_ms)?;
+                    found.map_or(partition.last_stable_offset(), |found| found.offset)
+                }
+                OffsetSpec::TombstoneFloor => partition.tombstone_floor(),
+            };
+            Ok((id.clone(), PartitionPosition::new(offset).topic_id(topic.id())))
+        };
+        partitions.iter().map(find).collect()
     }
 
-    /// How far this consumer is behind what can be read now, in a partition.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if this consumer does not read it; those of a read.
-    pub fn lag(&mut self, partition: &TopicPartition) -> Result<Lag> {
-        let position = self.position(partition)?;
-        self.groups.lag(partition, position)
+    fn lag(&mut self, partition: &TopicPartition, position: Offset) -> Result<Lag> {
+        self.check_open()?;
+        let moved_at_ms = self.slot_index(partition).map_or(-1, |at| self.slots[at].moved_at_ms);
+        self.groups.lag_since(partition, position, moved_at_ms)
+    }
+
+    fn group_metadata(&self) -> Option<GroupMetadata> {
+        self.member.as_ref().and_then(Member::metadata)
+    }
+
+    fn listen(&self) -> Listener {
+        Listener::new(self.store.bell().listen())
+    }
+
+    fn close(&mut self, _timeout: Duration) -> Result<()> {
+        if std::mem::replace(&mut self.is_closed, true) {
+            return Ok(());
+        }
+        self.slots.clear();
+        match self.member.take() {
+            Some(mut member) => member.leave(),
+            None => Ok(()),
+        }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod listing;
 mod log_end;
 pub(crate) mod manifest;
 pub(crate) mod open;
+mod positions;
 pub(crate) mod quarantine;
 pub(crate) mod reader;
 pub(crate) mod repair;

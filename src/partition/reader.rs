@@ -363,7 +363,7 @@ impl Log {
 
     /// One past the last offset that a reader may see.
     #[inline]
-    fn bound(&self, options: &ReadOptions) -> i64 {
+    pub(crate) fn bound(&self, options: &ReadOptions) -> i64 {
         let durable = match options.level {
             ReadLevel::Topic => !self.env.read_only && self.settings.read().durability == Durability::Sync,
             ReadLevel::Durable => true,

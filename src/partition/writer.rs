@@ -17,9 +17,10 @@ use super::space_ahead::SpaceAhead;
 use super::{Durability, Log, SegmentSet};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::ids::{Offset, PartitionId};
+use crate::ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 use crate::io::replace::{TwoSlots, replace_file};
 use crate::planted::{Bug, is};
+use crate::position::{PartitionPosition, Position};
 use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
 use crate::segment::log_file::CutBack;
 use crate::segment::name::{Suffix, file_name};
@@ -28,9 +29,13 @@ use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
 
 /// Where an append went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecordMetadata {
+    /// The topic.
+    pub topic: TopicName,
+    /// The topic's identity, which tells it from an earlier one of the same name.
+    pub topic_id: Uuid,
     /// The partition.
     pub partition: PartitionId,
     /// Offset of the first record of the append.
@@ -41,6 +46,14 @@ pub struct RecordMetadata {
     pub leader_epoch: i32,
     /// Timestamp of the first record; under `LogAppendTime` the time of the append.
     pub timestamp_ms: Timestamp,
+}
+
+impl RecordMetadata {
+    /// The position behind what was appended: what a reader has read once it has come there.
+    pub fn position(&self) -> Position {
+        let at = PartitionPosition::new(self.next_offset).leader_epoch(self.leader_epoch).topic_id(self.topic_id);
+        Position::of(TopicPartition::new(self.topic.clone(), self.partition), at)
+    }
 }
 
 /// What the writer alone knows.
@@ -177,6 +190,8 @@ impl Log {
                 TimestampType::CreateTime => summary.base_timestamp,
             };
             let metadata = RecordMetadata {
+                topic: self.id.topic.clone(),
+                topic_id: writer.manifest.topic_id,
                 partition: self.id.partition,
                 offset: base.into(),
                 next_offset: (last + 1).into(),

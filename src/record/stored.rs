@@ -90,6 +90,13 @@ pub struct StoredRecord {
 }
 
 impl StoredRecord {
+    /// Length of key and value together.
+    #[inline]
+    pub(crate) fn key_and_value_bytes(&self) -> usize {
+        let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+        length(self.key()).saturating_add(length(self.value()))
+    }
+
     /// Takes a record over. `place` must be that of one of the records in `body`.
     #[inline(always)]
     pub(crate) fn new(body: &SharedBytes, header: &BatchHeader, place: RecordPlace) -> Self {

@@ -11,6 +11,7 @@ pub(crate) mod open;
 mod reserve;
 pub(crate) mod upkeep;
 pub(crate) mod verify;
+pub(crate) mod waits;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,6 +72,7 @@ pub(crate) struct StoreInner {
     /// Kafka's marker is gone, or never was there: a clean close has to write it.
     wrote: Arc<AtomicBool>,
     id_counter: AtomicU64,
+    topics_version: AtomicU64,
     signal: Arc<Signal>,
     upkeep_thread: Mutex<Option<crate::sync::thread::JoinHandle<()>>>,
     upkeep_error: Mutex<Option<Error>>,
@@ -174,6 +176,20 @@ impl Store {
     /// Where this store's time comes from.
     pub fn clock(&self) -> Arc<dyn crate::clock::Clock> {
         Arc::clone(&self.inner.env.clock)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.inner.check_open()
+    }
+
+    /// A new identity, never given before.
+    pub(crate) fn new_id(&self) -> Result<Uuid> {
+        self.inner.next_id()
+    }
+
+    /// Changes whenever a topic is created or deleted.
+    pub(crate) fn topics_version(&self) -> u64 {
+        self.inner.topics_version.load(Ordering::Acquire)
     }
 
     /// Rings when something was appended, became durable, or comes to its end.
@@ -330,6 +346,12 @@ impl StoreInner {
         Ok(admin)
     }
 
+    /// Tells whoever waits that there are other topics now.
+    fn topics_changed(&self) {
+        self.topics_version.fetch_add(1, Ordering::AcqRel);
+        self.env.bell.ring();
+    }
+
     /// Ids are random, or follow from the seed of a test.
     fn next_id(&self) -> Result<Uuid> {
         open::new_id(self.options.id_seed, self.id_counter.fetch_add(1, Ordering::Relaxed))
@@ -390,6 +412,7 @@ impl StoreInner {
         }
         let topic = Arc::new(TopicInner::new(name.clone(), topic_id, config, logs, &self.key_budget));
         self.topics.write().insert(name, Arc::clone(&topic));
+        self.topics_changed();
         self.signal.wake();
         Ok(topic)
     }
@@ -455,6 +478,7 @@ impl StoreInner {
         if let Some(topic) = self.topics.write().remove(name) {
             topic.partitions.values().for_each(|partition| partition.log.abandon());
         }
+        self.topics_changed();
         self.forget_holds(name)?;
         self.finish_deletions(admin)
     }

@@ -117,6 +117,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         closed: AtomicBool::new(false),
         wrote,
         id_counter: AtomicU64::new(generation + 1),
+        topics_version: AtomicU64::new(0),
         signal,
         upkeep_thread: Mutex::new(None),
         upkeep_error: Mutex::new(None),

@@ -197,6 +197,8 @@ impl StoreInner {
         if has_jumped && report.deleted_segments > 0 {
             self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
         }
+        // Who waits without a timer of its own looks at its deadlines.
+        self.env.bell.ring();
         first_error.map_or(Ok(report), Err)
     }
 

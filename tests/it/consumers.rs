@@ -1,13 +1,13 @@
-//! The consumer, on a store in memory and on one on the disk.
+//! The consumer that was given its partitions, on a store in memory and on one on the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use topiclog::client::{ConsumerBuilder, Offsets, Records, Reset};
 use topiclog::clock::ManualClock;
 use topiclog::group::Groups;
 use topiclog::io::MemoryVfs;
-use topiclog::local::{ConsumedRecord, Consumer, ConsumerBuilder, Reset};
-use topiclog::{Durability, Error, Record, Store, TopicConfig, TopicPartition, Upkeep};
+use topiclog::{Consumer, Durability, Error, Record, Store, TopicConfig, TopicName, TopicPartition, Upkeep};
 
 fn store() -> (Store, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::new(0));
@@ -26,7 +26,7 @@ fn fill(store: &Store, topic: &str, partitions: u32, records: i64) -> Vec<TopicP
     topic.partitions().map(|partition| partition.id().clone()).collect()
 }
 
-fn places(records: &[ConsumedRecord]) -> Vec<(u32, i64)> {
+fn places(records: &Records) -> Vec<(u32, i64)> {
     records.iter().map(|one| (one.partition.partition.get(), one.record.offset().get())).collect()
 }
 
@@ -41,8 +41,12 @@ fn all(consumer: &mut Consumer) -> Vec<(u32, i64)> {
     }
 }
 
-fn of_group(store: &Store, group: &str, topic: &str) -> ConsumerBuilder {
-    Consumer::builder(store).group(group).topic(topic).reset(Reset::Earliest)
+/// Reads every partition of a topic in a group's name, without being a member of it.
+fn of_group<'a>(store: &'a Store, group: &str, topic: &str) -> ConsumerBuilder<'a> {
+    let name = TopicName::new(topic).unwrap();
+    let count = store.topic(topic).map_or(1, |topic| topic.partition_count());
+    let builder = Consumer::builder(store).group(group).reset(Reset::Earliest);
+    (0..count).fold(builder, |builder, number| builder.partition(TopicPartition::new(name.clone(), number)))
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn groups_do_not_move_each_other() {
     assert!(matches!(Consumer::builder(&store).topic("t").open(), Err(Error::Invalid { .. })), "nobody's position");
     let mut nobody = Consumer::builder(&store).topic("t").reset(Reset::Latest).open().unwrap();
     assert!(nobody.poll(Duration::ZERO).unwrap().is_empty());
-    assert!(matches!(nobody.commit_offsets(&[]), Err(Error::Config { .. })));
+    assert!(matches!(nobody.commit_offsets(&Offsets::new()), Err(Error::Config { .. })));
 }
 
 #[test]
@@ -122,20 +126,20 @@ fn a_consumer_goes_where_it_is_sent_and_nowhere_else() {
     check(&mut consumer, [0, 0]);
     consumer.seek(&partitions[1], 8).unwrap();
     check(&mut consumer, [10, 8]);
-    consumer.seek_to_beginning();
+    consumer.seek_to_beginning().unwrap();
     check(&mut consumer, [0, 0]);
     consumer.seek_to_time(1004).unwrap();
     check(&mut consumer, [4, 4]);
     consumer.seek_to_time(9999).unwrap();
     check(&mut consumer, [10, 10]);
-    consumer.seek_to_beginning();
-    consumer.seek_to_end();
+    consumer.seek_to_beginning().unwrap();
+    consumer.seek_to_end().unwrap();
     check(&mut consumer, [10, 10]);
     for outside in [-1, 11] {
         assert!(matches!(consumer.seek(&partitions[0], outside), Err(Error::OffsetOutOfRange { .. })));
     }
     assert_eq!(consumer.position(&partitions[0]).unwrap().get(), 10, "it stays where it is");
-    consumer.seek_to_beginning();
+    consumer.seek_to_beginning().unwrap();
     consumer.pause(&partitions[0]).unwrap();
     check(&mut consumer, [10, 0]);
     consumer.resume(&partitions[0]).unwrap();
@@ -180,6 +184,7 @@ fn what_was_committed_for_a_topic_says_nothing_about_the_next_of_its_name() {
     store.delete_topic("t").unwrap();
     assert!(matches!(consumer.poll(Duration::ZERO), Err(Error::Closed { .. })));
     fill(&store, "t", 1, 9);
+    assert!(matches!(consumer.poll(Duration::ZERO), Err(Error::PositionLost { .. })));
     assert_eq!(all(&mut of_group(&store, "g", "t").open().unwrap()).len(), 9);
     assert!(matches!(of_group(&store, "g", "t").reset(Reset::Error).open(), Err(Error::Invalid { .. })));
 }

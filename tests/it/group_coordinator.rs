@@ -16,6 +16,9 @@ fn join(member_id: &str, new_member_id: &str, instance: Option<&str>, told: &Sub
     JoinRequest {
         member_id: member_id.to_owned(),
         new_member_id: new_member_id.to_owned(),
+        protocol_type: "consumer".to_owned(),
+        client_id: "test".to_owned(),
+        client_host: "here".to_owned(),
         group_instance_id: instance.map(str::to_owned),
         session_timeout_ms: SESSION_MS,
         rebalance_timeout_ms: REBALANCE_MS,
@@ -99,7 +102,7 @@ impl World {
                     let client = self.clients.get_mut(&number).unwrap();
                     client.waits_for = Some(request);
                     let (id, generation) = (client.member_id.clone(), client.generation);
-                    let replies = self.group.sync(self.now_ms, request, &id, generation, assignments);
+                    let replies = self.group.sync(self.now_ms, request, &id, None, generation, assignments);
                     self.take(replies);
                 }
                 Reply::Synced(Ok(bytes)) => {
@@ -141,12 +144,15 @@ impl World {
             return;
         }
         let (id, generation) = (client.member_id.clone(), client.generation);
-        let (heard, replies) = self.group.heartbeat(self.now_ms, &id, generation);
-        let commit = self.group.check_commit(self.now_ms, &id, generation);
+        let (heard, replies) = self.group.heartbeat(self.now_ms, &id, None, generation);
+        let commit = self.group.check_commit(self.now_ms, &id, None, generation);
         if heard.is_ok() && self.group.state() == GroupState::Stable {
             assert_eq!(commit, Ok(()));
         }
-        assert!(self.group.check_commit(self.now_ms, &id, generation - 1).is_err(), "an earlier generation commits");
+        assert!(
+            self.group.check_commit(self.now_ms, &id, None, generation - 1).is_err(),
+            "an earlier generation commits"
+        );
         let client = self.clients.get_mut(&number).unwrap();
         match heard {
             Ok(()) => {}
@@ -242,7 +248,7 @@ fn alone(instance: Option<&str>) -> GroupCoordinator {
     let mut group = GroupCoordinator::default();
     let told = Subscription { topics: vec!["t".into()], ..Subscription::default() };
     group.join(0, 1, join("", "a", instance, &told));
-    group.sync(0, 2, "a", 1, vec![("a".into(), "all".into())]);
+    group.sync(0, 2, "a", None, 1, vec![("a".into(), "all".into())]);
     assert_eq!(group.state(), GroupState::Stable);
     group
 }
@@ -254,9 +260,12 @@ fn a_static_member_comes_back_without_a_rebalance_and_fences_what_it_was() {
     let replies = group.join(50, 3, join("", "b", Some("i"), &told));
     let [(3, Reply::Joined(Ok(joined)))] = &replies[..] else { panic!("{replies:?}") };
     assert_eq!((joined.generation, joined.member_id.as_str()), (1, "b"));
-    assert_eq!(group.sync(50, 4, "b", 1, Vec::new()), [(4, Reply::Synced(Ok("all".into())))]);
-    assert_eq!(group.check_commit(50, "a", 1), Err(Refusal::UnknownMember));
-    assert_eq!(group.check_commit(50, "b", 1), Ok(()));
+    assert_eq!(group.sync(50, 4, "b", None, 1, Vec::new()), [(4, Reply::Synced(Ok("all".into())))]);
+    assert_eq!(group.check_commit(50, "a", None, 1), Err(Refusal::UnknownMember));
+    assert_eq!(group.check_commit(50, "b", None, 1), Ok(()));
+    let fenced = Err(Refusal::FencedInstance);
+    assert_eq!(group.heartbeat(50, "a", Some("i"), 1).0, fenced, "so that it does not take its name back");
+    assert_eq!(group.check_commit(50, "a", Some("i"), 1), fenced);
     let replies = group.join(50, 5, join("a", "", Some("i"), &told));
     assert_eq!(replies, [(5, Reply::Joined(Err(Refusal::FencedInstance)))]);
 }
@@ -264,10 +273,10 @@ fn a_static_member_comes_back_without_a_rebalance_and_fences_what_it_was() {
 #[test]
 fn who_is_not_heard_of_goes_and_commits_no_more() {
     let mut group = alone(None);
-    assert_eq!(group.heartbeat(SESSION_MS - 1, "a", 1).0, Ok(()));
+    assert_eq!(group.heartbeat(SESSION_MS - 1, "a", None, 1).0, Ok(()));
     assert_eq!(group.next_deadline_ms(), Some(2 * SESSION_MS - 1));
-    assert_eq!(group.check_commit(2 * SESSION_MS - 2, "a", 1), Ok(()));
-    assert_eq!(group.check_commit(2 * SESSION_MS - 1, "a", 1), Err(Refusal::UnknownMember), "before any tick");
+    assert_eq!(group.check_commit(2 * SESSION_MS - 2, "a", None, 1), Ok(()));
+    assert_eq!(group.check_commit(2 * SESSION_MS - 1, "a", None, 1), Err(Refusal::UnknownMember), "before any tick");
     group.tick(2 * SESSION_MS - 1);
     assert_eq!((group.state(), group.generation()), (GroupState::Empty, 2));
     assert_eq!(group.next_deadline_ms(), None);
@@ -278,12 +287,16 @@ fn a_rebalance_does_not_wait_for_ever() {
     let told = Subscription { topics: vec!["t".into()], ..Subscription::default() };
     let mut group = alone(None);
     assert!(group.join(10, 3, join("", "b", None, &told)).is_empty(), "it waits for a");
-    assert_eq!(group.heartbeat(20, "a", 1).0, Err(Refusal::RebalanceInProgress));
-    assert_eq!(group.check_commit(20, "a", 1), Ok(()), "what it processed is to be known");
+    assert_eq!(group.heartbeat(20, "a", None, 1).0, Err(Refusal::RebalanceInProgress));
+    assert_eq!(group.check_commit(20, "a", None, 1), Ok(()), "what it processed is to be known");
     let replies = group.tick(20 + SESSION_MS);
     let [(3, Reply::Joined(Ok(joined)))] = &replies[..] else { panic!("{replies:?}") };
     assert_eq!((joined.generation, joined.leader.as_str(), joined.members.len()), (2, "b", 1));
-    assert_eq!(group.check_commit(20 + SESSION_MS, "b", 2), Err(Refusal::RebalanceInProgress), "not yet assigned");
+    assert_eq!(
+        group.check_commit(20 + SESSION_MS, "b", None, 2),
+        Err(Refusal::RebalanceInProgress),
+        "not yet assigned"
+    );
     let other = JoinRequest { protocols: vec![("other".into(), "".into())], ..join("", "c", None, &told) };
     let replies = group.join(130, 4, other);
     assert_eq!(replies, [(4, Reply::Joined(Err(Refusal::InconsistentProtocol)))]);

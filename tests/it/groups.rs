@@ -5,8 +5,9 @@ use std::path::Path;
 
 use std::sync::Arc;
 
+use topiclog::client::OffsetAndMetadata;
 use topiclog::clock::ManualClock;
-use topiclog::group::{CommitOptions, CommittedOffset, Groups, NewOffset};
+use topiclog::group::{CommitOptions, CommittedOffset, Groups};
 use topiclog::io::{CrashProfile, Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, SyncFailure, errno};
 use topiclog::{CleanupPolicy, Durability, Error, Record, Store, TopicConfig, TopicPartition, Upkeep};
 
@@ -62,7 +63,9 @@ fn adopted_groups_are_the_same_and_go_on() {
         assert_eq!(lines(&store), expected(state), "{state}");
         let place = TopicPartition::new(TopicName::new("rolled").unwrap(), PartitionId::new(0));
         let groups = Groups::open(&store).unwrap();
-        groups.commit("group-classic", &[(place.clone(), NewOffset::new(Offset::new(9)).metadata("ours"))]).unwrap();
+        groups
+            .commit("group-classic", &[(place.clone(), OffsetAndMetadata::new(Offset::new(9)).metadata("ours"))])
+            .unwrap();
         groups.delete("group-manual").unwrap();
         let mut after = expected(state);
         after.retain(|line| line["group"] != "group-manual");
@@ -195,8 +198,8 @@ fn handles_of_one_store_see_each_others_commits_and_a_reopen_sees_them_all() {
     let (groups, others) = (Groups::open(&store).unwrap(), Groups::open(&store).unwrap());
     assert!(groups.list().unwrap().is_empty());
     assert!(store.topic("__consumer_offsets").is_err(), "nothing is made before it is needed");
-    let next = NewOffset::new(4).leader_epoch(0).metadata("n\u{e9}e");
-    groups.commit("g", &[(first.clone(), next), (second.clone(), NewOffset::new(7))]).unwrap();
+    let next = OffsetAndMetadata::new(4).leader_epoch(0).metadata("n\u{e9}e");
+    groups.commit("g", &[(first.clone(), next), (second.clone(), OffsetAndMetadata::new(7))]).unwrap();
     assert_eq!(store.topic("__consumer_offsets").unwrap().partition_count(), 4);
     let topic_id = store.topic("t").unwrap().id();
     let check = |groups: &Groups| {
@@ -212,7 +215,7 @@ fn handles_of_one_store_see_each_others_commits_and_a_reopen_sees_them_all() {
     store.close().unwrap();
     drop((store, others));
     check(&Groups::open(&open(&disk)).unwrap());
-    assert!(matches!(groups.commit("g", &[(first.clone(), NewOffset::new(5))]), Err(Error::Closed { .. })));
+    assert!(matches!(groups.commit("g", &[(first.clone(), OffsetAndMetadata::new(5))]), Err(Error::Closed { .. })));
     assert!(matches!(groups.list(), Err(Error::Closed { .. })));
 }
 
@@ -221,19 +224,19 @@ fn a_commit_that_breaks_a_rule_is_refused_and_changes_nothing() {
     let store = open(&FaultVfs::new());
     let [place, _] = with_topic(&store);
     let groups = Groups::open(&store).unwrap();
-    let check = |group: &str, offsets: &[(TopicPartition, NewOffset)], code: &str| {
+    let check = |group: &str, offsets: &[(TopicPartition, OffsetAndMetadata)], code: &str| {
         assert_eq!(groups.commit(group, offsets).unwrap_err().code(), code);
         assert!(groups.list().unwrap().is_empty());
     };
-    let at = |offset: i64| (place.clone(), NewOffset::new(offset));
+    let at = |offset: i64| (place.clone(), OffsetAndMetadata::new(offset));
     check("", &[at(1)], "invalid");
     check(&"g".repeat(1 << 15), &[at(1)], "invalid");
     check("g", &[], "invalid");
     check("g", &[at(1), at(-1)], "invalid");
-    check("g", &[(place.clone(), NewOffset::new(1).metadata("m".repeat(4097)))], "invalid");
-    check("g", &[(place.clone(), NewOffset::new(1).leader_epoch(-2))], "invalid");
+    check("g", &[(place.clone(), OffsetAndMetadata::new(1).metadata("m".repeat(4097)))], "invalid");
+    check("g", &[(place.clone(), OffsetAndMetadata::new(1).leader_epoch(-2))], "invalid");
     let nowhere = TopicPartition::new(place.topic.clone(), 9);
-    check("g", &[at(1), (nowhere, NewOffset::new(1))], "unknown_topic");
+    check("g", &[at(1), (nowhere, OffsetAndMetadata::new(1))], "unknown_topic");
 }
 
 #[test]
@@ -246,7 +249,7 @@ fn groups_of_one_partition_commit_together_and_others_are_refused() {
         names.filter(|name| groups.partition_of(name).unwrap() == number).collect::<Vec<_>>()
     };
     let (here, there) = (of(1), of(2));
-    let (three, eight) = ([(place.clone(), NewOffset::new(3))], [(place.clone(), NewOffset::new(8))]);
+    let (three, eight) = ([(place.clone(), OffsetAndMetadata::new(3))], [(place.clone(), OffsetAndMetadata::new(8))]);
     let options = CommitOptions::new();
     let mixed = groups.commit_all(&[(&here[0], &three), (&there[0], &eight)], &options);
     assert!(matches!(mixed, Err(Error::Invalid { .. })), "no batch can hold both");
@@ -271,13 +274,13 @@ fn deletions_and_expiry_leave_what_they_do_not_name() {
     let store = open();
     let [first, second] = with_topic(&store);
     let groups = Groups::open(&store).unwrap();
-    let both = [(first.clone(), NewOffset::new(1)), (second.clone(), NewOffset::new(2))];
+    let both = [(first.clone(), OffsetAndMetadata::new(1)), (second.clone(), OffsetAndMetadata::new(2))];
     ["a", "b", "c"].iter().for_each(|group| groups.commit(group, &both).unwrap());
     groups.delete_offsets("a", std::slice::from_ref(&first)).unwrap();
     groups.delete("b").unwrap();
     groups.delete("nobody").unwrap();
     clock.advance_ms(1000);
-    groups.commit("c", &[(second.clone(), NewOffset::new(5))]).unwrap();
+    groups.commit("c", &[(second.clone(), OffsetAndMetadata::new(5))]).unwrap();
     assert_eq!(groups.expire(1001).unwrap(), 0);
     assert_eq!(groups.expire(1000).unwrap(), 2, "of a its second, of c its first");
     assert!(matches!(groups.expire(-1), Err(Error::Invalid { .. })));
@@ -308,7 +311,7 @@ fn no_acknowledged_commit_is_lost_and_none_is_half_there() {
         let Ok(groups) = Groups::open(&store) else { return (0, 0) };
         for at in 1..=4 {
             tried = at;
-            let offsets = [(first.clone(), NewOffset::new(at)), (second.clone(), NewOffset::new(at))];
+            let offsets = [(first.clone(), OffsetAndMetadata::new(at)), (second.clone(), OffsetAndMetadata::new(at))];
             if groups.commit("g", &offsets).is_err() {
                 break;
             }
@@ -342,13 +345,13 @@ fn a_commit_whose_sync_failed_moves_nothing_and_says_so() {
     let store = open(&disk);
     let [place, _] = with_topic(&store);
     let groups = Groups::open(&store).unwrap();
-    groups.commit("g", &[(place.clone(), NewOffset::new(1))]).unwrap();
+    groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(1))]).unwrap();
     let failure = Fault::Sync(errno::EIO, SyncFailure::LostAtDrop);
     disk.inject(FaultPlan::new(failure).on(OpKind::SyncData).in_class("log"));
-    let failed = groups.commit("g", &[(place.clone(), NewOffset::new(2))]);
+    let failed = groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(2))]);
     assert!(matches!(failed, Err(Error::OutcomeUnknown { .. })), "{failed:?}");
     assert_eq!(offset_of(groups.committed("g", &place).unwrap()), Some(1));
-    assert!(matches!(groups.commit("g", &[(place, NewOffset::new(3))]), Err(Error::Poisoned { .. })));
+    assert!(matches!(groups.commit("g", &[(place, OffsetAndMetadata::new(3))]), Err(Error::Poisoned { .. })));
 }
 
 /// A group that had not come to a tombstone when the store was closed still holds it after the next open, before anybody has
@@ -367,7 +370,8 @@ fn tombstones_wait_for_groups_that_have_not_come_to_them() {
         topic.append(record).unwrap();
     }
     let groups = Groups::open(&store).unwrap();
-    let commit = |groups: &Groups, offset: i64| groups.commit("g", &[(partition.id().clone(), NewOffset::new(offset))]);
+    let commit =
+        |groups: &Groups, offset: i64| groups.commit("g", &[(partition.id().clone(), OffsetAndMetadata::new(offset))]);
     commit(&groups, 1).unwrap();
     clock.advance_ms(5000);
     topic.append(Record::keyed("c", "3")).unwrap();
@@ -401,7 +405,7 @@ fn a_commit_at_os_is_not_synced() {
     let [place, _] = with_topic(&store);
     let groups = Groups::open(&store).unwrap();
     let commit = |offset: i64, options: &CommitOptions| {
-        groups.commit_all(&[("g", &[(place.clone(), NewOffset::new(offset))])], options).unwrap();
+        groups.commit_all(&[("g", &[(place.clone(), OffsetAndMetadata::new(offset))])], options).unwrap();
         let number = groups.partition_of("g").unwrap();
         let partition = store.topic("__consumer_offsets").unwrap().partition(number).unwrap();
         (partition.durable_end().get(), partition.end().get())
@@ -416,7 +420,7 @@ fn closed_with(root: &Path, groups: &[String]) -> TopicPartition {
     let store = Store::builder().upkeep(Upkeep::Manual).open(root).unwrap();
     let place = store.create_topic("t", TopicConfig::default()).unwrap().partition(0_u32).unwrap().id().clone();
     let committed = Groups::open(&store).unwrap();
-    groups.iter().for_each(|group| committed.commit(group, &[(place.clone(), NewOffset::new(1))]).unwrap());
+    groups.iter().for_each(|group| committed.commit(group, &[(place.clone(), OffsetAndMetadata::new(1))]).unwrap());
     store.close().unwrap();
     place
 }
@@ -518,8 +522,9 @@ fn a_group_without_a_name_expires_and_can_be_deleted() {
     let open = || open_at(&vfs, &clock);
     let store = open();
     let [place, _] = with_topic(&store);
-    let commit =
-        |store: &Store| Groups::open(store).unwrap().commit("g", &[(place.clone(), NewOffset::new(1))]).unwrap();
+    let commit = |store: &Store| {
+        Groups::open(store).unwrap().commit("g", &[(place.clone(), OffsetAndMetadata::new(1))]).unwrap()
+    };
     commit(&store);
     let copied_without_name = |store: &Store| {
         let offsets = store.topic("__consumer_offsets").unwrap();
@@ -541,7 +546,7 @@ fn a_group_without_a_name_expires_and_can_be_deleted() {
     let groups = Groups::open(&store).unwrap();
     assert_eq!(groups.list().unwrap(), ["", "g"]);
     assert_eq!(offset_of(groups.committed("", &place).unwrap()), Some(1));
-    assert!(matches!(groups.commit("", &[(place.clone(), NewOffset::new(2))]), Err(Error::Invalid { .. })));
+    assert!(matches!(groups.commit("", &[(place.clone(), OffsetAndMetadata::new(2))]), Err(Error::Invalid { .. })));
     groups.delete("").unwrap();
     assert_eq!(groups.list().unwrap(), ["g"]);
     copied_without_name(&store);

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules with their layers; within layer 0 the order is as listed.
-const LAYERS: [(&str, u32); 16] = [
+const LAYERS: [(&str, u32); 17] = [
     ("ids", 0),
     ("error", 0),
+    ("position", 0),
     ("sync", 0),
     ("clock", 0),
     ("io", 1),

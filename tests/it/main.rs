@@ -33,6 +33,7 @@ mod kafka_variants;
 mod kernel;
 mod key_index;
 mod layers;
+mod members;
 mod names;
 mod own_format;
 #[cfg(topiclog_planted)]
@@ -45,5 +46,7 @@ mod schedules;
 mod simulator;
 mod suites;
 mod support;
+mod test_store;
 mod tools;
 mod topics;
+mod waits;

@@ -1,0 +1,331 @@
+//! What members of groups ask of an open store: to join, to be assigned, to stay, to go, and to commit.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::commit::{CommitOptions, check_group};
+use super::coordinator::{GroupCoordinator, GroupState, JoinRequest, Refusal, Replies};
+use super::membership::{Answer, GroupDescription, IN_PROCESS, LiveGroup, LiveState, may_live, take_back};
+use super::offset_store::Groups;
+use super::protocol::Subscription;
+use super::schema::{GroupMetadataValue, Key, partition_for_group};
+use crate::client::{GroupMetadata, OffsetAndMetadata};
+use crate::error::{Error, Result};
+use crate::ids::TopicPartition;
+use crate::partition::writer::RecordMetadata;
+use crate::record::Record;
+use crate::sync::MutexGuard;
+
+/// Most bytes of what a member says when it joins: its names, and what it tells the leader. Kafka bounds a request as a whole.
+const JOIN_BYTES_MAX: usize = 1 << 20;
+
+impl Groups {
+    /// A member wants to be in, again or for the first time. One that has no id yet and is given none gets a new one. The answer
+    /// comes when the members that the group waits for have joined, or their time is over.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an empty or too long name of the group, no assignor, or more than 1 MiB of names and data;
+    /// [`Error::Unsupported`] if a broker keeps the group in the newer protocol; [`Error::ReadOnly`]; those of reading the
+    /// group. A refusal by the rules of the protocol is the answer.
+    pub fn join(&self, group: &str, mut join: JoinRequest) -> Result<Answer> {
+        let names = [&join.member_id, &join.new_member_id, &join.protocol_type, &join.client_id, &join.client_host];
+        let names = names.into_iter().chain(&join.group_instance_id).map(String::len).sum::<usize>();
+        let said = names + join.protocols.iter().map(|(name, told)| name.len() + told.len()).sum::<usize>();
+        if said > JOIN_BYTES_MAX || names > i16::MAX as usize {
+            let limit = format!("must have at most 32,767 bytes of names and {JOIN_BYTES_MAX} bytes in all");
+            return Err(Error::invalid("what a member says", limit));
+        }
+        if join.protocols.is_empty() {
+            return Err(Error::invalid("assignors of a member", "must have at least one"));
+        }
+        if join.member_id.is_empty() && join.new_member_id.is_empty() {
+            let name = join.group_instance_id.as_deref().unwrap_or(&join.client_id);
+            join.new_member_id = format!("{name}-{}", self.store().new_id()?);
+        }
+        let is_of_this_process = join.client_host == IN_PROCESS;
+        self.step(group, |state, now_ms, bell| {
+            let mut replies = Replies::new();
+            if is_of_this_process {
+                // Where consumers share the process of the group, nobody serves those that an earlier broker had.
+                replies = state.coordinator_mut().forget_unheard(now_ms, |host| host != IN_PROCESS);
+            }
+            let (request, answer) = state.request(bell);
+            replies.extend(state.coordinator_mut().join(now_ms, request, join));
+            (answer, replies)
+        })
+    }
+
+    /// A member asks for its assignment; the leader brings those of all.
+    ///
+    /// Durable when the answer is given: the assignment, as `__consumer_offsets` says.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub fn sync(&self, member: &GroupMetadata, assignments: Vec<(String, Bytes)>) -> Result<Answer> {
+        let GroupMetadata { group, generation, member_id, group_instance_id } = member;
+        let instance = group_instance_id.as_deref();
+        self.step(group, |state, now_ms, bell| {
+            let (request, answer) = state.request(bell);
+            let replies = state.coordinator_mut().sync(now_ms, request, member_id, instance, *generation, assignments);
+            (answer, replies)
+        })
+    }
+
+    /// A member is alive. The inner result is the protocol's: whether it may go on.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub fn heartbeat(&self, member: &GroupMetadata) -> Result<Result<(), Refusal>> {
+        let GroupMetadata { group, generation, member_id, group_instance_id } = member;
+        let instance = group_instance_id.as_deref();
+        self.step(group, |state, now_ms, _| state.coordinator_mut().heartbeat(now_ms, member_id, instance, *generation))
+    }
+
+    /// A member goes. The inner result is the protocol's: whether it was there.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub fn leave(&self, group: &str, member_id: &str) -> Result<Result<(), Refusal>> {
+        self.step(group, |state, now_ms, _| state.coordinator_mut().leave(now_ms, member_id))
+    }
+
+    /// Takes all members out of a group, as an administrator does (Kafka's `removeMembersFromConsumerGroup`): what they had is
+    /// lost to them, and those that still poll join again. Returns how many there were.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub fn remove_members(&self, group: &str) -> Result<usize> {
+        self.step(group, |state, now_ms, _| {
+            let members: Vec<String> = state.coordinator_mut().members().map(str::to_owned).collect();
+            let mut replies = Replies::new();
+            for member in &members {
+                replies.extend(state.coordinator_mut().leave(now_ms, member).1);
+            }
+            (members.len(), replies)
+        })
+    }
+
+    /// Lets time pass for every group that has had members since the store was opened: who was not heard of goes, and rebalances
+    /// that waited long enough go on. Consumers of this process do it while they poll; a broker calls it.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join); the first, after all groups were looked at.
+    pub fn tick(&self) -> Result<()> {
+        let names: Vec<String> = self.shared.live.lock().keys().cloned().collect();
+        let mut first = Ok(());
+        for name in names {
+            let ticked = self.tick_group(&name);
+            first = first.and(ticked);
+        }
+        first
+    }
+
+    pub(crate) fn tick_group(&self, group: &str) -> Result<()> {
+        self.step(group, |state, now_ms, _| ((), state.coordinator_mut().tick(now_ms)))
+    }
+
+    /// Commits offsets as a member, as one batch: all of them hold, or none. Nothing that a later generation commits stands
+    /// before it.
+    ///
+    /// Durable when this returns: what the options say.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if it is not a member, or of another generation: its partitions may be another's by now. Those of
+    /// [`commit`](Self::commit).
+    pub fn commit_as(
+        &self,
+        member: &GroupMetadata,
+        offsets: &[(TopicPartition, OffsetAndMetadata)],
+        options: &CommitOptions,
+    ) -> Result<()> {
+        self.commit_batch(&[(&member.group, offsets)], options, Some(member))
+    }
+
+    /// Where a group stands and who is in it; `None` for one that nobody knows.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn describe(&self, group: &str) -> Result<Option<GroupDescription>> {
+        let now_ms = self.store().clock().now_ms();
+        let live = self.shared.live.lock().get(group).cloned();
+        if let Some(live) = live {
+            let state = live.state.lock();
+            if let Some(coordinator) = &state.coordinator {
+                return Ok(Some(GroupDescription::of(coordinator.state(), coordinator.snapshot(now_ms))));
+            }
+        }
+        let metadata = self.read(group, |table| {
+            table.group(group).map(|group| (group.metadata.clone(), group.is_of_newer_protocol))
+        })?;
+        let of_table = |(metadata, is_of_newer_protocol): (Option<GroupMetadataValue>, bool)| {
+            let metadata = metadata.unwrap_or_default();
+            let is_empty = metadata.members.is_empty() && !is_of_newer_protocol;
+            GroupDescription::of(if is_empty { GroupState::Empty } else { GroupState::Stable }, metadata)
+        };
+        Ok(metadata.flatten().map(of_table))
+    }
+
+    /// Refuses to take from members what they use: one of these topics, or the group if there are none.
+    pub(super) fn check_unused(&self, group: &str, topics: Option<&[TopicPartition]>) -> Result<()> {
+        let Some(live) = self.shared.live.lock().get(group).cloned() else { return Ok(()) };
+        let state = live.state.lock();
+        let Some(coordinator) = &state.coordinator else { return Ok(()) };
+        let reads = |told: &[u8], place: &TopicPartition| {
+            let said = Subscription::from_bytes(told);
+            said.is_none_or(|said| said.topics.iter().any(|topic| topic == place.topic.as_str()))
+        };
+        for member in coordinator.snapshot(0).members {
+            let is_used = topics.is_none_or(|topics| topics.iter().any(|place| reads(&member.subscription, place)));
+            if is_used {
+                let limit = format!("{group:?} is used by its member {:?}: let it leave first", member.member_id);
+                return Err(Error::invalid("group", limit));
+            }
+        }
+        Ok(())
+    }
+
+    /// The members of a group in this process; made at the first use.
+    pub(crate) fn live(&self, group: &str) -> Arc<LiveGroup> {
+        Arc::clone(self.shared.live.lock().entry(group.to_owned()).or_default())
+    }
+
+    /// The group that a commit has to look at: a member's own, or one that has members.
+    pub(super) fn live_of(&self, group: &str, member: Option<&GroupMetadata>) -> Option<Arc<LiveGroup>> {
+        match member {
+            Some(_) => Some(self.live(group)),
+            None => self.shared.live.lock().get(group).cloned(),
+        }
+    }
+
+    /// Locks a group, with its coordinator read in.
+    fn lock_live<'a>(&self, live: &'a LiveGroup, group: &str) -> Result<MutexGuard<'a, LiveState>> {
+        let mut state = live.state.lock();
+        if state.coordinator.is_none() {
+            let read = |table: &super::offsets::GroupTable| {
+                table.group(group).map(|found| (found.metadata.clone(), found.is_of_newer_protocol))
+            };
+            let (metadata, is_of_newer_protocol) = self.read(group, read)?.flatten().unwrap_or_default();
+            if is_of_newer_protocol {
+                let what = format!("to join {group:?}, a group of the newer protocol, whose members a broker keeps");
+                return Err(Error::unsupported(what));
+            }
+            let now_ms = self.monotonic_ms();
+            let coordinator = match &metadata {
+                Some(metadata) => GroupCoordinator::restore(now_ms, metadata, may_live),
+                None => GroupCoordinator::default(),
+            };
+            state.kept_revision = coordinator.revision();
+            state.coordinator = Some(coordinator);
+        }
+        Ok(state)
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.store().clock().monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// One step of a group: decide, keep what was decided, wait until it is kept, answer.
+    fn step<T>(
+        &self,
+        group: &str,
+        decide: impl FnOnce(&mut LiveState, u64, &Arc<crate::clock::notify::Bell>) -> (T, Replies),
+    ) -> Result<T> {
+        check_group(group)?;
+        self.writable_shards()?;
+        let live = self.live(group);
+        let bell = self.store().bell();
+        let mut state = self.lock_live(&live, group)?;
+        let now_ms = self.monotonic_ms();
+        let before = state.coordinator_mut().stage();
+        let mut replies = Replies::new();
+        for member in live.take_departed() {
+            replies.extend(state.coordinator_mut().leave(now_ms, &member).1);
+        }
+        let (value, more) = decide(&mut state, now_ms, &bell);
+        replies.extend(more);
+        let kept = self.keep(group, &mut state);
+        let has_changed = state.coordinator_mut().stage() != before;
+        drop(state);
+        let kept = kept.and_then(|placed| match placed {
+            Some(placed) => self.await_kept(group, &placed),
+            None => Ok(()),
+        });
+        if kept.is_err() {
+            take_back(&mut replies);
+            replies.extend(live.state.lock().coordinator_mut().begin_again(now_ms));
+        }
+        if has_changed || !replies.is_empty() || kept.is_err() {
+            live.deliver(replies);
+            live.changed();
+            bell.ring();
+        }
+        kept.map(|()| value)
+    }
+
+    /// Appends what is new in a group that is to be kept.
+    fn keep(&self, group: &str, state: &mut LiveState) -> Result<Option<RecordMetadata>> {
+        let revision = state.coordinator_mut().revision();
+        if revision == state.kept_revision {
+            return Ok(None);
+        }
+        let Some(record) = state.coordinator_mut().record(self.store().clock().now_ms()) else { return Ok(None) };
+        let (key, value) = (Key::Group { group }.encode(), record.encode());
+        let shards = self.writable_shards()?;
+        let shard = shards.at(partition_for_group(group, shards.count))?;
+        let mut of_shard = shard.state.lock();
+        let table = of_shard.loaded(&shard.partition)?;
+        let placed = shard.append(&[Record::keyed(key.clone(), value.clone())], &CommitOptions::default())?;
+        let applied = table.apply(placed.offset.get(), None, &key, Some(&value));
+        applied.map_err(|error| Error::invalid("group", error.to_string()))?;
+        state.kept_revision = revision;
+        Ok(Some(placed))
+    }
+
+    fn await_kept(&self, group: &str, placed: &RecordMetadata) -> Result<()> {
+        let shards = self.writable_shards()?;
+        let shard = shards.at(partition_for_group(group, shards.count))?;
+        shard.partition.log.acknowledge_later(None, placed)
+    }
+
+    /// Holds a group in the state in which a commit is allowed, until the commit is appended. A commit of nobody is allowed
+    /// while the group has no members.
+    pub(super) fn lock_for_commit<'a>(
+        &self,
+        live: &'a LiveGroup,
+        group: &str,
+        member: Option<&GroupMetadata>,
+    ) -> Result<MutexGuard<'a, LiveState>> {
+        let Some(member) = member else {
+            let state = live.state.lock();
+            let has_members = state.coordinator.as_ref().is_some_and(|group| group.members().next().is_some());
+            if has_members {
+                return Err(Error::Fenced {
+                    who: format!("a commit for {group:?} by none of its members, while it has some"),
+                });
+            }
+            return Ok(state);
+        };
+        let mut state = self.lock_live(live, group)?;
+        let instance = member.group_instance_id.as_deref();
+        let coordinator = state.coordinator_mut();
+        let checked = coordinator.check_commit(self.monotonic_ms(), &member.member_id, instance, member.generation);
+        match checked {
+            Ok(()) => Ok(state),
+            Err(refusal) => Err(fenced(member, refusal)),
+        }
+    }
+}
+
+/// What a refusal is to a caller of this crate.
+pub(crate) fn fenced(member: &GroupMetadata, refusal: Refusal) -> Error {
+    let GroupMetadata { group, generation, member_id, .. } = member;
+    let why = match refusal {
+        Refusal::UnknownMember => "it was taken for dead, or has left",
+        Refusal::IllegalGeneration => "that generation is over",
+        Refusal::RebalanceInProgress => "a rebalance goes on, and it has no partitions yet",
+        Refusal::FencedInstance => "another has taken its static name",
+        Refusal::InconsistentProtocol => "the group has no assignor that it knows",
+    };
+    Error::Fenced { who: format!("member {member_id:?} of {group:?} in generation {generation}: {why}") }
+}

@@ -1,0 +1,104 @@
+//! One partition that a consumer reads: where it is, and the reader that stands there.
+
+use crate::client::Records;
+use crate::error::Result;
+use crate::ids::{TopicPartition, Uuid};
+use crate::partition::{Isolation, Partition, ReadOptions, Reader};
+use crate::position::PartitionPosition;
+
+/// A partition with the next offset to hand out, once it has one.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) partition: Partition,
+    pub(super) topic_id: Uuid,
+    /// `None` until it was sought: nothing is handed out before.
+    position: Option<i64>,
+    /// Leader epoch of the record handed out last.
+    leader_epoch: Option<i32>,
+    /// Wall clock of the last move.
+    pub(super) moved_at_ms: i64,
+    pub(super) is_paused: bool,
+    reader: Option<Reader>,
+}
+
+/// Room for so many records is taken ahead at most.
+const RECORDS_AHEAD_MAX: usize = 10_000;
+
+/// What a poll may still take.
+#[derive(Debug)]
+pub(super) struct Budget {
+    pub(super) records: usize,
+    pub(super) bytes: usize,
+}
+
+impl Budget {
+    pub(super) fn is_spent(&self) -> bool {
+        self.records == 0 || self.bytes == 0
+    }
+}
+
+impl Slot {
+    pub(super) fn new(partition: Partition, topic_id: Uuid) -> Self {
+        Self {
+            partition,
+            topic_id,
+            position: None,
+            leader_epoch: None,
+            moved_at_ms: -1,
+            is_paused: false,
+            reader: None,
+        }
+    }
+
+    pub(super) fn id(&self) -> &TopicPartition {
+        self.partition.id()
+    }
+
+    pub(super) fn position(&self) -> Option<PartitionPosition> {
+        let at = PartitionPosition::new(self.position?).topic_id(self.topic_id);
+        Some(self.leader_epoch.map_or(at, |epoch| at.leader_epoch(epoch)))
+    }
+
+    /// Reads on there. What it means was checked.
+    pub(super) fn move_to(&mut self, at: &PartitionPosition, now_ms: i64) {
+        (self.position, self.leader_epoch) = (Some(at.next_offset().get()), at.known_leader_epoch());
+        (self.reader, self.moved_at_ms) = (None, now_ms);
+    }
+
+    /// Hands out what is there, as far as the budget goes. What was found before an error is handed out first.
+    pub(super) fn take(&mut self, taken: &mut Records, budget: &mut Budget) -> Result<()> {
+        let Some(position) = self.position else { return Ok(()) };
+        if self.is_paused {
+            return Ok(());
+        }
+        let reader = match &mut self.reader {
+            Some(reader) => reader,
+            none => none.insert(self.partition.reader(position, &ReadOptions::new().isolation(Isolation::Committed))?),
+        };
+        let ahead = usize::try_from(self.partition.end().get().saturating_sub(position)).unwrap_or(0);
+        let mut records = Vec::with_capacity(ahead.min(budget.records).min(RECORDS_AHEAD_MAX));
+        let mut ended = Ok(());
+        while !budget.is_spent() {
+            match reader.next() {
+                None => break,
+                Some(Ok(record)) => {
+                    budget.records -= 1;
+                    budget.bytes = budget.bytes.saturating_sub(record.key_and_value_bytes());
+                    records.push(record);
+                }
+                Some(Err(error)) => {
+                    // A failed reader goes on failing; the next poll asks the log anew.
+                    self.reader = None;
+                    ended = Err(error);
+                    break;
+                }
+            }
+        }
+        if let Some(last) = records.last() {
+            self.position = Some(last.offset().get() + 1);
+            self.leader_epoch = Some(last.leader_epoch()).filter(|&epoch| epoch >= 0);
+        }
+        taken.push(self.partition.id(), records);
+        ended
+    }
+}
