@@ -66,7 +66,7 @@ struct Running {
 ///
 /// ```
 /// use std::time::Duration;
-/// use topiclog::client::{Connect, ConsumedRecord};
+/// use topiclog::client::Connect;
 /// use topiclog::testing::{Crash, TestStore};
 /// use topiclog::{Consumer, Record, Result, TopicConfig, TopicName};
 ///
@@ -75,7 +75,7 @@ struct Running {
 ///     let records = orders.poll(Duration::from_secs(1))?;
 ///     let producer = at.produce(Default::default())?;
 ///     let to = topiclog::TopicPartition::new(TopicName::new("confirmations")?, 0);
-///     for ConsumedRecord { record, .. } in &records {
+///     for record in records.iter().map(|consumed| consumed.record) {
 ///         let order = record.value().unwrap_or_default().to_vec();
 ///         producer.send(&to, vec![Record::of_value(order)], &Default::default())?;
 ///     }
