@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use topiclog::client::OffsetAndMetadata;
 use topiclog::group::{CommitOptions, Groups};
 use topiclog::{
-    CleanupPolicy, Consumer, Durability, ReadLevel, ReadOptions, Record, Store, Topic, TopicConfig, TopicPartition,
-    Upkeep,
+    AppendOptions, CleanupPolicy, Consumer, Durability, ReadLevel, ReadOptions, Record, Store, Topic, TopicConfig,
+    TopicPartition, Upkeep,
 };
 
 #[allow(dead_code, reason = "each bench uses a part of it")]
@@ -262,9 +262,11 @@ fn commit() {
         topic(&store, "t");
         let groups = Groups::open(&store).unwrap();
         let place = store.topic("t").unwrap().partition(0).unwrap().id().clone();
-        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).durability(durability);
+        // Of the durability that `__consumer_offsets` has, so that both are synced behind as much.
+        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact);
         let beside = store.create_topic("c", config).unwrap();
         let options = CommitOptions::new().durability(durability);
+        let append = AppendOptions::new().durability(durability);
         let commit = |offset: i64| {
             groups.commit_all(&[("g", &[(place.clone(), OffsetAndMetadata::new(offset))])], &options).unwrap();
         };
@@ -280,7 +282,9 @@ fn commit() {
             (0..count as i64).for_each(commit);
             ours.push(start.elapsed());
             let start = Instant::now();
-            (0..count).for_each(|_| drop(beside.append(Record::keyed(key.clone(), value.clone())).unwrap()));
+            for _ in 0..count {
+                beside.append_with(Record::keyed(key.clone(), value.clone()), &append).unwrap();
+            }
             raws.push(start.elapsed());
         }
         let (ours, raw) = (median(ours), median(raws));

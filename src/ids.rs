@@ -81,6 +81,13 @@ pub struct TopicName(Arc<str>);
 /// Kafka's longest topic name, in characters.
 pub(crate) const TOPIC_NAME_MAX: usize = 249;
 
+/// So that a map by names is looked up by text. Order and hash are those of the text.
+impl std::borrow::Borrow<str> for TopicName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl TopicName {
     /// Checks a name.
     ///

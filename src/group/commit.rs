@@ -5,8 +5,8 @@ use crate::client::OffsetAndMetadata;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
-use crate::partition::Durability;
-use crate::record::Record;
+use crate::partition::{Durability, Partition};
+use crate::record::{AsRecord, RecordRef};
 
 /// Longest name of a group, in bytes: Kafka's record schema holds no longer one.
 pub(super) const GROUP_BYTES_MAX: usize = i16::MAX as usize;
@@ -49,8 +49,34 @@ pub(super) fn key<'a>(group: &'a str, place: &'a TopicPartition) -> Key<'a> {
     Key::OffsetCommit { group, topic: place.topic.as_str(), partition }
 }
 
-pub(super) fn record(group: &str, place: &TopicPartition, value: &OffsetCommitValue) -> Record {
-    Record::keyed(key(group, place).encode(), value.encode())
+/// One offset that is to be committed, and the record that says so.
+#[derive(Debug)]
+pub(super) struct Commit<'a> {
+    pub(super) group: &'a str,
+    pub(super) partition: Partition,
+    pub(super) value: OffsetCommitValue,
+    /// The record's key, and behind it its value.
+    encoded: Vec<u8>,
+    key_end: usize,
+}
+
+impl<'a> Commit<'a> {
+    pub(super) fn new(group: &'a str, partition: Partition, value: OffsetCommitValue) -> Self {
+        let encoded = key(group, partition.id()).encode_behind(Vec::with_capacity(128));
+        let key_end = encoded.len();
+        let encoded = value.encode_behind(encoded);
+        Self { group, partition, value, encoded, key_end }
+    }
+
+    pub(super) fn place(&self) -> &TopicPartition {
+        self.partition.id()
+    }
+}
+
+impl AsRecord for Commit<'_> {
+    fn as_record(&self) -> RecordRef<'_> {
+        RecordRef::new(self.encoded.get(..self.key_end), self.encoded.get(self.key_end..))
+    }
 }
 
 pub(super) fn check_offset(offset: &OffsetAndMetadata) -> Result<()> {

@@ -13,8 +13,8 @@ use super::schema::{GroupMetadataValue, Key, partition_for_group};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
-use crate::partition::writer::RecordMetadata;
-use crate::record::Record;
+use crate::partition::writer::{Awaited, RecordMetadata};
+use crate::record::RecordRef;
 use crate::sync::MutexGuard;
 
 /// Most bytes of what a member says when it joins: its names, and what it tells the leader. Kafka bounds a request as a whole.
@@ -248,7 +248,7 @@ impl Groups {
         let has_changed = state.coordinator_mut().stage() != before;
         drop(state);
         let kept = kept.and_then(|placed| match placed {
-            Some(placed) => self.await_kept(group, &placed),
+            Some((placed, awaited)) => self.await_kept(group, &placed, awaited),
             None => Ok(()),
         });
         if kept.is_err() {
@@ -264,7 +264,7 @@ impl Groups {
     }
 
     /// Appends what is new in a group that is to be kept.
-    fn keep(&self, group: &str, state: &mut LiveState) -> Result<Option<RecordMetadata>> {
+    fn keep(&self, group: &str, state: &mut LiveState) -> Result<Option<(RecordMetadata, Awaited)>> {
         let revision = state.coordinator_mut().revision();
         if revision == state.kept_revision {
             return Ok(None);
@@ -275,17 +275,18 @@ impl Groups {
         let shard = shards.at(partition_for_group(group, shards.count))?;
         let mut of_shard = shard.state.lock();
         let table = of_shard.loaded(&shard.partition)?;
-        let placed = shard.append(&[Record::keyed(key.clone(), value.clone())], &CommitOptions::default())?;
+        let (placed, awaited) =
+            shard.append(&[RecordRef::new(Some(&key), Some(&value))], &CommitOptions::default(), None)?;
         let applied = table.apply(placed.offset.get(), None, &key, Some(&value));
         applied.map_err(|error| Error::invalid("group", error.to_string()))?;
         state.kept_revision = revision;
-        Ok(Some(placed))
+        Ok(Some((placed, awaited)))
     }
 
-    fn await_kept(&self, group: &str, placed: &RecordMetadata) -> Result<()> {
+    fn await_kept(&self, group: &str, placed: &RecordMetadata, awaited: Awaited) -> Result<()> {
         let shards = self.writable_shards()?;
         let shard = shards.at(partition_for_group(group, shards.count))?;
-        shard.partition.log.acknowledge_later(None, placed)
+        shard.partition.log.acknowledge(awaited, placed)
     }
 
     /// Holds a group in the state in which a commit is allowed, until the commit is appended. A commit of nobody is allowed

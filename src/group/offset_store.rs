@@ -7,16 +7,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::commit::{CommitOptions, GROUP_BYTES_MAX, check_group, check_offset, key, value};
+use super::commit::{CommitOptions, GROUP_BYTES_MAX, check_group, key};
 use super::lag::lag;
 use super::offsets::{CommittedOffset, GroupTable};
-use super::schema::{Key, OffsetCommitValue, partition_for_group};
-use super::shards::{Known, Shard, Shards, Shared};
-use crate::client::{GroupMetadata, Lag, OffsetAndMetadata};
+use super::schema::{Key, partition_for_group};
+use super::shards::{Known, Seen, Shards, Shared};
+use crate::client::{Lag, OffsetAndMetadata};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
-use crate::partition::writer::RecordMetadata;
 use crate::record::Record;
 use crate::store::Store;
 use crate::store::holds::OFFSETS_TOPIC;
@@ -138,99 +137,6 @@ impl Groups {
         self.commit_batch(groups, options, None)
     }
 
-    /// One batch of commits: of a member, or of nobody for one or many groups.
-    pub(super) fn commit_batch(
-        &self,
-        groups: &[(&str, &[(TopicPartition, OffsetAndMetadata)])],
-        options: &CommitOptions,
-        member: Option<&GroupMetadata>,
-    ) -> Result<()> {
-        for (group, offsets) in groups {
-            check_group(group)?;
-            offsets.iter().try_for_each(|(_, offset)| check_offset(offset))?;
-        }
-        let now_ms = self.store.clock().now_ms();
-        let mut commits = Vec::new();
-        for &(group, offsets) in groups {
-            for (place, offset) in offsets {
-                let topic = self.store.topic(place.topic.as_str())?;
-                topic.partition(place.partition)?;
-                commits.push((group, place.clone(), value(offset, topic.id(), now_ms)));
-            }
-        }
-        let Some(&(first, ..)) = commits.first() else {
-            return Err(Error::invalid("commit", "must have at least one offset"));
-        };
-        let shards = self.writable_shards()?;
-        let number = partition_for_group(first, shards.count);
-        if let Some((other, ..)) = commits.iter().find(|commit| partition_for_group(commit.0, shards.count) != number) {
-            return Err(Error::invalid(
-                "groups of one commit",
-                format!("must share a partition of {OFFSETS_TOPIC}: {first:?} and {other:?} do not"),
-            ));
-        }
-        let shard = shards.at(number)?;
-        self.store.hold_for_groups(&shard.partition)?;
-        let placed = {
-            let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
-            names.sort_unstable();
-            names.dedup();
-            let live: Vec<_> = names.into_iter().filter_map(|name| Some((name, self.live_of(name, member)?))).collect();
-            // Locked in the order of their names.
-            let lock = |(name, live)| self.lock_for_commit(live, name, member);
-            let _locked = live.iter().map(|(name, live)| lock((name, live))).collect::<Result<Vec<_>>>()?;
-            shard.append_commits(&commits, options)?
-        };
-        let acknowledged = shard.partition.log.acknowledge_later(options.durability, &placed);
-        if acknowledged.is_err() {
-            let range = placed.offset.get()..placed.next_offset.get();
-            shard.state.lock().in_flight.retain(|(offset, ..)| !range.contains(offset));
-        }
-        acknowledged?;
-        self.settle(shard, &placed, commits)
-    }
-
-    /// Moves the cached offsets to what was committed, and tells compaction where a reader has passed it.
-    fn settle(
-        &self,
-        shard: &Shard,
-        placed: &RecordMetadata,
-        commits: Vec<(&str, TopicPartition, OffsetCommitValue)>,
-    ) -> Result<()> {
-        let mut passed = Vec::new();
-        {
-            let mut state = shard.state.lock();
-            let mut in_flight = std::mem::take(&mut state.in_flight);
-            let table = state.loaded(&shard.partition)?;
-            for (record_offset, (group, place, value)) in (placed.offset.get()..).zip(commits) {
-                let Some(at) = in_flight.iter().position(|(offset, ..)| *offset == record_offset) else {
-                    // Deleted meanwhile, by a tombstone that stands behind it in the log.
-                    continue;
-                };
-                in_flight.swap_remove(at);
-                let before = table.group(group).and_then(|group| group.offsets.get(&place)).map(|found| found.offset);
-                passed.push((place.clone(), before.unwrap_or(i64::MAX), value.offset));
-                table.commit(record_offset, None, group, place, value);
-            }
-            state.in_flight = in_flight;
-        }
-        // Who waits for the group looks again.
-        self.store.bell().ring();
-        for (place, before, after) in passed {
-            // A topic that was deleted meanwhile has no tombstones.
-            let Ok(partition) =
-                self.store.topic(place.topic.as_str()).and_then(|topic| topic.partition(place.partition))
-            else {
-                continue;
-            };
-            let clean_end = partition.clean_end().get();
-            if clean_end > 0 && before < clean_end && after >= clean_end {
-                self.store.readers_moved(&partition);
-            }
-        }
-        Ok(())
-    }
-
     /// Takes committed offsets of a group away. Those that are not there are passed over. The group itself is gone once it has
     /// neither offsets nor members.
     ///
@@ -332,9 +238,9 @@ impl Groups {
                 return Ok(0);
             }
             let options = CommitOptions::default();
-            let placed = shard.append(&records, &options)?;
+            let (placed, awaited) = shard.append(&records, &options, None)?;
             // Deletions are rare: nothing is to come between the sync and what is seen of it.
-            shard.partition.log.acknowledge_later(None, &placed)?;
+            shard.partition.log.acknowledge(awaited, &placed)?;
             for (offset, record) in (placed.offset.get()..).zip(&records) {
                 let key = record.key().unwrap_or_default();
                 table.apply(offset, None, key, None).map_err(|error| Error::invalid("group", error.to_string()))?;
@@ -461,39 +367,47 @@ impl Groups {
     }
 
     /// The partitions as they are now: of a topic that was deleted and made again nothing is remembered.
-    fn shards(&self) -> Result<Option<Arc<Shards>>> {
+    pub(super) fn shards(&self) -> Result<Option<Arc<Shards>>> {
+        self.store.check_open()?;
+        // Noted before the look, so that a change during it is looked at again.
+        let topics_version = self.store.topics_version();
+        {
+            let seen = self.shared.shards.lock();
+            if let (true, Known::Topic(shards)) = (seen.topics_version == topics_version, &seen.known) {
+                return Ok(Some(Arc::clone(shards)));
+            }
+        }
         let topic = match self.store.topic(OFFSETS_TOPIC) {
             Ok(topic) => topic,
             Err(Error::UnknownTopic { .. }) => {
-                *self.shared.shards.lock() = Known::NoTopic;
+                *self.shared.shards.lock() = Seen { topics_version, known: Known::NoTopic };
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        Ok(Some(self.shards_of(&topic)))
+        Ok(Some(self.shards_of(topics_version, &topic)))
     }
 
-    fn shards_of(&self, topic: &Topic) -> Arc<Shards> {
-        let mut shards = self.shared.shards.lock();
-        match &*shards {
+    fn shards_of(&self, topics_version: u64, topic: &Topic) -> Arc<Shards> {
+        let mut seen = self.shared.shards.lock();
+        let shards = match &seen.known {
             Known::Topic(known) if known.topic_id == topic.id() => Arc::clone(known),
-            _ => {
-                let new = Arc::new(Shards::new(topic));
-                *shards = Known::Topic(Arc::clone(&new));
-                new
-            }
-        }
+            _ => Arc::new(Shards::new(topic)),
+        };
+        *seen = Seen { topics_version, known: Known::Topic(Arc::clone(&shards)) };
+        shards
     }
 
     pub(super) fn writable_shards(&self) -> Result<Arc<Shards>> {
         if let Some(shards) = self.shards()? {
             return Ok(shards);
         }
+        let topics_version = self.store.topics_version();
         let config = TopicConfig::default()
             .partitions(PARTITIONS)
             .segment_bytes(SEGMENT_BYTES)
             .cleanup_policy(CleanupPolicy::Compact);
-        Ok(self.shards_of(&self.store.ensure_topic(OFFSETS_TOPIC, config)?))
+        Ok(self.shards_of(topics_version, &self.store.ensure_topic(OFFSETS_TOPIC, config)?))
     }
 }
 
@@ -501,7 +415,9 @@ impl Groups {
 mod tests {
     use super::*;
 
+    use crate::group::commit::{Commit, value};
     use crate::group::load::load;
+    use crate::group::shards::Appended;
     use crate::ids::Uuid;
     use crate::store::holds::Readers as _;
 
@@ -526,11 +442,16 @@ mod tests {
         clock.advance_ms(10_000);
         let shards = groups.writable_shards().unwrap();
         let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
-        let commits = vec![("g", place.clone(), value(&OffsetAndMetadata::new(10), Uuid::from_bytes([0; 16]), 10_000))];
-        let placed = shard.append_commits(&commits, &CommitOptions::default()).unwrap();
+        let value = value(&OffsetAndMetadata::new(10), Uuid::from_bytes([0; 16]), 10_000);
+        let partition = groups.store.topic("t").unwrap().partition(0).unwrap();
+        let commits = [Commit::new("g", partition, value)];
+        let Appended::InFlight(placed, awaited) = shard.append_commits(&commits, &CommitOptions::default()).unwrap()
+        else {
+            panic!("a commit waits for its sync");
+        };
         beside(&groups, &place);
-        shard.partition.log.acknowledge_later(None, &placed).unwrap();
-        groups.settle(shard, &placed, commits).unwrap();
+        shard.partition.log.acknowledge(awaited, &placed).unwrap();
+        shard.settle(&placed, &commits).unwrap();
         let found = |committed: Option<CommittedOffset>| committed.map(|found| found.offset);
         assert_eq!(found(groups.committed("g", &place).unwrap()), expected, "the cache");
         let read_again = load(&shard.partition).unwrap();

@@ -89,7 +89,7 @@ impl GroupTable {
             (Key::OffsetCommit { group, topic, partition }, Some(value)) => {
                 let value = OffsetCommitValue::decode(value)?;
                 let place = self.place(topic, partition)?;
-                self.commit(record_offset, producer, group, place, value);
+                self.commit(record_offset, producer, group, &place, &value);
             }
             (Key::OffsetCommit { group, topic, partition }, None) => {
                 let place = self.place(topic, partition)?;
@@ -107,18 +107,19 @@ impl GroupTable {
         Ok(())
     }
 
+    /// Takes a commit in. Returns the offset that it took the place of.
     pub(crate) fn commit(
         &mut self,
         record_offset: i64,
         producer: Option<i64>,
         group: &str,
-        place: TopicPartition,
-        value: OffsetCommitValue,
-    ) {
+        place: &TopicPartition,
+        value: &OffsetCommitValue,
+    ) -> Option<i64> {
         let metadata = if value.metadata.is_empty() {
             Arc::clone(self.empty_metadata.get_or_insert_with(|| "".into()))
         } else {
-            value.metadata.into()
+            value.metadata.as_str().into()
         };
         let committed = CommittedOffset {
             offset: value.offset,
@@ -129,23 +130,21 @@ impl GroupTable {
             topic_id: value.topic_id,
             record_offset,
         };
-        match producer {
-            None => self.settle(group, place, committed),
-            Some(producer) => {
-                let group = self.name(group);
-                self.pending.entry(producer).or_default().push(Pending { group, place, committed });
-            }
-        }
+        let Some(producer) = producer else { return self.settle(group, place, committed) };
+        let group = self.name(group);
+        self.pending.entry(producer).or_default().push(Pending { group, place: place.clone(), committed });
+        None
     }
 
     /// A newer commit is not overtaken by an older one that comes in later.
-    fn settle(&mut self, group: &str, place: TopicPartition, committed: CommittedOffset) {
+    fn settle(&mut self, group: &str, place: &TopicPartition, committed: CommittedOffset) -> Option<i64> {
         let offsets = &mut self.entry(group).offsets;
-        match offsets.get_mut(&place) {
-            Some(found) if found.record_offset > committed.record_offset => {}
-            Some(found) => *found = committed,
+        match offsets.get_mut(place) {
+            Some(found) if found.record_offset > committed.record_offset => Some(found.offset),
+            Some(found) => Some(std::mem::replace(found, committed).offset),
             None => {
-                offsets.insert(place, committed);
+                offsets.insert(place.clone(), committed);
+                None
             }
         }
     }
@@ -163,7 +162,7 @@ impl GroupTable {
     pub(crate) fn end_transaction(&mut self, producer: i64, is_committed: bool) {
         for pending in self.pending.remove(&producer).unwrap_or_default() {
             if is_committed {
-                self.settle(&pending.group, pending.place, pending.committed);
+                self.settle(&pending.group, &pending.place, pending.committed);
             }
         }
     }
@@ -174,7 +173,7 @@ impl GroupTable {
         for (producer, waiting) in std::mem::take(&mut self.pending) {
             for pending in waiting {
                 if pending.committed.record_offset < last_stable_offset {
-                    self.settle(&pending.group, pending.place, pending.committed);
+                    self.settle(&pending.group, &pending.place, pending.committed);
                 } else {
                     self.pending.entry(producer).or_default().push(pending);
                 }
@@ -409,7 +408,7 @@ mod tests {
     fn is_expired(metadata: Option<GroupMetadataValue>, expire_timestamp_ms: i64, on_day: i64) -> bool {
         let mut table = GroupTable::default();
         let value = OffsetCommitValue { expire_timestamp_ms, ..value(3, DAY) };
-        table.commit(0, None, "g", t(0), value);
+        table.commit(0, None, "g", &t(0), &value);
         table.entry("g").metadata = metadata;
         !table.expired("g", on_day * DAY, 7 * DAY).is_empty()
     }
@@ -452,7 +451,7 @@ mod tests {
         table.end_transaction(7, false);
         assert_eq!(expired(&table), [0, 1]);
         table.entry("h").is_of_newer_protocol = true;
-        table.commit(9, None, "h", t(0), value(1, 0));
+        table.commit(9, None, "h", &t(0), &value(1, 0));
         assert!(table.expired("h", 100 * DAY, DAY).is_empty());
     }
 

@@ -52,25 +52,30 @@ impl<'a> Key<'a> {
 
     /// Key types that are not written here are written as their number alone.
     pub(crate) fn encode(&self) -> Vec<u8> {
+        self.encode_behind(Vec::with_capacity(64))
+    }
+
+    /// The same, behind bytes that are there already.
+    pub(crate) fn encode_behind(&self, bytes: Vec<u8>) -> Vec<u8> {
         match self {
             Key::OffsetCommit { group, topic, partition } => {
-                let mut fields = FieldWriter::of_version(OFFSET_COMMIT, false);
+                let mut fields = FieldWriter::behind(bytes, OFFSET_COMMIT, false);
                 fields.string(group);
                 fields.string(topic);
                 fields.int32(*partition);
                 fields.into_bytes()
             }
             Key::Group { group } => {
-                let mut fields = FieldWriter::of_version(GROUP_METADATA, false);
+                let mut fields = FieldWriter::behind(bytes, GROUP_METADATA, false);
                 fields.string(group);
                 fields.into_bytes()
             }
             Key::ConsumerGroup { group } => {
-                let mut fields = FieldWriter::of_version(CONSUMER_GROUP_METADATA, false);
+                let mut fields = FieldWriter::behind(bytes, CONSUMER_GROUP_METADATA, false);
                 fields.string(group);
                 fields.into_bytes()
             }
-            Key::Other(number) => FieldWriter::of_version(*number, false).into_bytes(),
+            Key::Other(number) => FieldWriter::behind(bytes, *number, false).into_bytes(),
         }
     }
 }
@@ -118,8 +123,14 @@ impl OffsetCommitValue {
     }
 
     /// Version 4.
+    #[cfg(test)]
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut fields = FieldWriter::of_version(4, true);
+        self.encode_behind(Vec::new())
+    }
+
+    /// Behind bytes that are there already.
+    pub(crate) fn encode_behind(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let mut fields = FieldWriter::behind(bytes, 4, true);
         fields.int64(self.offset);
         fields.int32(self.leader_epoch);
         fields.string(&self.metadata);

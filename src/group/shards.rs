@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::commit::{CommitOptions, record};
+use super::commit::{Commit, CommitOptions};
 use super::load::load;
 use super::membership::LiveGroup;
 use super::offsets::GroupTable;
-use super::schema::OffsetCommitValue;
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
 use crate::partition::Partition;
 use crate::partition::append_options::AppendSpec;
-use crate::partition::writer::RecordMetadata;
-use crate::record::Record;
+use crate::partition::writer::{Awaited, RecordMetadata};
+use crate::record::AsRecord;
 use crate::store::holds::{OFFSETS_TOPIC, Readers};
 use crate::sync::Mutex;
 use crate::topic::Topic;
@@ -21,9 +21,17 @@ use crate::topic::Topic;
 /// What all handles of a store share. Holds partitions and no handle of the store, which holds it.
 #[derive(Default)]
 pub(super) struct Shared {
-    pub(super) shards: Mutex<Known>,
+    pub(super) shards: Mutex<Seen>,
     /// Groups that had members since the store was opened.
     pub(super) live: Mutex<BTreeMap<String, Arc<LiveGroup>>>,
+}
+
+/// What was found of `__consumer_offsets` when it was looked at last.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The store's topics, as they were before that look.
+    pub(super) topics_version: u64,
+    pub(super) known: Known,
 }
 
 /// What is known of `__consumer_offsets`.
@@ -72,7 +80,7 @@ impl ShardState {
 impl Readers for Shared {
     /// Of groups that cannot be read nobody knows where they are.
     fn lowest(&self, partition: &TopicPartition) -> i64 {
-        let shards = match &*self.shards.lock() {
+        let shards = match &self.shards.lock().known {
             Known::Nothing => return 0,
             Known::NoTopic => return i64::MAX,
             Known::Topic(shards) => Arc::clone(shards),
@@ -119,23 +127,72 @@ impl Shards {
 }
 
 impl Shard {
-    /// Appends commits, and notes that they wait for their sync.
-    pub(super) fn append_commits(
-        &self,
-        commits: &[(&str, TopicPartition, OffsetCommitValue)],
-        options: &CommitOptions,
-    ) -> Result<RecordMetadata> {
-        let records: Vec<Record> = commits.iter().map(|(group, place, value)| record(group, place, value)).collect();
+    /// Appends commits. Those that wait for their sync are noted as in flight, the others hold at once.
+    pub(super) fn append_commits(&self, commits: &[Commit<'_>], options: &CommitOptions) -> Result<Appended> {
+        let now_ms = commits.first().map(|commit| commit.value.commit_timestamp_ms);
         let mut state = self.state.lock();
         state.loaded(&self.partition)?;
-        let placed = self.append(&records, options)?;
-        let new = (placed.offset.get()..).zip(commits);
-        state.in_flight.extend(new.map(|(offset, (group, place, _))| (offset, (*group).to_owned(), place.clone())));
-        Ok(placed)
+        let (placed, awaited) = self.append(commits, options, now_ms)?;
+        if awaited.is_sync() {
+            let new = (placed.offset.get()..).zip(commits);
+            state.in_flight.extend(new.map(|(offset, one)| (offset, one.group.to_owned(), one.place().clone())));
+            return Ok(Appended::InFlight(placed, awaited));
+        }
+        let table = state.loaded(&self.partition)?;
+        let each = (placed.offset.get()..).zip(commits);
+        let passed = each.filter_map(|(offset, commit)| settled(table, offset, commit)).collect();
+        Ok(Appended::Settled(placed, awaited, passed))
     }
 
-    pub(super) fn append(&self, records: &[Record], options: &CommitOptions) -> Result<RecordMetadata> {
-        let spec = AppendSpec { durability: options.durability, is_acknowledged_later: true, ..AppendSpec::default() };
-        self.partition.log.append_records(records, &spec)
+    /// Lets those of these commits hold that were not deleted while they waited. Returns the partitions in which a group passed
+    /// what compaction has looked at.
+    pub(super) fn settle(&self, placed: &RecordMetadata, commits: &[Commit<'_>]) -> Result<Vec<Partition>> {
+        let mut state = self.state.lock();
+        let mut in_flight = std::mem::take(&mut state.in_flight);
+        let table = state.loaded(&self.partition)?;
+        let mut passed = Vec::new();
+        for (record_offset, commit) in (placed.offset.get()..).zip(commits) {
+            // Else a tombstone stands behind it in the log.
+            if let Some(at) = in_flight.iter().position(|(offset, ..)| *offset == record_offset) {
+                in_flight.swap_remove(at);
+                passed.extend(settled(table, record_offset, commit));
+            }
+        }
+        state.in_flight = in_flight;
+        Ok(passed)
     }
+
+    /// Forgets commits whose sync failed.
+    pub(super) fn give_up(&self, placed: &RecordMetadata) {
+        let range = placed.offset.get()..placed.next_offset.get();
+        self.state.lock().in_flight.retain(|(offset, ..)| !range.contains(offset));
+    }
+
+    pub(super) fn append<R: AsRecord>(
+        &self,
+        records: &[R],
+        options: &CommitOptions,
+        now_ms: Option<Timestamp>,
+    ) -> Result<(RecordMetadata, Awaited)> {
+        let spec = AppendSpec { durability: options.durability, now_ms, ..AppendSpec::default() };
+        self.partition.log.append_unacknowledged(records, &spec)
+    }
+}
+
+/// What became of appended commits.
+#[derive(Debug)]
+pub(super) enum Appended {
+    /// They wait for their sync.
+    InFlight(RecordMetadata, Awaited),
+    /// They hold. In these partitions a group passed what compaction has looked at.
+    Settled(RecordMetadata, Awaited, Vec<Partition>),
+}
+
+/// Lets a commit hold. Tells its partition if the group has passed what compaction has looked at there: tombstones that waited
+/// for it are to be looked at again.
+fn settled(table: &mut GroupTable, record_offset: i64, commit: &Commit<'_>) -> Option<Partition> {
+    let before = table.commit(record_offset, None, commit.group, commit.place(), &commit.value)?;
+    let clean_end = commit.partition.clean_end().get();
+    let has_passed = before < clean_end && commit.value.offset >= clean_end;
+    has_passed.then(|| commit.partition.clone())
 }

@@ -164,7 +164,12 @@ pub(crate) struct FieldWriter {
 impl FieldWriter {
     /// Fields behind a version, which is never flexible.
     pub(crate) fn of_version(version: i16, is_flexible: bool) -> Self {
-        let mut writer = Self { bytes: Vec::with_capacity(64), is_flexible };
+        Self::behind(Vec::with_capacity(64), version, is_flexible)
+    }
+
+    /// The same, behind bytes that are there already.
+    pub(crate) fn behind(bytes: Vec<u8>, version: i16, is_flexible: bool) -> Self {
+        let mut writer = Self { bytes, is_flexible };
         writer.int16(version);
         writer
     }

@@ -1,6 +1,7 @@
 //! What one append does differently from its topic.
 
 use super::Durability;
+use crate::clock::Timestamp;
 use crate::ids::Offset;
 use crate::record::Compression;
 
@@ -65,6 +66,6 @@ pub(crate) struct AppendSpec {
     pub(crate) durability: Option<Durability>,
     pub(crate) compression: Option<Compression>,
     pub(crate) expected_offset: Option<i64>,
-    /// The caller waits for the level by [`Log::acknowledge_later`](super::Log::acknowledge_later), without the lock that it holds during the append.
-    pub(crate) is_acknowledged_later: bool,
+    /// The time, where the caller has just looked.
+    pub(crate) now_ms: Option<Timestamp>,
 }

@@ -89,7 +89,19 @@ impl Drop for PanicGuard<'_> {
 impl Log {
     /// Encodes records as one batch and appends it.
     pub(crate) fn append_records<R: AsRecord>(&self, records: &[R], options: &AppendSpec) -> Result<RecordMetadata> {
-        let now_ms = self.env.clock.now_ms();
+        let (metadata, awaited) = self.append_unacknowledged(records, options)?;
+        self.acknowledge(awaited, &metadata)?;
+        Ok(metadata)
+    }
+
+    /// [`append_records`](Self::append_records) for a caller that holds a lock, and waits for the level with
+    /// [`acknowledge`](Self::acknowledge) when it has let go of it.
+    pub(crate) fn append_unacknowledged<R: AsRecord>(
+        &self,
+        records: &[R],
+        options: &AppendSpec,
+    ) -> Result<(RecordMetadata, Awaited)> {
+        let now_ms = options.now_ms.unwrap_or_else(|| self.env.clock.now_ms());
         with_buffer(|buffer| {
             let summary = {
                 let settings = self.settings.read();
@@ -147,79 +159,67 @@ impl Log {
         options: &AppendSpec,
         now_ms: Timestamp,
         (secret, hashes): (Option<&HashKey>, &[Option<u64>]),
-    ) -> Result<RecordMetadata> {
-        let (metadata, window_bytes) = {
-            let mut writer = self.lock_writer()?;
-            let _guard = PanicGuard(self);
-            if batch.len() as u64 > writer.settings.batch_bytes_max {
-                let (has, allowed) = (batch.len(), writer.settings.batch_bytes_max);
-                return Err(Error::invalid("batch", format!("has {has} bytes, max.message.bytes allows {allowed}")));
-            }
-            let durability = options.durability.unwrap_or(writer.settings.durability);
-            let base = self.end_offset.load(Ordering::Relaxed);
-            if let Some(expected) = options.expected_offset
-                && expected != base
-            {
-                return Err(Error::invalid("expected offset", format!("is {expected}, the log end offset is {base}")));
-            }
-            let last = base.checked_add(i64::from(summary.records) - 1).filter(|&last| last < i64::MAX);
-            let last = last.ok_or_else(|| Error::invalid("offset", "must stay below 2^63-1"))?;
-            self.make_ready(&mut writer)?;
-            if let Some(due) = is_due(&writer, batch.len() as u64, last, summary.max_timestamp, now_ms)? {
-                self.roll_when_due(&mut writer, due, now_ms)?;
-            }
-            self.keep_cap(&writer.settings, batch.len() as u64)?;
-            writer.take_space_ahead(batch.len() as u64, durability);
-            record::set_base_offset(batch, base);
-            record::set_leader_epoch(batch, writer.manifest.epoch());
-            let facts = BatchFacts { last_offset: last, max_timestamp: summary.max_timestamp };
-            let position = writer.active.bytes();
-            if let Err((error, cut)) = writer.active.append(batch, facts, durability != Durability::Sync) {
-                return Err(self.append_failed(&mut writer, error, cut, base));
-            }
-            // Only the writer changes it, so that a load and a store are enough.
-            let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
-            self.written_bytes.store(written_bytes, Ordering::Release);
-            self.end_offset.store(last + 1, Ordering::Release);
-            self.env.bell.ring();
-            if self.key_queue.is_wanted() {
-                self.key_queue.push((base, last + 1), position, secret, hashes);
-            }
-            let timestamp_ms = match writer.settings.timestamp_type {
-                TimestampType::LogAppendTime => now_ms,
-                TimestampType::CreateTime => summary.base_timestamp,
-            };
-            let metadata = RecordMetadata {
-                topic: self.id.topic.clone(),
-                topic_id: writer.manifest.topic_id,
-                partition: self.id.partition,
-                offset: base.into(),
-                next_offset: (last + 1).into(),
-                leader_epoch: writer.manifest.epoch(),
-                timestamp_ms,
-            };
-            let window_bytes = sync_window(durability, &writer.settings).filter(|_| !options.is_acknowledged_later);
-            (metadata, window_bytes)
+    ) -> Result<(RecordMetadata, Awaited)> {
+        let mut writer = self.lock_writer()?;
+        let _guard = PanicGuard(self);
+        if batch.len() as u64 > writer.settings.batch_bytes_max {
+            let (has, allowed) = (batch.len(), writer.settings.batch_bytes_max);
+            return Err(Error::invalid("batch", format!("has {has} bytes, max.message.bytes allows {allowed}")));
+        }
+        let durability = options.durability.unwrap_or(writer.settings.durability);
+        let base = self.end_offset.load(Ordering::Relaxed);
+        if let Some(expected) = options.expected_offset
+            && expected != base
+        {
+            return Err(Error::invalid("expected offset", format!("is {expected}, the log end offset is {base}")));
+        }
+        let last = base.checked_add(i64::from(summary.records) - 1).filter(|&last| last < i64::MAX);
+        let last = last.ok_or_else(|| Error::invalid("offset", "must stay below 2^63-1"))?;
+        self.make_ready(&mut writer)?;
+        if let Some(due) = is_due(&writer, batch.len() as u64, last, summary.max_timestamp, now_ms)? {
+            self.roll_when_due(&mut writer, due, now_ms)?;
+        }
+        self.keep_cap(&writer.settings, batch.len() as u64)?;
+        writer.take_space_ahead(batch.len() as u64, durability);
+        record::set_base_offset(batch, base);
+        record::set_leader_epoch(batch, writer.manifest.epoch());
+        let facts = BatchFacts { last_offset: last, max_timestamp: summary.max_timestamp };
+        let position = writer.active.bytes();
+        if let Err((error, cut)) = writer.active.append(batch, facts, durability != Durability::Sync) {
+            return Err(self.append_failed(&mut writer, error, cut, base));
+        }
+        // Only the writer changes it, so that a load and a store are enough.
+        let written_bytes = self.written_bytes.load(Ordering::Relaxed) + batch.len() as u64;
+        self.written_bytes.store(written_bytes, Ordering::Release);
+        self.end_offset.store(last + 1, Ordering::Release);
+        self.env.bell.ring();
+        if self.key_queue.is_wanted() {
+            self.key_queue.push((base, last + 1), position, secret, hashes);
+        }
+        let timestamp_ms = match writer.settings.timestamp_type {
+            TimestampType::LogAppendTime => now_ms,
+            TimestampType::CreateTime => summary.base_timestamp,
         };
-        match window_bytes {
-            None => {}
-            Some(window_bytes) => self.acknowledge(window_bytes, &metadata)?,
-        }
-        Ok(metadata)
+        let metadata = RecordMetadata {
+            topic: self.id.topic.clone(),
+            topic_id: writer.manifest.topic_id,
+            partition: self.id.partition,
+            offset: base.into(),
+            next_offset: (last + 1).into(),
+            leader_epoch: writer.manifest.epoch(),
+            timestamp_ms,
+        };
+        Ok((metadata, Awaited { window_bytes: sync_window(durability, &writer.settings) }))
     }
 
-    /// What an append with [`AppendSpec::is_acknowledged_later`] left open: returns once the level asked for holds.
-    pub(crate) fn acknowledge_later(&self, durability: Option<Durability>, metadata: &RecordMetadata) -> Result<()> {
-        let settings = self.settings();
-        match sync_window(durability.unwrap_or(settings.durability), &settings) {
-            None => Ok(()),
-            Some(window_bytes) => self.acknowledge(window_bytes, metadata),
-        }
+    /// What has to happen after the bytes were published, before the caller may be told.
+    #[inline]
+    pub(crate) fn acknowledge(&self, awaited: Awaited, metadata: &RecordMetadata) -> Result<()> {
+        awaited.window_bytes.map_or(Ok(()), |window_bytes| self.keep_window(window_bytes, metadata))
     }
 
-    /// What has to happen after the bytes were published, before the caller may be told: at most `window_bytes` may wait
-    /// for a sync.
-    fn acknowledge(&self, window_bytes: u64, metadata: &RecordMetadata) -> Result<()> {
+    /// At most `window_bytes` may wait for a sync.
+    fn keep_window(&self, window_bytes: u64, metadata: &RecordMetadata) -> Result<()> {
         if window_bytes == 0 {
             let synced = self.sync_to(metadata.next_offset.get());
             if is(Bug::FailedSyncIsDefinite) {
@@ -534,6 +534,21 @@ pub(crate) struct TakenKeys {
 }
 
 /// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
+/// What an append waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Awaited {
+    /// How many bytes may wait for a sync; any number if there is no bound.
+    window_bytes: Option<u64>,
+}
+
+impl Awaited {
+    /// Whether it waits for its own sync.
+    pub(crate) fn is_sync(self) -> bool {
+        self.window_bytes == Some(0)
+    }
+}
+
+/// How many bytes may wait for a sync once an append of this durability is answered.
 fn sync_window(durability: Durability, settings: &LogSettings) -> Option<u64> {
     match durability {
         Durability::Sync => Some(0),

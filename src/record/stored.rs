@@ -93,8 +93,8 @@ impl StoredRecord {
     /// Length of key and value together.
     #[inline]
     pub(crate) fn key_and_value_bytes(&self) -> usize {
-        let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
-        length(self.key()).saturating_add(length(self.value()))
+        let length = |length: i32| usize::try_from(length).unwrap_or(0);
+        length(self.parts.key_length).saturating_add(length(self.parts.value_length))
     }
 
     /// Takes a record over. `place` must be that of one of the records in `body`.

@@ -17,6 +17,7 @@ use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::Vfs;
 use crate::io::replace::TwoSlots;
 use crate::partition::Partition;
+use crate::sync::atomic::Ordering;
 
 const NAME: &str = "topiclog.holds";
 const KIND: u16 = 3;
@@ -74,6 +75,11 @@ impl Holds {
             holds.by_name.entry(entry.name).or_default().insert(id, entry.position);
         }
         Ok(holds)
+    }
+
+    /// Whether groups commit in this store.
+    pub(super) fn has_groups(&self) -> bool {
+        self.by_name.contains_key(GROUPS)
     }
 
     /// The lowest position that anybody holds in a partition; `i64::MAX` if nobody does.
@@ -210,7 +216,7 @@ impl StoreInner {
     }
 
     fn has_groups(&self) -> bool {
-        self.holds.lock().by_name.contains_key(GROUPS)
+        self.holds_for_groups.load(Ordering::Acquire)
     }
 
     fn change_holds(&self, change: impl FnOnce(&mut BTreeMap<String, BTreeMap<TopicPartition, i64>>)) -> Result<()> {
@@ -225,6 +231,7 @@ impl StoreInner {
         }
         (self.env.before_first_write)()?;
         holds.write(&*self.env.vfs, &self.root, by_name)?;
+        self.holds_for_groups.store(holds.has_groups(), Ordering::Release);
         // Whoever waited for a reader is looked at again.
         for topic in self.topics.read().values() {
             topic.partitions.values().for_each(|partition| partition.log.look_at_tombstones_again());

@@ -80,6 +80,8 @@ pub(crate) struct StoreInner {
     clocks: Mutex<upkeep::ClockWatch>,
     reserve: Arc<reserve::Reserve>,
     holds: Mutex<holds::Holds>,
+    /// Whether the holds say that groups commit in this store.
+    holds_for_groups: AtomicBool,
     readers: OnceLock<Arc<dyn holds::Readers>>,
     key_budget: Arc<Budget>,
 }
@@ -192,6 +194,11 @@ impl Store {
         self.inner.topics_version.load(Ordering::Acquire)
     }
 
+    /// Tells whoever waits to look again.
+    pub(crate) fn ring(&self) {
+        self.inner.env.bell.ring();
+    }
+
     /// Rings when something was appended, became durable, or comes to its end.
     pub(crate) fn bell(&self) -> Arc<crate::clock::notify::Bell> {
         Arc::clone(&self.inner.env.bell)
@@ -213,9 +220,25 @@ impl Store {
     /// [`Error::UnknownTopic`]; [`Error::Invalid`] for an illegal name; [`Error::Closed`].
     pub fn topic(&self, name: &str) -> Result<Topic> {
         self.inner.check_open()?;
-        let name = TopicName::new(name)?;
-        let found = self.inner.topics.read().get(&name).cloned();
-        found.map(|topic| self.handle(topic)).ok_or_else(|| Error::UnknownTopic { name: name.to_string() })
+        match self.inner.topics.read().get(name) {
+            Some(topic) => Ok(self.handle(Arc::clone(topic))),
+            None => Err(Error::UnknownTopic { name: TopicName::new(name)?.to_string() }),
+        }
+    }
+
+    /// A partition, and the identity of its topic.
+    pub(crate) fn locate(&self, place: &TopicPartition) -> Result<(Uuid, Partition)> {
+        self.inner.check_open()?;
+        let topics = self.inner.topics.read();
+        let topic = topics.get(&place.topic);
+        if let Some((topic, found)) =
+            topic.and_then(|topic| Some((topic, topic.partitions.get(&place.partition.get())?)))
+        {
+            return Ok((topic.id, found.clone()));
+        }
+        drop(topics);
+        let topic = self.topic(place.topic.as_str())?;
+        Ok((topic.id(), topic.partition(place.partition)?))
     }
 
     fn handle(&self, topic: Arc<TopicInner>) -> Topic {

@@ -124,6 +124,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         cleaner: Mutex::default(),
         clocks: Mutex::default(),
         reserve,
+        holds_for_groups: AtomicBool::new(holds.has_groups()),
         holds: Mutex::new(holds),
         readers: std::sync::OnceLock::new(),
         key_budget,

@@ -1,0 +1,93 @@
+//! One batch of commits: checked, appended under the locks of its groups, awaited without them, and then it holds.
+
+use super::commit::{Commit, CommitOptions, check_group, check_offset, value};
+use super::offset_store::Groups;
+use super::schema::partition_for_group;
+use super::shards::{Appended, Shard};
+use crate::client::{GroupMetadata, OffsetAndMetadata};
+use crate::error::{Error, Result};
+use crate::ids::TopicPartition;
+use crate::store::holds::OFFSETS_TOPIC;
+
+/// Offsets that a group commits.
+type OfGroup<'a> = (&'a str, &'a [(TopicPartition, OffsetAndMetadata)]);
+
+impl Groups {
+    /// One batch of commits: of a member, or of nobody for one or many groups.
+    pub(super) fn commit_batch(
+        &self,
+        groups: &[OfGroup<'_>],
+        options: &CommitOptions,
+        member: Option<&GroupMetadata>,
+    ) -> Result<()> {
+        let commits = self.checked(groups)?;
+        let Some(first) = commits.first() else {
+            return Err(Error::invalid("commit", "must have at least one offset"));
+        };
+        let shards = self.writable_shards()?;
+        let number = partition_for_group(first.group, shards.count);
+        let is_elsewhere = |group: &str| group != first.group && partition_for_group(group, shards.count) != number;
+        if let Some((other, _)) = groups.iter().find(|(group, _)| is_elsewhere(group)) {
+            let limit = format!("must share a partition of {OFFSETS_TOPIC}: {:?} and {other:?} do not", first.group);
+            return Err(Error::invalid("groups of one commit", limit));
+        }
+        let shard = shards.at(number)?;
+        self.store().hold_for_groups(&shard.partition)?;
+        let appended = self.append_while_allowed(shard, groups, &commits, options, member)?;
+        let passed = match appended {
+            Appended::Settled(placed, awaited, passed) => {
+                shard.partition.log.acknowledge(awaited, &placed)?;
+                passed
+            }
+            Appended::InFlight(placed, awaited) => {
+                if let Err(error) = shard.partition.log.acknowledge(awaited, &placed) {
+                    shard.give_up(&placed);
+                    return Err(error);
+                }
+                shard.settle(&placed, &commits)?
+            }
+        };
+        // Who waits for the group looks again.
+        self.store().ring();
+        passed.iter().for_each(|partition| self.store().readers_moved(partition));
+        Ok(())
+    }
+
+    fn checked<'a>(&self, groups: &[OfGroup<'a>]) -> Result<Vec<Commit<'a>>> {
+        let now_ms = self.store().clock().now_ms();
+        let mut commits = Vec::with_capacity(groups.iter().map(|(_, offsets)| offsets.len()).sum());
+        for &(group, offsets) in groups {
+            check_group(group)?;
+            for (place, offset) in offsets {
+                check_offset(offset)?;
+                let (topic_id, partition) = self.store().locate(place)?;
+                commits.push(Commit::new(group, partition, value(offset, topic_id, now_ms)));
+            }
+        }
+        Ok(commits)
+    }
+
+    /// What allows the commits holds until they are in the log.
+    fn append_while_allowed(
+        &self,
+        shard: &Shard,
+        groups: &[OfGroup<'_>],
+        commits: &[Commit<'_>],
+        options: &CommitOptions,
+        member: Option<&GroupMetadata>,
+    ) -> Result<Appended> {
+        if let &[(group, _)] = groups {
+            let live = self.live_of(group, member);
+            let _locked = live.as_ref().map(|live| self.lock_for_commit(live, group, member)).transpose()?;
+            return shard.append_commits(commits, options);
+        }
+        // Locked in the order of their names.
+        let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
+        names.sort_unstable();
+        names.dedup();
+        let live: Vec<_> = names.into_iter().filter_map(|name| Some((name, self.live_of(name, member)?))).collect();
+        let lock = |(name, live)| self.lock_for_commit(live, name, member);
+        let _locked = live.iter().map(|(name, live)| lock((name, live))).collect::<Result<Vec<_>>>()?;
+        shard.append_commits(commits, options)
+    }
+}
