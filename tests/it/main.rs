@@ -25,6 +25,9 @@ mod damage_sweeps;
 mod durability;
 mod golden;
 mod group_coordinator;
+mod group_kills;
+#[cfg(topiclog_shuttle)]
+mod group_schedules;
 mod groups;
 mod interop;
 mod kafka_compaction;

@@ -39,7 +39,7 @@ pub(crate) fn said(child: Command, word: &str) -> Vec<String> {
     lines(&String::from_utf8_lossy(&output.stdout), word)
 }
 
-fn lines(text: &str, word: &str) -> Vec<String> {
+pub(crate) fn lines(text: &str, word: &str) -> Vec<String> {
     let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
     whole.filter_map(|line| line.strip_prefix(word)?.strip_prefix(' ')).map(str::to_owned).collect()
 }
@@ -53,6 +53,7 @@ fn a_child_does_what_it_is_told() {
         "sync" => append_for_ever(root, Durability::Sync),
         "os" => append_for_ever(root, Durability::Os),
         "interval" => append_for_ever(root, Durability::Interval { bytes: 16 << 10, ms: 5 }),
+        "groups" => crate::group_kills::read_and_commit_for_ever(root),
         "hold" => {
             let store = Store::open(root).unwrap();
             say("ready now");

@@ -34,10 +34,10 @@ const SCHEDULES_MIN: usize = 5_000;
 
 /// What schedules came to, counted over all of them.
 #[derive(Clone, Default)]
-struct Tally(Arc<Mutex<BTreeMap<&'static str, usize>>>);
+pub(crate) struct Tally(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
 impl Tally {
-    fn count(&self, what: &'static str) {
+    pub(crate) fn count(&self, what: &'static str) {
         *self.0.lock().unwrap().entry(what).or_default() += 1;
     }
 
@@ -48,7 +48,7 @@ impl Tally {
 
 /// Runs a scenario under all its schedules and says how many there were. It must have come to all that is listed.
 #[track_caller]
-fn explore(name: &str, reached: &[&str], scenario: fn(&Tally)) {
+pub(crate) fn explore(name: &str, reached: &[&str], scenario: fn(&Tally)) {
     fn run(scheduler: impl Scheduler + 'static, scenario: impl Fn() + Send + Sync + 'static) {
         let mut config = Config::new();
         // The crate is called on these stacks; what it puts there is more than their usual size.
@@ -93,23 +93,23 @@ impl Ticks {
     }
 }
 
-fn machine() -> FaultVfs {
+pub(crate) fn machine() -> FaultVfs {
     let vfs = FaultVfs::new();
     vfs.create_dir(Path::new("/s")).unwrap();
     vfs.sync_everything();
     vfs
 }
 
-fn open_with(vfs: &FaultVfs, clock: &Arc<ManualClock>, upkeep: Upkeep) -> Store {
+pub(crate) fn open_with(vfs: &FaultVfs, clock: &Arc<ManualClock>, upkeep: Upkeep) -> Store {
     let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(clock.clone()).upkeep(upkeep).id_seed(3);
     builder.open("/s").unwrap()
 }
 
-fn open(vfs: &FaultVfs) -> Store {
+pub(crate) fn open(vfs: &FaultVfs) -> Store {
     open_with(vfs, &Arc::new(ManualClock::new(1_700_000_000_000)), Upkeep::Manual)
 }
 
-fn text(value: Option<&[u8]>) -> String {
+pub(crate) fn text(value: Option<&[u8]>) -> String {
     String::from_utf8(value.unwrap().to_vec()).unwrap()
 }
 
