@@ -354,6 +354,21 @@ fn a_commit_whose_sync_failed_moves_nothing_and_says_so() {
     assert!(matches!(groups.commit("g", &[(place, OffsetAndMetadata::new(3))]), Err(Error::Poisoned { .. })));
 }
 
+/// A deletion once found nothing to delete, and said that it was done: the commit was there after the next open.
+#[test]
+fn what_may_have_been_committed_is_not_said_to_be_deleted() {
+    let disk = FaultVfs::new();
+    let store = open(&disk);
+    let [place, _] = with_topic(&store);
+    let groups = Groups::open(&store).unwrap();
+    groups.delete_offsets("g", std::slice::from_ref(&place)).unwrap();
+    disk.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::SyncData).in_class("log"));
+    let failed = groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(2))]);
+    assert!(matches!(failed, Err(Error::OutcomeUnknown { .. })), "{failed:?}");
+    let deleted = [groups.delete_offsets("g", &[place]), groups.delete("g")];
+    assert!(deleted.iter().all(|deleted| matches!(deleted, Err(Error::Poisoned { .. }))), "{deleted:?}");
+}
+
 /// A group that had not come to a tombstone when the store was closed still holds it after the next open, before anybody has
 /// looked at the groups.
 #[test]

@@ -25,6 +25,7 @@ mod damage_sweeps;
 mod durability;
 mod golden;
 mod group_coordinator;
+mod group_crashes;
 mod group_kills;
 #[cfg(topiclog_shuttle)]
 mod group_schedules;
