@@ -301,3 +301,77 @@ fn a_rebalance_does_not_wait_for_ever() {
     let replies = group.join(130, 4, other);
     assert_eq!(replies, [(4, Reply::Joined(Err(Refusal::InconsistentProtocol)))]);
 }
+
+fn told() -> Subscription {
+    Subscription { topics: vec!["t".into()], ..Subscription::default() }
+}
+
+/// Two members in generation 2, `a` first and so the leader.
+fn two(instance: Option<&str>) -> GroupCoordinator {
+    let mut group = alone(None);
+    assert!(group.join(0, 3, join("", "b", instance, &told())).is_empty());
+    let replies = group.join(0, 4, join("a", "", None, &told()));
+    assert_eq!(replies.len(), 2, "{replies:?}");
+    group.sync(0, 5, "b", instance, 2, Vec::new());
+    group.sync(0, 6, "a", None, 2, vec![("a".into(), "one".into()), ("b".into(), "other".into())]);
+    assert_eq!((group.state(), group.generation()), (GroupState::Stable, 2));
+    group
+}
+
+#[test]
+fn a_static_member_that_is_away_during_a_rebalance_stays_until_its_session_is_over() {
+    let mut group = two(Some("i"));
+    group.heartbeat(SESSION_MS - 1, "b", Some("i"), 2).0.unwrap();
+    group.heartbeat(SESSION_MS - 1, "a", None, 2).0.unwrap();
+    // The leader asks for another assignment, and b does not come in time.
+    assert!(group.join(SESSION_MS, 7, join("a", "", None, &told())).is_empty(), "it waits for b");
+    let replies = group.tick(2 * SESSION_MS - 2);
+    assert!(replies.is_empty(), "{replies:?}");
+    let replies = group.tick(2 * SESSION_MS - 1);
+    let [(7, Reply::Joined(Ok(joined)))] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!(
+        (joined.generation, joined.members.len()),
+        (3, 1),
+        "its session was over before the rebalance had to end"
+    );
+
+    // With a session that is longer than the rebalance it is a member still, and keeps its name.
+    let mut group = two(None);
+    let long = JoinRequest { session_timeout_ms: 10_000, ..join("", "c", Some("i"), &told()) };
+    group.join(0, 7, long.clone());
+    group.join(0, 8, join("a", "", None, &told()));
+    group.join(0, 9, join("b", "", None, &told()));
+    group.sync(0, 10, "a", None, 3, Vec::new());
+    assert_eq!((group.state(), group.generation()), (GroupState::Stable, 3));
+    for (request, member) in [(11, "a"), (12, "b")] {
+        assert!(group.join(1, request, join(member, "", None, &told())).is_empty());
+    }
+    let replies = group.tick(10_000 - 1);
+    let joined: Vec<_> = replies.iter().filter(|(_, reply)| matches!(reply, Reply::Joined(Ok(_)))).collect();
+    let [(11, Reply::Joined(Ok(leader))), _] = &joined[..] else { panic!("{replies:?}") };
+    let names: Vec<&str> = leader.members.iter().map(|(id, ..)| id.as_str()).collect();
+    assert_eq!((leader.generation, names), (4, vec!["a", "b", "c"]), "it is given partitions to come back to");
+}
+
+#[test]
+fn who_asks_once_more_disturbs_nobody_unless_it_leads_or_has_something_new_to_say() {
+    let check = |request: JoinRequest, is_answered: bool| {
+        let mut group = two(None);
+        let replies = group.join(1, 7, request.clone());
+        assert_eq!(!replies.is_empty(), is_answered, "{request:?}: {replies:?}");
+        assert_eq!(group.state() == GroupState::Stable, is_answered, "{request:?}");
+    };
+    check(join("b", "", None, &told()), true);
+    check(join("a", "", None, &told()), false);
+    let more = Subscription { topics: vec!["t".into(), "u".into()], ..Subscription::default() };
+    check(join("b", "", None, &more), false);
+}
+
+#[test]
+fn all_members_are_of_one_protocol_type() {
+    let mut group = two(None);
+    let other = JoinRequest { protocol_type: "connect".into(), ..join("", "c", None, &told()) };
+    assert_eq!(group.join(1, 7, other.clone()), [(7, Reply::Joined(Err(Refusal::InconsistentProtocol)))]);
+    let mut group = GroupCoordinator::default();
+    assert_eq!(group.join(1, 1, other).len(), 1, "the first says which");
+}
