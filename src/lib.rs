@@ -32,7 +32,7 @@ pub mod testing;
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub use client::Consumer;
+pub use client::{Consumer, Producer};
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 pub use key_index::expiry::EXPIRES_AT_HEADER;

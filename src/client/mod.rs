@@ -2,13 +2,19 @@
 //!
 //! [`Connect`] is the door to a place: a [`Store`](crate::Store) on disk or in memory, or anything else that implements it.
 //! [`Produce`] and [`Consume`] are what passes through it: bytes only, object safe, no codec, no retry, no choice of a
-//! partition. [`Consumer`] stands above them and is the same everywhere. This module does not know stores.
+//! partition. [`Producer`] and [`Consumer`] stand above them and are the same everywhere. This module does not know stores.
 
+mod accumulator;
 mod consumer;
 mod consumer_builder;
+mod delivery;
 mod listener;
 mod offsets;
+mod producer;
+mod producer_builder;
 mod records;
+mod sender;
+mod sender_thread;
 #[cfg(feature = "async")]
 mod stream;
 
@@ -27,8 +33,11 @@ use crate::topic::TopicConfig;
 
 pub use consumer::{Consumer, Rebalance, ResetPosition};
 pub use consumer_builder::{ConsumerBuilder, Reset};
+pub use delivery::Delivery;
 pub use listener::Listener;
 pub use offsets::{OffsetAndMetadata, Offsets};
+pub use producer::{Producer, ProducerStats, SendFailure};
+pub use producer_builder::ProducerBuilder;
 pub use records::{ConsumedRecord, ConsumedRef, IntoIter, Iter, Records};
 #[cfg(feature = "async")]
 pub use stream::ConsumerStream;
@@ -272,6 +281,12 @@ impl GroupMetadata {
 
 /// The producing side of a place. Shared between threads.
 pub trait Produce: Send + Sync {
+    /// What is known of a topic; a producer chooses partitions by it.
+    ///
+    /// # Errors
+    /// As [`Connect::describe_topic`].
+    fn describe_topic(&self, topic: &TopicName) -> Result<TopicInfo>;
+
     /// Stores records in a partition, in order, as one batch. Outside a transaction all of them are there, or none.
     ///
     /// Durable when this returns: what the options say.

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::client::{GroupMetadata, Offsets, Produce, ProducerOptions, SendOptions, TransactionResult};
+use crate::client::{
+    Connect as _, GroupMetadata, Offsets, Produce, ProducerOptions, SendOptions, TopicInfo, TransactionResult,
+};
 use crate::error::{Error, Result};
-use crate::ids::TopicPartition;
+use crate::ids::{TopicName, TopicPartition};
 use crate::partition::append_options::AppendOptions;
 use crate::partition::writer::RecordMetadata;
 use crate::record::Record;
@@ -31,6 +33,10 @@ impl LocalProducer {
 }
 
 impl Produce for LocalProducer {
+    fn describe_topic(&self, topic: &TopicName) -> Result<TopicInfo> {
+        self.store.describe_topic(topic)
+    }
+
     fn send(&self, to: &TopicPartition, records: Vec<Record>, options: &SendOptions) -> Result<RecordMetadata> {
         let partition = self.store.topic(to.topic.as_str())?.partition(to.partition)?;
         let mut append = AppendOptions::default();

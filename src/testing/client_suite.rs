@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::client::{
     Connect, ConsumedRecord, ConsumedRef, Consumer, ConsumerOptions, OffsetAndMetadata, OffsetSpec, Offsets, Polled,
-    ProducerOptions, Records, Reset, SendOptions, TopicFilter, TransactionResult,
+    Producer, ProducerOptions, Records, Reset, SendOptions, TopicFilter, TransactionResult,
 };
 use crate::error::Error;
 use crate::ids::{TopicName, TopicPartition};
@@ -35,6 +35,7 @@ pub fn run(at: &dyn Connect, prefix: &str) {
     let checks: &[(&str, Check)] = &[
         ("topics", topics_are_created_and_described),
         ("send", what_is_sent_is_polled_in_order),
+        ("producer", what_a_producer_took_is_stored_in_order),
         ("groups", groups_do_not_move_each_other),
         ("members", members_share_partitions_and_take_over),
         ("fenced", who_has_left_commits_no_more),
@@ -127,6 +128,29 @@ fn what_is_sent_is_polled_in_order(at: &dyn Connect, name: &str) {
     assert_eq!((whole.key(), whole.value(), whole.timestamp_ms()), (Some(&b"k"[..]), Some(&b"d"[..]), 1234));
     assert_eq!(whole.headers().into_iter().count(), 1);
     assert!(consumer.positions().covers(&second));
+}
+
+fn what_a_producer_took_is_stored_in_order(at: &dyn Connect, name: &str) {
+    let topic = topic(at, name, 2);
+    let producer = Producer::builder(at).batch_bytes(300).open().unwrap();
+    let send = |number: u32| {
+        let record = Record::keyed(format!("{}", number % 5), format!("{number}"));
+        producer.send(topic.as_str(), record).unwrap()
+    };
+    let sent: Vec<_> = (0..30).map(send).collect();
+    producer.flush(Duration::from_secs(60)).unwrap();
+    let mut last = std::collections::BTreeMap::new();
+    for delivery in sent {
+        let placed = delivery.wait().unwrap();
+        let before = last.insert(placed.partition, placed.offset);
+        assert!(before.is_none_or(|before| before < placed.offset), "{before:?} and then {:?}", placed.offset);
+    }
+    assert!(last.values().map(|offset| offset.get() + 1).sum::<i64>() >= 30);
+    let refused = producer.send(&format!("{name}-not-there"), Record::of_value("x")).map(drop);
+    assert!(matches!(refused, Err(Error::UnknownTopic { .. })), "{refused:?}");
+    producer.close(Duration::from_secs(60)).unwrap();
+    let closed = producer.send(topic.as_str(), Record::of_value("x")).map(drop);
+    assert!(matches!(closed, Err(Error::Closed { .. })), "{closed:?}");
 }
 
 fn groups_do_not_move_each_other(at: &dyn Connect, name: &str) {

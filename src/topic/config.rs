@@ -213,6 +213,11 @@ impl TopicConfig {
         "topiclog.expire.after.ms" expire_after_ms: i64;
     }
 
+    /// Whose time records carry.
+    pub(crate) fn kind_of_times(&self) -> TimestampType {
+        self.timestamp_type
+    }
+
     /// Number of partitions.
     pub fn partition_count(&self) -> u32 {
         self.partitions

@@ -92,7 +92,7 @@ fn what_is_rare_stays_in_its_place() {
     check_only_in("std::fs::", &["io/disk.rs", "io/map.rs"]);
     check_only_in("SystemTime::now", &["clock/mod.rs"]);
     check_only_in("Instant::now", &["clock/mod.rs"]);
-    check_only_in("thread::Builder", &["store/upkeep.rs"]);
+    check_only_in("thread::Builder", &["store/upkeep.rs", "client/sender_thread.rs"]);
 }
 
 #[test]

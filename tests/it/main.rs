@@ -13,6 +13,8 @@ macro_rules! tell {
 mod api;
 mod cleaner_pitfalls;
 mod cleaner_rules;
+#[cfg(topiclog_shuttle)]
+mod client_schedules;
 mod codec_props;
 mod compaction;
 mod compaction_crashes;
@@ -27,8 +29,6 @@ mod golden;
 mod group_coordinator;
 mod group_crashes;
 mod group_kills;
-#[cfg(topiclog_shuttle)]
-mod group_schedules;
 mod groups;
 mod interop;
 mod kafka_compaction;
@@ -43,6 +43,7 @@ mod own_format;
 #[cfg(topiclog_planted)]
 mod planted;
 mod processes;
+mod producers;
 mod recoveries;
 mod regressions;
 #[cfg(topiclog_shuttle)]

@@ -123,7 +123,7 @@ fn rest_of(reader: &mut Reader) -> Vec<(i64, String)> {
         .collect()
 }
 
-fn log_of(partition: &Partition, level: ReadLevel) -> Vec<(i64, String)> {
+pub(crate) fn log_of(partition: &Partition, level: ReadLevel) -> Vec<(i64, String)> {
     rest_of(&mut partition.reader(partition.start(), &ReadOptions::new().level(level)).unwrap())
 }
 

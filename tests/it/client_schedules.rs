@@ -1,4 +1,5 @@
-//! Schedules of readers that wait and of groups that commit; how they are run says [`schedules`](crate::schedules).
+//! Schedules of readers that wait, of groups that commit, and of producers; how they are run says
+//! [`schedules`](crate::schedules).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,11 +11,11 @@ use topiclog::clock::{Clock, ManualClock, Timestamp};
 use topiclog::group::{CommitOptions, Groups};
 use topiclog::io::FaultVfs;
 use topiclog::{
-    CleanupPolicy, Consumer, Durability, Error, PartitionPosition, Position, Record, Store, TopicConfig,
-    TopicPartition, Upkeep,
+    CleanupPolicy, Consumer, Durability, Error, PartitionPosition, Position, Producer, ReadLevel, Record, Store,
+    TopicConfig, TopicPartition, Upkeep,
 };
 
-use crate::schedules::{explore, machine, open, open_with, text};
+use crate::schedules::{explore, log_of, machine, open, open_with, text};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -222,6 +223,70 @@ fn a_commit_beside_compaction_is_neither_lost_nor_taken_back() {
         let after = open(&FaultVfs::from_image(&vfs.durable_image()));
         let after = Groups::open(&after).unwrap();
         assert_eq!((of(&after, "g"), of(&after, "h")), last, "after a power cut");
+        store.close().unwrap();
+    });
+}
+
+#[test]
+fn a_producer_answers_each_record_whoever_sends_it() {
+    let reached = ["all stored", "some given up", "none stored", "by the thread", "by hand", "there was no room"];
+    explore("producer x wait x flush x close", &reached, |tally| {
+        let vfs = machine();
+        let store = open_to_wait(&vfs);
+        let partition = store.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap();
+        let (is_by_hand, is_small) = (thread_rng().gen_bool(0.3), thread_rng().gen_bool(0.3));
+        // On this clock nothing ever has lingered: what is sent is full, or somebody asked for it.
+        let builder = Producer::builder(&store).batch_bytes(140).buffer_bytes(if is_small { 140 } else { 10_000 });
+        let producer = Arc::new(if is_by_hand { builder.by_hand() } else { builder }.open().unwrap());
+        let senders: Vec<_> = (0..2)
+            .map(|number| {
+                let producer = Arc::clone(&producer);
+                thread::spawn(move || {
+                    let send = |index: usize| {
+                        let value = format!("{number}-{index}");
+                        producer.send("t", Record::of_value(value.clone())).map(|delivery| (value, delivery))
+                    };
+                    let sent: Vec<_> = (0..2).map_while(|index| send(index).ok()).collect();
+                    sent.into_iter().map(|(value, delivery)| (value, delivery.wait())).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let flusher = {
+            let producer = Arc::clone(&producer);
+            thread::spawn(move || producer.flush(HOUR).unwrap())
+        };
+        let is_closed = thread_rng().gen_bool(0.5);
+        let ending = {
+            let producer = Arc::clone(&producer);
+            thread::spawn(move || if is_closed { producer.close(HOUR).unwrap() } else { drop(producer) })
+        };
+        let answers: Vec<_> = senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
+        flusher.join().unwrap();
+        ending.join().unwrap();
+        let log = log_of(&partition, ReadLevel::Latest);
+        let mut stored = 0;
+        for (value, answer) in &answers {
+            match answer {
+                Ok(placed) => {
+                    stored += 1;
+                    assert_eq!(log.get(placed.offset.get() as usize), Some(&(placed.offset.get(), value.clone())));
+                }
+                Err(Error::Closed { .. }) => assert!(log.iter().all(|(_, other)| other != value), "{value}"),
+                Err(error) => panic!("{value}: {error}"),
+            }
+        }
+        assert_eq!(log.len(), stored, "nothing else, and nothing twice: {log:?}");
+        assert_eq!(producer.stats().waiting_bytes, 0);
+        drop(producer);
+        tally.count(if is_by_hand { "by hand" } else { "by the thread" });
+        if is_small {
+            tally.count("there was no room");
+        }
+        tally.count(match stored {
+            4 => "all stored",
+            0 => "none stored",
+            _ => "some given up",
+        });
         store.close().unwrap();
     });
 }

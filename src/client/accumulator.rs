@@ -1,0 +1,290 @@
+//! What a producer has taken and not yet stored: batches per partition, in order, within bounded bytes. PURE.
+//!
+//! Of one partition at most one batch is under way at a time, the oldest: so its records are stored in the order in which they
+//! were taken. Whoever sends takes a batch out, and says when it is done.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::delivery::BatchOutcome;
+use crate::ids::TopicPartition;
+use crate::record::Record;
+
+/// What bounds it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// A batch of so many bytes is full.
+    pub(super) batch_bytes: usize,
+    /// A batch that is not full is sent after so long.
+    pub(super) linger: Duration,
+    /// Bytes of everything that waits or is under way.
+    pub(super) buffer_bytes: usize,
+}
+
+/// Records of one partition that are stored together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) to: TopicPartition,
+    /// In the order in which batches were begun, of all partitions.
+    pub(super) number: u64,
+    pub(super) records: Vec<Record>,
+    pub(super) bytes: usize,
+    since: Duration,
+    /// Takes no more records, and is to be sent.
+    is_closed: bool,
+    pub(super) outcome: Arc<BatchOutcome>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Batch>,
+    under_way: Option<u64>,
+}
+
+/// Which batch is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Want<'a> {
+    /// One that is full or has waited long enough.
+    Due,
+    /// One up to this number.
+    UpTo(u64),
+    /// The next of this partition, up to this number.
+    Of(&'a TopicPartition, u64),
+}
+
+/// Where a record went.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) outcome: Arc<BatchOutcome>,
+    pub(super) number: u64,
+    /// Its place in the batch.
+    pub(super) index: usize,
+    /// There is something new for whoever sends.
+    pub(super) is_news: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Accumulator {
+    bounds: Bounds,
+    queues: BTreeMap<TopicPartition, Queue>,
+    next_number: u64,
+    /// Of what waits and what is under way.
+    bytes: usize,
+    records: usize,
+    /// Somebody waits for room: nothing lingers.
+    pub(super) waiting_for_room: usize,
+}
+
+impl Accumulator {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { bounds, queues: BTreeMap::new(), next_number: 0, bytes: 0, records: 0, waiting_for_room: 0 }
+    }
+
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.saturating_add(bytes) <= self.bounds.buffer_bytes
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Takes a record for which there is room.
+    pub(super) fn add(&mut self, to: &TopicPartition, record: Record, bytes: usize, now: Duration) -> Taken {
+        (self.bytes, self.records) = (self.bytes.saturating_add(bytes), self.records.saturating_add(1));
+        let batch_bytes = self.bounds.batch_bytes;
+        let queue = match self.queues.get_mut(to) {
+            Some(queue) => queue,
+            None => self.queues.entry(to.clone()).or_default(),
+        };
+        let fits = |batch: &mut Batch| !batch.is_closed && batch.bytes.saturating_add(bytes) <= batch_bytes;
+        let begins_one = !queue.waiting.back_mut().is_some_and(fits);
+        if begins_one {
+            if let Some(full) = queue.waiting.back_mut() {
+                full.is_closed = true;
+            }
+            let number = self.next_number;
+            self.next_number = number.saturating_add(1);
+            let (records, outcome) = (Vec::new(), Arc::default());
+            queue.waiting.push_back(Batch {
+                to: to.clone(),
+                number,
+                records,
+                bytes: 0,
+                since: now,
+                is_closed: false,
+                outcome,
+            });
+        }
+        // There is one: it was there, or was begun.
+        let (mut number, mut index, mut outcome, mut is_full) = (0, 0, Arc::default(), false);
+        if let Some(batch) = queue.waiting.back_mut() {
+            (number, index, outcome) = (batch.number, batch.records.len(), Arc::clone(&batch.outcome));
+            batch.records.push(record);
+            batch.bytes = batch.bytes.saturating_add(bytes);
+            is_full = batch.bytes >= batch_bytes;
+            batch.is_closed = is_full;
+        }
+        Taken { outcome, number, index, is_news: begins_one || is_full }
+    }
+
+    /// Takes the oldest batch out that is wanted. Its partition sends no other until [`done`](Self::done).
+    pub(super) fn take(&mut self, want: Want<'_>, now: Duration) -> Option<Batch> {
+        let is_wanted = |batch: &Batch| match want {
+            Want::Due => self.is_due(batch, now),
+            Want::UpTo(number) | Want::Of(_, number) => batch.number <= number,
+        };
+        let next = |queue: &Queue| {
+            queue
+                .waiting
+                .front()
+                .filter(|batch| queue.under_way.is_none() && is_wanted(batch))
+                .map(|batch| batch.number)
+        };
+        let place = match want {
+            Want::Of(place, _) => self.queues.get(place).and_then(next).map(|_| place.clone()),
+            _ => {
+                let ready = self.queues.iter().filter_map(|(place, queue)| Some((next(queue)?, place)));
+                ready.min().map(|(_, place)| place.clone())
+            }
+        }?;
+        let queue = self.queues.get_mut(&place)?;
+        let batch = queue.waiting.pop_front()?;
+        queue.under_way = Some(batch.number);
+        Some(batch)
+    }
+
+    fn is_due(&self, batch: &Batch, now: Duration) -> bool {
+        batch.is_closed || self.waiting_for_room > 0 || now >= batch.since.saturating_add(self.bounds.linger)
+    }
+
+    /// A batch that was taken out is stored, or given up.
+    pub(super) fn done(&mut self, to: &TopicPartition, bytes: usize, records: usize) {
+        (self.bytes, self.records) = (self.bytes.saturating_sub(bytes), self.records.saturating_sub(records));
+        if let Some(queue) = self.queues.get_mut(to) {
+            queue.under_way = None;
+            if queue.waiting.is_empty() {
+                self.queues.remove(to);
+            }
+        }
+    }
+
+    /// The last batch that was begun; those that wait take no more records.
+    pub(super) fn close_batches(&mut self) -> Option<u64> {
+        for batch in self.queues.values_mut().flat_map(|queue| &mut queue.waiting) {
+            batch.is_closed = true;
+        }
+        self.next_number.checked_sub(1)
+    }
+
+    /// Whether every batch up to this number is done.
+    pub(super) fn is_done(&self, number: u64) -> bool {
+        let mut left = self
+            .queues
+            .values()
+            .flat_map(|queue| queue.under_way.into_iter().chain(queue.waiting.front().map(|batch| batch.number)));
+        left.all(|other| other > number)
+    }
+
+    /// When the next batch is due that nobody sends; `None` if there is none.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        let waiting =
+            self.queues.values().filter(|queue| queue.under_way.is_none()).filter_map(|queue| queue.waiting.front());
+        waiting.map(|batch| batch.since.saturating_add(self.bounds.linger)).min()
+    }
+
+    /// Takes everything out that nobody sends.
+    pub(super) fn abandon(&mut self) -> Vec<Batch> {
+        let abandoned: Vec<Batch> = self.queues.values_mut().flat_map(|queue| queue.waiting.drain(..)).collect();
+        self.queues.retain(|_, queue| queue.under_way.is_some());
+        for batch in &abandoned {
+            (self.bytes, self.records) =
+                (self.bytes.saturating_sub(batch.bytes), self.records.saturating_sub(batch.records.len()));
+        }
+        abandoned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::TopicName;
+
+    const LINGER: Duration = Duration::from_millis(5);
+
+    fn place(partition: u32) -> TopicPartition {
+        TopicPartition::new(TopicName::new("t").unwrap(), partition)
+    }
+
+    fn new() -> Accumulator {
+        Accumulator::new(Bounds { batch_bytes: 100, linger: LINGER, buffer_bytes: 1000 })
+    }
+
+    fn add(to: &mut Accumulator, partition: u32, bytes: usize, now_ms: u64) -> u64 {
+        to.add(&place(partition), Record::of_value("x"), bytes, Duration::from_millis(now_ms)).number
+    }
+
+    /// The number, and how many records it has, of the next batch that is due.
+    fn due(from: &mut Accumulator, now_ms: u64) -> Option<(u64, usize)> {
+        let batch = from.take(Want::Due, Duration::from_millis(now_ms))?;
+        Some((batch.number, batch.records.len()))
+    }
+
+    #[test]
+    fn a_batch_is_due_when_it_is_full_when_it_lingered_and_when_somebody_waits_for_room() {
+        let mut waits = new();
+        add(&mut waits, 0, 50, 0);
+        assert_eq!((due(&mut waits, 4), waits.next_due()), (None, Some(LINGER)));
+        assert_eq!(due(&mut waits, 5), Some((0, 1)));
+        let mut full = new();
+        add(&mut full, 0, 50, 0);
+        add(&mut full, 0, 50, 0);
+        assert_eq!(due(&mut full, 0), Some((0, 2)));
+        let mut overtaken = new();
+        add(&mut overtaken, 0, 50, 0);
+        assert_eq!(add(&mut overtaken, 0, 60, 0), 1, "it does not fit into the first");
+        assert_eq!((due(&mut overtaken, 0), due(&mut overtaken, 0)), (Some((0, 1)), None));
+        let mut pressed = new();
+        add(&mut pressed, 0, 1, 0);
+        pressed.waiting_for_room = 1;
+        assert_eq!(due(&mut pressed, 0), Some((0, 1)));
+    }
+
+    #[test]
+    fn of_one_partition_one_batch_is_under_way_and_the_oldest_of_all_goes_first() {
+        let mut all = new();
+        for partition in [1, 0, 0, 1] {
+            add(&mut all, partition, 100, 0);
+        }
+        assert_eq!((due(&mut all, 0), due(&mut all, 0), due(&mut all, 0)), (Some((0, 1)), Some((1, 1)), None));
+        assert_eq!((all.is_done(0), all.next_due()), (false, None), "nothing that could be sent");
+        all.done(&place(1), 100, 1);
+        assert_eq!((all.is_done(0), all.is_done(1), all.bytes(), all.records()), (true, false, 300, 3));
+        assert_eq!(due(&mut all, 0), Some((3, 1)));
+        all.done(&place(0), 100, 1);
+        all.done(&place(1), 100, 1);
+        assert_eq!(all.take(Want::UpTo(1), LINGER).map(|batch| batch.number), None);
+        assert_eq!(all.take(Want::Of(&place(0), 2), Duration::ZERO).map(|batch| batch.number), Some(2));
+        all.done(&place(0), 100, 1);
+        assert!(all.is_done(3) && all.queues.is_empty());
+    }
+
+    #[test]
+    fn bytes_are_counted_until_they_are_stored() {
+        let mut all = new();
+        assert!(all.has_room(1000) && !all.has_room(1001));
+        add(&mut all, 0, 600, 0);
+        assert!(!all.has_room(401));
+        let batch = all.take(Want::Due, Duration::ZERO).unwrap();
+        assert!(!all.has_room(401), "it is under way");
+        add(&mut all, 0, 400, 0);
+        assert_eq!(all.abandon().len(), 1);
+        assert_eq!((all.bytes(), all.records()), (600, 1));
+        all.done(&batch.to, batch.bytes, 1);
+        assert!(all.has_room(1000));
+    }
+}

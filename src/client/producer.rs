@@ -1,0 +1,254 @@
+//! A producer: takes records at once, and stores them in batches, in order per partition.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::delivery::Delivery;
+use super::producer_builder::ProducerBuilder;
+use super::sender::Sender;
+use super::{Connect, sender_thread};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::ids::{TopicName, TopicPartition};
+use crate::record::{AsRecord as _, Record, TimestampType};
+use crate::sync::RwLock;
+use crate::topic::partitioner::{Sticky, partition_for_key};
+
+/// What a record takes in the buffer besides its bytes.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+
+/// Some records that were not stored.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SendFailure {
+    /// Where they were to go.
+    pub partition: TopicPartition,
+    /// How many there were.
+    pub records: usize,
+    /// Why. After any error but [`Error::OutcomeUnknown`] they will never appear.
+    pub error: Error,
+}
+
+/// Counts of a producer, in records and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerStats {
+    /// Records that were taken and are not stored yet.
+    pub waiting_records: usize,
+    /// What these take of the buffer, in bytes.
+    pub waiting_bytes: usize,
+    /// Records that were stored.
+    pub stored_records: u64,
+    /// Records that were not.
+    pub failed_records: u64,
+}
+
+/// What is known of a topic.
+struct Target {
+    partitions: u32,
+    /// Whether its records keep the times that they were sent with.
+    keeps_times: bool,
+    sticky: Sticky,
+}
+
+/// Sends records to the topics of a place. [`send`](Self::send) takes a record at once; it is stored with others of its partition
+/// when they are a full batch, when they have lingered, or when somebody waits for one of them.
+///
+/// Records of a partition are stored in the order in which they were sent, by one thread or by several. Nothing is sent twice: a
+/// batch that failed has failed, and those behind it are sent all the same, so who needs an order without gaps waits for each
+/// answer or looks at it. What a producer holds is in memory: a kill takes what was not yet answered. Memory is bounded by
+/// [`buffer_bytes`](ProducerBuilder::buffer_bytes), beyond which a send waits. To be shared between threads.
+///
+/// A thread of its own sends what is due; by hand ([`ProducerBuilder::by_hand`]), and where the clock of the place is moved by
+/// hand, [`step`](Self::step) does. Dropping a producer neither waits nor writes: what was not sent is given up, and its
+/// [`Delivery`] says so. [`close`](Self::close) sends it first.
+///
+/// ```
+/// use std::time::Duration;
+/// use topiclog::{Producer, Record, Store, TopicConfig};
+/// let store = Store::in_memory()?;
+/// store.create_topic("orders", TopicConfig::default().partitions(4))?;
+/// let producer = Producer::new(&store)?;
+/// for number in 0..100 {
+///     drop(producer.send("orders", Record::keyed(format!("order-{number}"), "placed"))?);
+/// }
+/// let last = producer.send("orders", Record::keyed("order-7", "paid"))?;
+/// println!("it is at {}", last.wait()?.position());
+/// producer.close(Duration::from_secs(10))?;
+/// assert_eq!(producer.stats().stored_records, 101);
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+pub struct Producer {
+    sender: Arc<Sender>,
+    targets: RwLock<BTreeMap<TopicName, Arc<Target>>>,
+    is_by_hand: bool,
+    max_block: Duration,
+    buffer_bytes: usize,
+}
+
+impl fmt::Debug for Producer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// Says how a producer is to send.
+    pub fn builder(at: &dyn Connect) -> ProducerBuilder<'_> {
+        ProducerBuilder::new(at)
+    }
+
+    /// With all defaults; see [`builder`](Self::builder).
+    ///
+    /// # Errors
+    /// As [`ProducerBuilder::open`].
+    pub fn new(at: &dyn Connect) -> Result<Self> {
+        Self::builder(at).open()
+    }
+
+    pub(super) fn of(sender: Sender, is_by_hand: bool, max_block: Duration, buffer_bytes: usize) -> Self {
+        let targets = RwLock::new(BTreeMap::new());
+        Self { sender: Arc::new(sender), targets, is_by_hand, max_block, buffer_bytes }
+    }
+
+    /// Takes a record. It goes to the partition that it names; else by its partition key, or its key, with Kafka's murmur2; with
+    /// neither, to one partition for a while and then to the next. A record without a time gets the time of this call.
+    ///
+    /// Waits while the buffer is full, at most for [`ProducerBuilder::max_block_ms`]; by hand it then stores others first.
+    ///
+    /// Durable when this returns: nothing. The [`Delivery`] tells, and so do [`flush`](Self::flush) and
+    /// [`close`](Self::close).
+    ///
+    /// # Errors
+    /// The record was not taken: [`Error::UnknownTopic`], also for a partition that is not there; [`Error::Invalid`] for a name
+    /// that is none, or a record that the buffer could never hold; [`Error::Timeout`] if there was no room in time;
+    /// [`Error::Closed`]; [`Error::Io`] if the thread could not be started.
+    pub fn send(&self, topic: &str, record: Record) -> Result<Delivery> {
+        let until = self.sender.clock().monotonic().saturating_add(self.max_block);
+        self.take(topic, record, Some(until))
+    }
+
+    /// [`send`](Self::send) that never waits: without room it is [`Error::Timeout`] at once.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn try_send(&self, topic: &str, record: Record) -> Result<Delivery> {
+        self.take(topic, record, None)
+    }
+
+    fn take(&self, topic: &str, record: Record, until: Option<Duration>) -> Result<Delivery> {
+        let headers = record.headers().iter().map(|header| {
+            header
+                .name_bytes()
+                .len()
+                .saturating_add(header.value().map_or(0, <[u8]>::len))
+                .saturating_add(RECORD_OVERHEAD_BYTES)
+        });
+        let parts = [record.key().map_or(0, <[u8]>::len), record.value().map_or(0, <[u8]>::len), RECORD_OVERHEAD_BYTES];
+        let bytes = parts.into_iter().chain(headers).fold(0, usize::saturating_add);
+        if bytes > self.buffer_bytes {
+            let limit =
+                format!("must take at most the {} bytes of the buffer, this one takes {bytes}", self.buffer_bytes);
+            return Err(Error::invalid("record", limit));
+        }
+        let (to, target) = self.route(topic, &record)?;
+        let now_ms = self.sender.clock().now_ms();
+        let (record, time) = stamped(record, now_ms);
+        if !self.is_by_hand {
+            sender_thread::start(&self.sender)?;
+        }
+        let taken = self.sender.add(&to, record, bytes, until)?;
+        let timestamp = target.keeps_times.then_some(time);
+        Ok(Delivery::new(Arc::clone(&self.sender), to, (taken.outcome, taken.number, taken.index), timestamp))
+    }
+
+    fn route(&self, topic: &str, record: &Record) -> Result<(TopicPartition, Arc<Target>)> {
+        let known = self.targets.read().get_key_value(topic).map(|(name, target)| (name.clone(), Arc::clone(target)));
+        let (name, target) = match known {
+            Some(known) => known,
+            None => self.look_up(topic)?,
+        };
+        let record = record.as_record();
+        let partition = match (record.partition, record.partitioning_key()) {
+            (Some(partition), _) => partition.get(),
+            (None, Some(key)) => partition_for_key(key, target.partitions),
+            (None, None) => target.sticky.next(record.value.map_or(0, <[u8]>::len), target.partitions),
+        };
+        let to = TopicPartition::new(name, partition);
+        if partition >= target.partitions {
+            return Err(Error::UnknownTopic { name: to.to_string() });
+        }
+        Ok((to, target))
+    }
+
+    fn look_up(&self, topic: &str) -> Result<(TopicName, Arc<Target>)> {
+        let name = TopicName::new(topic)?;
+        let found = self.sender.describe_topic(&name)?;
+        let stamps = found.config.as_ref().is_some_and(|config| config.kind_of_times() == TimestampType::LogAppendTime);
+        let target = Target { partitions: found.partitions.max(1), keeps_times: !stamps, sticky: Sticky::new() };
+        let target = Arc::new(target);
+        self.targets.write().insert(name.clone(), Arc::clone(&target));
+        Ok((name, target))
+    }
+
+    /// Stores what is due now, on this thread: full batches, and those that have lingered. How many records these were. Not
+    /// needed beside the thread, and harmless.
+    ///
+    /// Durable when this returns: what was stored, as the producer or its topic says.
+    pub fn step(&self) -> usize {
+        std::iter::from_fn(|| self.sender.send_due()).sum()
+    }
+
+    /// Stores everything that was taken before this call, on this thread and its own, and waits for the outcome of all of it.
+    ///
+    /// Durable when this returns: all of it, as the producer or its topic says.
+    ///
+    /// # Errors
+    /// The first failure since the last flush, of whichever record; [`take_failures`](Self::take_failures) has the others.
+    /// [`Error::Timeout`] if other threads were not done in time: everything goes on then.
+    pub fn flush(&self, timeout: Duration) -> Result<()> {
+        let flushed = self.sender.flush(timeout);
+        self.sender.first_failure().map_or(flushed, Err)
+    }
+
+    /// What was not stored since this was asked last, at most 1,000 of them, in the order in which it failed.
+    pub fn take_failures(&self) -> Vec<SendFailure> {
+        self.sender.take_failures()
+    }
+
+    /// Counts.
+    pub fn stats(&self) -> ProducerStats {
+        self.sender.stats()
+    }
+
+    /// Takes no more records, stores those that were taken, and ends the thread. What is not stored in time is given up: its
+    /// [`Delivery`] says so. A second call has nothing left to do.
+    ///
+    /// Durable when this returns: everything that was taken, as the producer or its topic says.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn close(&self, timeout: Duration) -> Result<()> {
+        self.sender.close();
+        let flushed = self.flush(timeout);
+        self.sender.abandon("the producer, before the record was sent");
+        flushed
+    }
+}
+
+impl Drop for Producer {
+    /// Gives up what was not sent. It neither waits nor writes.
+    fn drop(&mut self) {
+        self.sender.abandon("the producer, which was dropped before the record was sent");
+    }
+}
+
+/// The record with the time that it has, or gets.
+fn stamped(record: Record, now_ms: Timestamp) -> (Record, Timestamp) {
+    match record.timestamp() {
+        Some(time) => (record, time),
+        None => (record.timestamp_ms(now_ms), now_ms),
+    }
+}

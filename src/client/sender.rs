@@ -1,0 +1,288 @@
+//! Stores what a producer has taken: on its thread, or on the thread of whoever waits for it.
+//!
+//! The lock is held to take a batch out and to say that it is done, never while the place stores it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::accumulator::{Accumulator, Batch, Taken, Want};
+use super::delivery::{BatchOutcome, Part};
+use super::producer::{ProducerStats, SendFailure};
+use super::{Produce, SendOptions, TopicInfo};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::ids::{TopicName, TopicPartition};
+use crate::record::Record;
+use crate::sync::{Condvar, Mutex};
+
+/// As many failures are kept until somebody asks; the others are counted.
+const FAILURES_MAX: usize = 1000;
+const ANY: Want<'static> = Want::UpTo(u64::MAX);
+
+pub(super) struct Sender {
+    place: Arc<dyn Produce>,
+    clock: Arc<dyn Clock>,
+    options: SendOptions,
+    pub(super) state: Mutex<State>,
+    /// A batch is done, or there is something for the thread to look at.
+    changed: Condvar,
+}
+
+pub(super) struct State {
+    pub(super) batches: Accumulator,
+    pub(super) has_thread: bool,
+    /// Takes no more records.
+    pub(super) is_closed: bool,
+    stored: u64,
+    failed: u64,
+    failures: Vec<SendFailure>,
+    /// The first since the last flush.
+    first_failure: Option<Error>,
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+fn no_longer(what: &str) -> Error {
+    Error::Closed { what: what.to_owned() }
+}
+
+impl Sender {
+    pub(super) fn new(
+        place: Arc<dyn Produce>,
+        clock: Arc<dyn Clock>,
+        options: SendOptions,
+        batches: Accumulator,
+    ) -> Self {
+        let state = State {
+            batches,
+            has_thread: false,
+            is_closed: false,
+            stored: 0,
+            failed: 0,
+            failures: Vec::new(),
+            first_failure: None,
+        };
+        Self { place, clock, options, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    pub(super) fn stats(&self) -> ProducerStats {
+        let state = self.state.lock();
+        ProducerStats {
+            waiting_records: state.batches.records(),
+            waiting_bytes: state.batches.bytes(),
+            stored_records: state.stored,
+            failed_records: state.failed,
+        }
+    }
+
+    /// The first failure since this was asked last.
+    pub(super) fn first_failure(&self) -> Option<Error> {
+        self.state.lock().first_failure.take()
+    }
+
+    pub(super) fn describe_topic(&self, topic: &TopicName) -> Result<TopicInfo> {
+        self.place.describe_topic(topic)
+    }
+
+    pub(super) fn take_failures(&self) -> Vec<SendFailure> {
+        std::mem::take(&mut self.state.lock().failures)
+    }
+
+    /// Takes a record into its batch. Waits for room until then, if it may; nothing lingers meanwhile.
+    pub(super) fn add(
+        &self,
+        to: &TopicPartition,
+        record: Record,
+        bytes: usize,
+        waits_until: Option<Duration>,
+    ) -> Result<Taken> {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed {
+                return Err(no_longer("the producer"));
+            }
+            let now = self.clock.monotonic();
+            if state.batches.has_room(bytes) {
+                let taken = state.batches.add(to, record, bytes, now);
+                if taken.is_news {
+                    self.changed.notify_all();
+                }
+                return Ok(taken);
+            }
+            let left = waits_until.map_or(Duration::ZERO, |end| end.saturating_sub(now));
+            // Without a thread there is nobody else who could make room.
+            let batch = if state.has_thread || waits_until.is_none() { None } else { state.batches.take(ANY, now) };
+            if let Some(batch) = batch {
+                drop(state);
+                self.store(batch);
+                state = self.state.lock();
+            } else if left.is_zero() {
+                let what = format!("for room for {bytes} bytes in the buffer of a producer: the record was not taken");
+                return Err(Error::Timeout { what });
+            } else {
+                state.batches.waiting_for_room += 1;
+                self.changed.notify_all();
+                self.changed.wait_for(&mut state, left);
+                state.batches.waiting_for_room -= 1;
+            }
+        }
+    }
+
+    /// Stores the next batch that is due, on this thread. How many records it had; `None` if there was none.
+    pub(super) fn send_due(&self) -> Option<usize> {
+        let batch = self.state.lock().batches.take(Want::Due, self.clock.monotonic())?;
+        Some(self.store(batch))
+    }
+
+    fn store(&self, batch: Batch) -> usize {
+        let Batch { to, records, bytes, outcome, .. } = batch;
+        let count = records.len();
+        let parts = self.store_parts(&to, records);
+        {
+            let mut state = self.state.lock();
+            state.batches.done(&to, bytes, count);
+            state.count(&to, &parts);
+            // Told under the lock, so that who looked just now is not asleep before it is woken.
+            outcome.tell(parts);
+        }
+        outcome.wake_tasks();
+        self.changed.notify_all();
+        count
+    }
+
+    /// One record that breaks a rule does not take the others of its batch along: a batch that is refused for what is in it is
+    /// sent again in halves. Nothing of it was stored, and the order stays.
+    fn store_parts(&self, to: &TopicPartition, records: Vec<Record>) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let mut left = vec![(0, records)];
+        while let Some((first, records)) = left.pop() {
+            let count = records.len();
+            let again = if count > 1 { records.clone() } else { Vec::new() };
+            match (self.place.send(to, records, &self.options), again) {
+                (Err(Error::Invalid { .. }), mut again) if count > 1 => {
+                    let half = count.div_ceil(2);
+                    let second = again.split_off(half);
+                    left.push((first + half, second));
+                    left.push((first, again));
+                }
+                (outcome, _) => parts.push(Part { first, count, outcome }),
+            }
+        }
+        parts
+    }
+
+    /// Sends what is wanted on this thread, or waits while others do, until this is so. False if the time is over.
+    fn help(&self, want: Want<'_>, end: Duration, is_so: impl Fn(&State) -> bool) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if is_so(&state) {
+                return true;
+            }
+            let now = self.clock.monotonic();
+            if let Some(batch) = state.batches.take(want, now) {
+                drop(state);
+                self.store(batch);
+                state = self.state.lock();
+                continue;
+            }
+            let left = end.saturating_sub(now);
+            if left.is_zero() {
+                return false;
+            }
+            self.changed.wait_for(&mut state, left);
+        }
+    }
+
+    /// Returns once a batch is done, or after so long; sends it, and what is before it in its partition, if nobody does.
+    pub(super) fn finish(&self, to: &TopicPartition, number: u64, outcome: &BatchOutcome, timeout: Duration) {
+        let end = self.clock.monotonic().saturating_add(timeout);
+        self.help(Want::Of(to, number), end, |_| outcome.is_told());
+    }
+
+    /// Sends everything that was taken so far, with the help of this thread, and waits for its outcome.
+    pub(super) fn flush(&self, timeout: Duration) -> Result<()> {
+        let end = self.clock.monotonic().saturating_add(timeout);
+        let last = self.state.lock().batches.close_batches();
+        self.changed.notify_all();
+        if let Some(last) = last
+            && !self.help(Want::UpTo(last), end, |state| state.batches.is_done(last))
+        {
+            let what = "until everything that was sent is stored: it is still tried".to_owned();
+            return Err(Error::Timeout { what });
+        }
+        self.place.flush(end.saturating_sub(self.clock.monotonic()))
+    }
+
+    /// Takes no more records.
+    pub(super) fn close(&self) {
+        self.state.lock().is_closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Gives everything up that nobody sends yet, and takes no more.
+    pub(super) fn abandon(&self, why: &str) {
+        let abandoned = {
+            let mut state = self.state.lock();
+            state.is_closed = true;
+            let abandoned = state.batches.abandon();
+            for batch in &abandoned {
+                let parts = vec![Part { first: 0, count: batch.records.len(), outcome: Err(no_longer(why)) }];
+                state.count(&batch.to, &parts);
+                batch.outcome.tell(parts);
+            }
+            abandoned
+        };
+        abandoned.iter().for_each(|batch| batch.outcome.wake_tasks());
+        self.changed.notify_all();
+    }
+
+    /// What the thread does: sends what is due until nothing more can come.
+    pub(super) fn run(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed && state.batches.records() == 0 {
+                return;
+            }
+            let now = self.clock.monotonic();
+            if let Some(batch) = state.batches.take(Want::Due, now) {
+                drop(state);
+                self.store(batch);
+                state = self.state.lock();
+                continue;
+            }
+            match state.batches.next_due() {
+                Some(due) => {
+                    self.changed.wait_for(&mut state, due.saturating_sub(now));
+                }
+                None => self.changed.wait(&mut state),
+            }
+        }
+    }
+}
+
+impl State {
+    fn count(&mut self, to: &TopicPartition, parts: &[Part]) {
+        for Part { count, outcome, .. } in parts {
+            match outcome {
+                Ok(_) => self.stored = self.stored.saturating_add(*count as u64),
+                Err(error) => {
+                    self.failed = self.failed.saturating_add(*count as u64);
+                    self.first_failure.get_or_insert_with(|| error.duplicate());
+                    if self.failures.len() < FAILURES_MAX {
+                        let error = error.duplicate();
+                        self.failures.push(SendFailure { partition: to.clone(), records: *count, error });
+                    }
+                }
+            }
+        }
+    }
+}
