@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use topiclog::client::OffsetAndMetadata;
 use topiclog::group::{CommitOptions, Groups};
 use topiclog::{
-    AppendOptions, CleanupPolicy, Consumer, Durability, ReadLevel, ReadOptions, Record, Store, Topic, TopicConfig,
-    TopicPartition, Upkeep,
+    AppendOptions, CleanupPolicy, Consumer, Durability, Producer, ReadLevel, ReadOptions, Record, Store, Topic,
+    TopicConfig, TopicPartition, Upkeep,
 };
 
 #[allow(dead_code, reason = "each bench uses a part of it")]
@@ -25,12 +25,13 @@ use support::{ROUNDS, directory, median, resident_anonymous_bytes};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let benches: [(&str, fn()); 5] = [
+    let benches: [(&str, fn()); 6] = [
         ("tail_spin", tail_spinning),
         ("tail_sleep", tail_sleeping),
         ("consume", consume),
         ("commit", commit),
         ("open", open_many),
+        ("producer", produce),
     ];
     for (name, bench) in benches {
         if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
@@ -247,6 +248,47 @@ fn consume() {
         per(ours),
         per(scan),
         scan.as_secs_f64() / ours.as_secs_f64(),
+    );
+    store.close().unwrap();
+    fs::remove_dir_all(directory).unwrap();
+}
+
+/// Records of 100 B sent one by one, the answers dropped, until all are stored; and the same as batches made by hand.
+fn produce() {
+    const RECORDS: usize = 300_000;
+    let directory = directory("produce");
+    let store = open(&directory);
+    let topic = topic(&store, "t");
+    let partition = topic.partition(0).unwrap();
+    // As many as a producer puts into a batch.
+    let in_batch = (16 << 10) / 164;
+    let (mut ours, mut raws) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let producer = Producer::builder(&store).open().unwrap();
+        let start = Instant::now();
+        for _ in 0..RECORDS {
+            drop(producer.send("t", Record::of_value(vec![b'v'; 100])).unwrap());
+        }
+        producer.close(Duration::MAX).unwrap();
+        ours.push(start.elapsed());
+        let start = Instant::now();
+        let mut batch = Vec::new();
+        for _ in 0..RECORDS {
+            batch.push(Record::of_value(vec![b'v'; 100]));
+            if batch.len() == in_batch {
+                partition.append_batch(&batch).unwrap();
+                batch.clear();
+            }
+        }
+        raws.push(start.elapsed());
+    }
+    let (ours, raw) = (median(ours), median(raws));
+    let per = |time: Duration| time.as_nanos() as f64 / RECORDS as f64;
+    println!(
+        "produce at Os, one by one: {:.0} ns a record, batches made by hand {:.0} ns, {:.2} times",
+        per(ours),
+        per(raw),
+        ours.as_secs_f64() / raw.as_secs_f64(),
     );
     store.close().unwrap();
     fs::remove_dir_all(directory).unwrap();

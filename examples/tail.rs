@@ -1,4 +1,4 @@
-//! Reads topics as a consumer group and prints each record as a JSON line: `tail DIR TOPIC.. --group G`.
+//! Joins a consumer group, reads topics as its member and prints each record as a JSON line: `tail DIR TOPIC.. --group G`.
 //!
 //! DIR is a store; it is opened for writing, because the group commits what was printed. A line is that of `dump` with topic
 //! and partition added. A group without offsets begins at the log start, or where `--from earliest|latest` says. Options:

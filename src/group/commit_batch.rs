@@ -33,7 +33,12 @@ impl Groups {
         }
         let shard = shards.at(number)?;
         self.store().hold_for_groups(&shard.partition)?;
-        let appended = self.append_while_allowed(shard, groups, &commits, options, member)?;
+        let appended = self.append_while_allowed(shard, groups, &commits, options, member);
+        if let (Err(_), Some(member)) = (&appended, member) {
+            // Of a group that nobody is in.
+            self.forget_unused(&member.group);
+        }
+        let appended = appended?;
         let passed = match appended {
             Appended::Settled(placed, awaited, passed) => {
                 shard.partition.log.acknowledge(awaited, &placed)?;

@@ -19,13 +19,16 @@ use crate::sync::MutexGuard;
 
 /// Most bytes of what a member says when it joins: its names, and what it tells the leader. Kafka bounds a request as a whole.
 const JOIN_BYTES_MAX: usize = 1 << 20;
+/// Most members of a group (Kafka's `group.max.size`). Static members come back whatever it says.
+const MEMBERS_MAX: usize = 1000;
 
 impl Groups {
     /// A member wants to be in, again or for the first time. One that has no id yet and is given none gets a new one. The answer
     /// comes when the members that the group waits for have joined, or their time is over.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an empty or too long name of the group, no assignor, or more than 1 MiB of names and data;
+    /// [`Error::Invalid`] for an empty or too long name of the group, no assignor, more than 1 MiB of names and data, or a
+    /// group of 1,000 members;
     /// [`Error::Unsupported`] if a broker keeps the group in the newer protocol; [`Error::ReadOnly`]; those of reading the
     /// group. A refusal by the rules of the protocol is the answer.
     pub fn join(&self, group: &str, mut join: JoinRequest) -> Result<Answer> {
@@ -44,7 +47,11 @@ impl Groups {
             join.new_member_id = format!("{name}-{}", self.store().new_id()?);
         }
         let is_of_this_process = join.client_host == IN_PROCESS;
-        self.step(group, |state, now_ms, bell| {
+        let answer = self.step(group, |state, now_ms, bell| {
+            let is_new = join.member_id.is_empty() && join.group_instance_id.is_none();
+            if is_new && state.coordinator_mut().members().count() >= MEMBERS_MAX {
+                return (None, Replies::new());
+            }
             let mut replies = Replies::new();
             if is_of_this_process {
                 // Where consumers share the process of the group, nobody serves those that an earlier broker had.
@@ -52,8 +59,11 @@ impl Groups {
             }
             let (request, answer) = state.request(bell);
             replies.extend(state.coordinator_mut().join(now_ms, request, join));
-            (answer, replies)
-        })
+            (Some(answer), replies)
+        })?;
+        let limit =
+            || Error::invalid("members of a group", format!("must be at most {MEMBERS_MAX}: let others leave first"));
+        answer.ok_or_else(limit)
     }
 
     /// A member asks for its assignment; the leader brings those of all.
@@ -260,7 +270,18 @@ impl Groups {
             live.changed();
             bell.ring();
         }
+        drop(live);
+        self.forget_unused(group);
         kept.map(|()| value)
+    }
+
+    /// Forgets a group without members that nobody holds on to: everything about it is in the log.
+    pub(super) fn forget_unused(&self, group: &str) {
+        let mut all = self.shared.live.lock();
+        // Others take hold of it under this lock alone.
+        if all.get(group).is_some_and(|live| Arc::strong_count(live) == 1 && live.is_unused()) {
+            all.remove(group);
+        }
     }
 
     /// Appends what is new in a group that is to be kept.

@@ -126,6 +126,13 @@ impl LiveGroup {
         self.changed();
     }
 
+    /// Whether it has no members, and nobody waits for an answer.
+    pub(super) fn is_unused(&self) -> bool {
+        let state = self.state.lock();
+        let has_members = state.coordinator.as_ref().is_some_and(|group| group.members().next().is_some());
+        !has_members && state.waiting.is_empty() && self.departed.lock().is_empty()
+    }
+
     pub(super) fn take_departed(&self) -> Vec<String> {
         std::mem::take(&mut *self.departed.lock())
     }

@@ -416,6 +416,7 @@ impl Groups {
 mod tests {
     use super::*;
 
+    use crate::client::{Consumer, GroupMetadata};
     use crate::group::commit::{Commit, value};
     use crate::group::load::load;
     use crate::group::shards::Appended;
@@ -472,6 +473,24 @@ mod tests {
     fn an_offset_that_is_deleted_while_it_waits_for_its_sync_stays_deleted() {
         check(|groups, place| groups.delete_offsets("g", std::slice::from_ref(place)).unwrap(), None);
         check(|groups, _| groups.delete("g").unwrap(), None);
+    }
+    /// What was once in use is in the log; in memory nothing is left of it.
+    #[test]
+    fn a_group_that_nobody_is_in_takes_no_memory() {
+        let (groups, place, _) = committed_five(&MemoryVfs::new());
+        let live = || groups.shared.live.lock().len();
+        let offsets = [(place, OffsetAndMetadata::new(6))];
+        let member = GroupMetadata::new("nobody", 3, "m", None);
+        assert!(groups.commit_as(&member, &offsets, &CommitOptions::default()).is_err());
+        assert!(groups.heartbeat(&member).unwrap().is_err());
+        assert_eq!(live(), 0);
+        let mut consumer = Consumer::join(groups.store(), "g", ["t"]).unwrap();
+        consumer.poll(std::time::Duration::ZERO).unwrap();
+        assert_eq!(live(), 1);
+        drop(consumer);
+        groups.tick().unwrap();
+        assert_eq!(live(), 0);
+        assert_eq!(groups.describe("g").unwrap().map(|found| found.members.len()), Some(0));
     }
 
     #[test]

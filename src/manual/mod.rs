@@ -15,6 +15,9 @@ pub mod recovery {}
 #[doc = include_str!("compaction.md")]
 pub mod compaction {}
 
+#[doc = include_str!("clients.md")]
+pub mod clients {}
+
 #[doc = include_str!("groups.md")]
 pub mod groups {}
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use topiclog::client::{ConsumerBuilder, OffsetAndMetadata, Rebalance, Records, Reset};
 use topiclog::clock::ManualClock;
-use topiclog::group::{GroupState, Groups};
+use topiclog::group::{GroupState, Groups, JoinRequest};
 use topiclog::io::FaultVfs;
 use topiclog::{Consumer, Durability, Error, Record, Store, TopicConfig, TopicPartition, Upkeep};
 
@@ -317,6 +317,28 @@ fn a_group_with_members_takes_commits_and_deletions_of_nobody_else() {
 }
 
 /// Nobody of the killed process can come back, and a member is not to wait for them.
+#[test]
+fn a_group_has_at_most_a_thousand_members() {
+    let place = Place::new();
+    let groups = place.groups();
+    let join = || JoinRequest {
+        member_id: String::new(),
+        new_member_id: String::new(),
+        protocol_type: "consumer".into(),
+        client_id: "c".into(),
+        client_host: "h".into(),
+        group_instance_id: None,
+        session_timeout_ms: 1000,
+        rebalance_timeout_ms: 1000,
+        protocols: vec![("range".into(), "".into())],
+    };
+    (0..1000).for_each(|_| drop(groups.join("g", join()).unwrap()));
+    assert!(matches!(groups.join("g", join()), Err(Error::Invalid { .. })));
+    groups.join("other", join()).unwrap();
+    assert_eq!(groups.remove_members("g").unwrap(), 1000);
+    groups.join("g", join()).unwrap();
+}
+
 #[test]
 fn after_a_kill_a_member_has_its_partitions_at_once_in_a_later_generation() {
     let place = Place::new();
