@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::consumer_builder::{ConsumerBuilder, Reset};
 use super::{Connect, Consume, GroupMetadata, Lag, Listener, OffsetAndMetadata, OffsetSpec, Offsets, Polled, Records};
+use crate::clock::deadline::Deadline;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
@@ -169,12 +170,12 @@ impl Consumer {
                 Err(error) => return Err(error),
             }
         }
-        let end = self.clock.monotonic().saturating_add(timeout);
+        let deadline = Deadline::after(&*self.clock, timeout);
         loop {
             if !self.unplaced.is_empty() {
                 self.place()?;
             }
-            let polled = self.inner.poll(end.saturating_sub(self.clock.monotonic()));
+            let polled = self.inner.poll(deadline.left(&*self.clock));
             match polled {
                 Ok(Polled::Records(records)) => return Ok(records),
                 Ok(Polled::Assigned(partitions)) => self.unplaced.extend(partitions),

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
 use crate::record::{AsRecord as _, Record, TimestampType};
 use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::topic::partitioner::{Sticky, partition_for_key};
 
 /// What a record takes in the buffer besides its bytes.
@@ -84,6 +85,7 @@ pub struct Producer {
     sender: Arc<Sender>,
     targets: RwLock<BTreeMap<TopicName, Arc<Target>>>,
     is_by_hand: bool,
+    has_thread: AtomicBool,
     max_block: Duration,
     buffer_bytes: usize,
 }
@@ -110,7 +112,14 @@ impl Producer {
 
     pub(super) fn of(sender: Sender, is_by_hand: bool, max_block: Duration, buffer_bytes: usize) -> Self {
         let targets = RwLock::new(BTreeMap::new());
-        Self { sender: Arc::new(sender), targets, is_by_hand, max_block, buffer_bytes }
+        Self {
+            sender: Arc::new(sender),
+            targets,
+            is_by_hand,
+            has_thread: AtomicBool::new(false),
+            max_block,
+            buffer_bytes,
+        }
     }
 
     /// Takes a record. It goes to the partition that it names; else by its partition key, or its key, with Kafka's murmur2; with
@@ -126,8 +135,7 @@ impl Producer {
     /// that is none, or a record that the buffer could never hold; [`Error::Timeout`] if there was no room in time;
     /// [`Error::Closed`]; [`Error::Io`] if the thread could not be started.
     pub fn send(&self, topic: &str, record: Record) -> Result<Delivery> {
-        let until = self.sender.clock().monotonic().saturating_add(self.max_block);
-        self.take(topic, record, Some(until))
+        self.take(topic, record, Some(self.max_block))
     }
 
     /// [`send`](Self::send) that never waits: without room it is [`Error::Timeout`] at once.
@@ -138,7 +146,7 @@ impl Producer {
         self.take(topic, record, None)
     }
 
-    fn take(&self, topic: &str, record: Record, until: Option<Duration>) -> Result<Delivery> {
+    fn take(&self, topic: &str, record: Record, max_block: Option<Duration>) -> Result<Delivery> {
         let headers = record.headers().iter().map(|header| {
             header
                 .name_bytes()
@@ -156,10 +164,11 @@ impl Producer {
         let (to, target) = self.route(topic, &record)?;
         let now_ms = self.sender.clock().now_ms();
         let (record, time) = stamped(record, now_ms);
-        if !self.is_by_hand {
+        if !self.is_by_hand && !self.has_thread.load(Ordering::Acquire) {
             sender_thread::start(&self.sender)?;
+            self.has_thread.store(true, Ordering::Release);
         }
-        let taken = self.sender.add(&to, record, bytes, until)?;
+        let taken = self.sender.add(&to, record, bytes, max_block)?;
         let timestamp = target.keeps_times.then_some(time);
         Ok(Delivery::new(Arc::clone(&self.sender), to, (taken.outcome, taken.number, taken.index), timestamp))
     }

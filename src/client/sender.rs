@@ -11,6 +11,7 @@ use super::delivery::{BatchOutcome, Part};
 use super::producer::{ProducerStats, SendFailure};
 use super::{Produce, SendOptions, TopicInfo};
 use crate::clock::Clock;
+use crate::clock::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
 use crate::record::Record;
@@ -97,20 +98,21 @@ impl Sender {
         std::mem::take(&mut self.state.lock().failures)
     }
 
-    /// Takes a record into its batch. Waits for room until then, if it may; nothing lingers meanwhile.
+    /// Takes a record into its batch. Waits for room for so long, if it may; nothing lingers meanwhile.
     pub(super) fn add(
         &self,
         to: &TopicPartition,
         record: Record,
         bytes: usize,
-        waits_until: Option<Duration>,
+        max_block: Option<Duration>,
     ) -> Result<Taken> {
+        let mut end = None;
+        let mut now = self.clock.monotonic();
         let mut state = self.state.lock();
         loop {
             if state.is_closed {
                 return Err(no_longer("the producer"));
             }
-            let now = self.clock.monotonic();
             if state.batches.has_room(bytes) {
                 let taken = state.batches.add(to, record, bytes, now);
                 if taken.is_news {
@@ -118,9 +120,10 @@ impl Sender {
                 }
                 return Ok(taken);
             }
-            let left = waits_until.map_or(Duration::ZERO, |end| end.saturating_sub(now));
+            let end = *end.get_or_insert_with(|| now.saturating_add(max_block.unwrap_or_default()));
+            let left = end.saturating_sub(now);
             // Without a thread there is nobody else who could make room.
-            let batch = if state.has_thread || waits_until.is_none() { None } else { state.batches.take(ANY, now) };
+            let batch = if state.has_thread || max_block.is_none() { None } else { state.batches.take(ANY, now) };
             if let Some(batch) = batch {
                 drop(state);
                 self.store(batch);
@@ -134,6 +137,7 @@ impl Sender {
                 self.changed.wait_for(&mut state, left);
                 state.batches.waiting_for_room -= 1;
             }
+            now = self.clock.monotonic();
         }
     }
 
@@ -181,7 +185,7 @@ impl Sender {
     }
 
     /// Sends what is wanted on this thread, or waits while others do, until this is so. False if the time is over.
-    fn help(&self, want: Want<'_>, end: Duration, is_so: impl Fn(&State) -> bool) -> bool {
+    fn help(&self, want: Want<'_>, deadline: Deadline, is_so: impl Fn(&State) -> bool) -> bool {
         let mut state = self.state.lock();
         loop {
             if is_so(&state) {
@@ -194,7 +198,7 @@ impl Sender {
                 state = self.state.lock();
                 continue;
             }
-            let left = end.saturating_sub(now);
+            let left = deadline.left(&*self.clock);
             if left.is_zero() {
                 return false;
             }
@@ -204,22 +208,22 @@ impl Sender {
 
     /// Returns once a batch is done, or after so long; sends it, and what is before it in its partition, if nobody does.
     pub(super) fn finish(&self, to: &TopicPartition, number: u64, outcome: &BatchOutcome, timeout: Duration) {
-        let end = self.clock.monotonic().saturating_add(timeout);
-        self.help(Want::Of(to, number), end, |_| outcome.is_told());
+        let deadline = Deadline::after(&*self.clock, timeout);
+        self.help(Want::Of(to, number), deadline, |_| outcome.is_told());
     }
 
     /// Sends everything that was taken so far, with the help of this thread, and waits for its outcome.
     pub(super) fn flush(&self, timeout: Duration) -> Result<()> {
-        let end = self.clock.monotonic().saturating_add(timeout);
+        let deadline = Deadline::after(&*self.clock, timeout);
         let last = self.state.lock().batches.close_batches();
         self.changed.notify_all();
         if let Some(last) = last
-            && !self.help(Want::UpTo(last), end, |state| state.batches.is_done(last))
+            && !self.help(Want::UpTo(last), deadline, |state| state.batches.is_done(last))
         {
             let what = "until everything that was sent is stored: it is still tried".to_owned();
             return Err(Error::Timeout { what });
         }
-        self.place.flush(end.saturating_sub(self.clock.monotonic()))
+        self.place.flush(deadline.left(&*self.clock))
     }
 
     /// Takes no more records.

@@ -3,6 +3,7 @@
 //! Nothing else in the crate asks the operating system for the time, so a [`ManualClock`] decides what every timer,
 //! roll and upkeep step sees.
 
+pub(crate) mod deadline;
 pub(crate) mod notify;
 
 use std::fmt;

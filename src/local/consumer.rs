@@ -9,6 +9,7 @@ use crate::client::{
     Consume, ConsumerOptions, GroupMetadata, Lag, Listener, OffsetAndMetadata, OffsetSpec, Offsets, Polled, Records,
     TopicFilter,
 };
+use crate::clock::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::group::{CommitOptions, Groups};
 use crate::ids::{Offset, TopicPartition};
@@ -89,7 +90,9 @@ impl LocalConsumer {
         }
         let Some(member) = &mut self.member else { return Ok(None) };
         // What was revoked could be committed until now.
-        self.slots.retain(|slot| member.owned().contains(slot.id()));
+        if self.slots.len() != member.owned().len() {
+            self.slots.retain(|slot| member.owned().contains(slot.id()));
+        }
         let Some(event) = member.step()? else { return Ok(None) };
         match &event {
             Polled::Assigned(partitions) => {
@@ -205,22 +208,20 @@ impl Consume for LocalConsumer {
 
     fn poll(&mut self, timeout: Duration) -> Result<Polled> {
         self.check_open()?;
-        let clock = self.store.clock();
-        let bell = self.store.bell();
-        let end = clock.monotonic().saturating_add(timeout);
+        let deadline = Deadline::after(self.store.clock_ref(), timeout);
         let mut listener = None;
         loop {
             if let Some(event) = self.next_event()? {
                 return Ok(event);
             }
             let records = self.take()?;
-            let left = end.saturating_sub(clock.monotonic());
-            if !records.is_empty() || left.is_zero() || clock.is_manual() {
+            let left = if records.is_empty() { deadline.left(self.store.clock_ref()) } else { Duration::ZERO };
+            if left.is_zero() || self.store.clock_ref().is_manual() {
                 return Ok(Polled::Records(records));
             }
             match &mut listener {
                 // What came before somebody listened was not heard: look again first.
-                None => listener = Some(bell.listen()),
+                None => listener = Some(self.store.bell().listen()),
                 Some(listener) => {
                     let quiet = self.member.as_ref().map_or(left, |member| member.quiet_for().max(WAIT_MIN));
                     listener.wait(left.min(quiet));

@@ -155,7 +155,7 @@ impl Member {
 
     /// How long nothing happens by itself from now on: until then only a ring of the store's bell brings news.
     pub(super) fn quiet_for(&self) -> Duration {
-        let now = store(self).clock().monotonic();
+        let now = store(self).clock_ref().monotonic();
         let beat = (self.heard_at + self.heartbeat_interval()).saturating_sub(now);
         let deadline = self.live.next_deadline_ms().map(Duration::from_millis);
         deadline.map_or(beat, |deadline| beat.min(deadline.saturating_sub(now)))
@@ -243,7 +243,7 @@ impl Member {
         self.seen_live_version = self.live.version();
         self.stage = Stage::Joining(self.groups.join(&self.group, request)?);
         self.must_join = false;
-        self.heard_at = store(self).clock().monotonic();
+        self.heard_at = store(self).clock_ref().monotonic();
         Ok(true)
     }
 
@@ -251,7 +251,7 @@ impl Member {
     fn wait_for_others(&mut self) -> Result<bool> {
         if self.quiet_for().is_zero() || self.live.version() != self.seen_live_version {
             self.seen_live_version = self.live.version();
-            self.heard_at = store(self).clock().monotonic();
+            self.heard_at = store(self).clock_ref().monotonic();
             self.groups.tick_group(&self.group)?;
             return Ok(self.live.version() != self.seen_live_version);
         }
@@ -304,7 +304,7 @@ impl Member {
             new.extend(numbers.map(|number| TopicPartition::new(topic.clone(), number)));
         }
         self.stage = Stage::Stable;
-        self.heard_at = store(self).clock().monotonic();
+        self.heard_at = store(self).clock_ref().monotonic();
         let revoked: Vec<_> = self.owned.difference(&new).cloned().collect();
         let added: Vec<_> = new.difference(&self.owned).cloned().collect();
         // What goes to another is free only once this member has joined again without it.
@@ -346,7 +346,7 @@ impl Member {
 
     /// Stays in the group, and notices what asks for another assignment.
     fn stay(&mut self) -> Result<bool> {
-        let now = store(self).clock().monotonic();
+        let now = store(self).clock_ref().monotonic();
         let version = self.live.version();
         if version != self.seen_live_version || now >= self.heard_at + self.heartbeat_interval() {
             self.seen_live_version = version;

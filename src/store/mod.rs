@@ -180,6 +180,10 @@ impl Store {
         Arc::clone(&self.inner.env.clock)
     }
 
+    pub(crate) fn clock_ref(&self) -> &dyn crate::clock::Clock {
+        &*self.inner.env.clock
+    }
+
     pub(crate) fn check_open(&self) -> Result<()> {
         self.inner.check_open()
     }

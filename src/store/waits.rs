@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::Store;
+use crate::clock::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
 use crate::partition::{Isolation, Partition, ReadOptions};
@@ -18,14 +19,14 @@ impl Store {
     /// Waits until `look` is satisfied, at most so long. With a clock that is moved by hand it looks once.
     pub(crate) fn wait_until(&self, what: &str, timeout: Duration, look: &Look) -> Result<()> {
         let clock = self.clock();
-        let end = clock.monotonic().saturating_add(timeout);
+        let deadline = Deadline::after(&*clock, timeout);
         let mut listener = None;
         loop {
             self.check_open()?;
             if look(self)? {
                 return Ok(());
             }
-            let left = end.saturating_sub(clock.monotonic());
+            let left = deadline.left(&*clock);
             if left.is_zero() || clock.is_manual() {
                 return Err(Error::Timeout { what: what.to_owned() });
             }
