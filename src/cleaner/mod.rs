@@ -12,6 +12,7 @@
 //!
 //! It knows partitions and segments. It does not know topics, nor who keeps tombstones: it is given a bound.
 
+mod counts;
 pub(crate) mod offset_map;
 pub(crate) mod plan;
 pub(crate) mod rewrite;
@@ -26,6 +27,8 @@ use crate::segment::cursor::{Cursor, Verify};
 use crate::segment::time_index;
 use crate::segment::{Segment, State};
 
+pub use self::counts::CompactionCounts;
+
 use self::offset_map::OffsetMap;
 use self::rewrite::{Copied, GroupCopy, Passed, Rules};
 
@@ -36,18 +39,6 @@ pub(crate) struct Hold {
     pub(crate) from_offset: i64,
     /// But none is held for longer than this after compaction first saw it.
     pub(crate) max_ms: i64,
-}
-
-/// What a compaction did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) segments_before: usize,
-    pub(crate) segments_after: usize,
-    pub(crate) bytes_before: u64,
-    pub(crate) bytes_after: u64,
-    pub(crate) records_before: u64,
-    pub(crate) records_after: u64,
-    pub(crate) tombstones_dropped: u64,
 }
 
 /// One round over one partition, in steps.
@@ -62,7 +53,8 @@ pub(crate) struct Cleaning {
     rules: Rules,
     passed: Passed,
     phase: Phase,
-    counts: Counts,
+    counts: CompactionCounts,
+    read_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -166,8 +158,24 @@ impl Cleaning {
             },
             passed: Passed::new(log.tombstone_floor()),
             phase: Phase::Map { source: first_dirty_source, cursor: None },
-            counts: Counts::default(),
+            counts: CompactionCounts::default(),
+            read_bytes: 0,
         }
+    }
+
+    /// Which part of the log it is about.
+    pub(crate) fn range(&self) -> &plan::Range {
+        &self.range
+    }
+
+    /// Bytes of record batches in what is copied.
+    pub(crate) fn source_bytes(&self) -> u64 {
+        self.sources.iter().map(|source| source.bytes()).sum()
+    }
+
+    /// Bytes that were read so far.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes
     }
 
     /// Readers have moved: from here on tombstones at or above this offset are held.
@@ -175,7 +183,7 @@ impl Cleaning {
         self.rules.hold.from_offset = offset;
     }
 
-    pub(crate) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> CompactionCounts {
         self.counts
     }
 
@@ -189,6 +197,7 @@ impl Cleaning {
                 Phase::Done => 0,
             };
         }
+        self.read_bytes += read_bytes;
         Ok(Step { read_bytes, is_done: matches!(self.phase, Phase::Done) })
     }
 
@@ -314,18 +323,6 @@ impl Cleaning {
         self.log.note_compacted(self.rules.end, self.passed.tombstone_floor, self.passed.next_horizon_ms)?;
         self.phase = Phase::Done;
         Ok(())
-    }
-}
-
-impl Counts {
-    fn add(&mut self, more: Counts) {
-        self.segments_before += more.segments_before;
-        self.segments_after += more.segments_after;
-        self.bytes_before += more.bytes_before;
-        self.bytes_after += more.bytes_after;
-        self.records_before += more.records_before;
-        self.records_after += more.records_after;
-        self.tombstones_dropped += more.tombstones_dropped;
     }
 }
 

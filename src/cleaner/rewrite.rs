@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::offset_map::OffsetMap;
-use super::{Counts, Hold, batch_error, limits};
+use super::{CompactionCounts, Hold, batch_error, limits};
 use crate::error::{Error, Result};
 use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
@@ -101,7 +101,13 @@ impl Rules {
     }
 
     /// Kafka's rules for records (`Cleaner.shouldRetainRecord`), and the hold of readers on tombstones.
-    fn keeps(&self, header: &BatchHeader, record: &RecordView<'_>, passed: &mut Passed, counts: &mut Counts) -> bool {
+    fn keeps(
+        &self,
+        header: &BatchHeader,
+        record: &RecordView<'_>,
+        passed: &mut Passed,
+        counts: &mut CompactionCounts,
+    ) -> bool {
         if header.is_control() || record.offset() >= self.end {
             return true;
         }
@@ -166,7 +172,7 @@ pub(crate) struct GroupCopy {
     out: NewSegment,
     /// Aborted transactions whose markers stay.
     aborted: Vec<AbortedTxn>,
-    counts: Counts,
+    counts: CompactionCounts,
     /// Whether the copy differs from what it was made of.
     is_changed: bool,
     /// A batch made anew, before it is written.
@@ -187,7 +193,7 @@ impl GroupCopy {
         let interval = settings.index_interval_bytes;
         let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, interval)?;
         let bytes_before = sources.iter().map(|segment| segment.bytes()).sum();
-        let counts = Counts { segments_before: sources.len(), bytes_before, ..Counts::default() };
+        let counts = CompactionCounts { segments_before: sources.len(), bytes_before, ..CompactionCounts::default() };
         Ok(Self {
             passed_before: passed.clone(),
             // What is joined is to fit; what was one segment stays one as long as positions in it can be told.
@@ -337,7 +343,7 @@ impl GroupCopy {
 
     /// Lets the copy take the place of what it was made of, unless it is the same. `None` if that is no longer all there:
     /// then nothing was changed.
-    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<Counts>> {
+    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<CompactionCounts>> {
         let mut counts = self.counts;
         counts.segments_after = 1;
         counts.bytes_after = self.out.bytes();

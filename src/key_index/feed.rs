@@ -65,7 +65,10 @@ impl KeyIndex {
             }
             if matches!(state, State::Unused) {
                 match self.make()? {
-                    Made::Ready(ready) => *state = State::Ready(ready),
+                    Made::Ready(ready) => {
+                        self.notices.lock().made = Some((ready.table.len(), ready.counted));
+                        *state = State::Ready(ready);
+                    }
                     Made::NoRoom => *state = self.give_up(0),
                     Made::Outrun => continue,
                 }
@@ -97,6 +100,7 @@ impl KeyIndex {
     pub(super) fn give_up(&self, counted: usize) -> State {
         self.log.key_queue.stop();
         self.budget.exchange(counted, 0);
+        self.notices.lock().given_up = true;
         State::TooLarge
     }
 

@@ -21,6 +21,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::ids::TopicPartition;
 use crate::partition::Log;
 use crate::partition::key_queue::{self, HashKey};
 use crate::record::{DecodeLimits, StoredRecord};
@@ -71,6 +72,16 @@ pub(crate) struct KeyIndex {
     /// Upkeep was woken and has not come yet.
     is_woken: AtomicBool,
     expiry: Mutex<Expiry>,
+    notices: Mutex<Notices>,
+}
+
+/// What has become of an index since somebody asked last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Notices {
+    /// It was made: its entries, and the bytes of memory that they take.
+    pub(crate) made: Option<(usize, usize)>,
+    /// It would have taken too much memory.
+    pub(crate) given_up: bool,
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +154,17 @@ impl KeyIndex {
             state: Mutex::new(State::Unused),
             is_woken: AtomicBool::new(false),
             expiry: Mutex::new(Expiry::default()),
+            notices: Mutex::default(),
         }
+    }
+
+    pub(crate) fn partition(&self) -> &TopicPartition {
+        &self.log.id
+    }
+
+    /// What has become of it since the last call.
+    pub(crate) fn take_notices(&self) -> Notices {
+        std::mem::take(&mut self.notices.lock())
     }
 
     /// The newest record of a key, `None` if there is none or it is a tombstone.

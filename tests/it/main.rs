@@ -49,4 +49,5 @@ mod support;
 mod test_store;
 mod tools;
 mod topics;
+mod upkeep_events;
 mod waits;
