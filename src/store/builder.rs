@@ -167,7 +167,8 @@ impl StoreBuilder {
 
     /// Memory for the key indexes of all topics together, in bytes; 256 MiB by default, which is enough for about 12 million
     /// keys. An index that would take more is given up: [`Topic::get`](crate::Topic::get) then answers
-    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made at its first use.
+    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made at its first use; after
+    /// an open, by upkeep, if it was used before or its topic is compacted. With 0 there are none.
     #[must_use]
     pub fn key_index_memory_bytes(mut self, bytes: usize) -> Self {
         self.key_index_memory_bytes = bytes;
@@ -182,14 +183,15 @@ impl StoreBuilder {
         self
     }
 
-    /// About how many bytes one [`Store::tick`] compacts; 8 MiB by default. At least one batch.
+    /// About how many bytes one [`Store::tick`] compacts, and how many it reads to make key indexes; 8 MiB by default. At least
+    /// one batch.
     #[must_use]
     pub fn compaction_step_bytes(mut self, bytes: u64) -> Self {
         self.compaction_step_bytes = bytes.max(1);
         self
     }
 
-    /// How fast the upkeep thread compacts at most, in bytes read per second; as fast as it can by default (Kafka's
+    /// How fast the upkeep thread compacts and makes key indexes at most, in bytes read per second; as fast as it can by default (Kafka's
     /// `log.cleaner.io.max.bytes.per.second`). Whoever calls [`Store::tick`] sets the pace by that.
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {

@@ -445,7 +445,7 @@ fn open_topics(
             partitions.insert(partition, Partition::new(Arc::new(log)));
         }
         let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions, budget);
-        topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable)));
+        topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable).that_was_there()));
     }
     Ok(topics)
 }

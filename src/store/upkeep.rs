@@ -8,6 +8,7 @@ use super::events::UpkeepEvent;
 use super::{Signal, Store, StoreInner};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
+use crate::key_index::making::ReadBudget;
 use crate::partition::upkeep::Sealed;
 use crate::partition::{Durability, Log};
 use crate::planted::{Bug, is};
@@ -42,6 +43,8 @@ pub struct TickReport {
     /// Keys that were compared with those of older records, asked whether they have expired, or read for the places of their
     /// records.
     pub keys_looked_at: usize,
+    /// Bytes of files and logs that were read to make key indexes.
+    pub key_index_read_bytes: u64,
 }
 
 impl TickReport {
@@ -59,7 +62,8 @@ impl Store {
     /// moves, one closed segment of each partition is sealed, preallocated space that was not used for a minute is given
     /// back; an idle active segment whose age asks for it is closed, retention deletes what is too old or too much, and
     /// the compaction of one partition, that with the most to gain, reads its next
-    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
+    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). Key indexes that were in use before the open are made, from as many
+    /// bytes at a step. With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
     /// no harm.
     ///
     /// # Errors
@@ -130,6 +134,8 @@ pub(super) struct Step {
     may_cut: bool,
     pub(super) report: TickReport,
     first_error: Option<Error>,
+    /// For the making of key indexes.
+    index_budget: ReadBudget,
     /// What nobody was told of yet; `None` if nobody listens.
     events: Option<Vec<UpkeepEvent>>,
 }
@@ -162,7 +168,8 @@ impl StoreInner {
         let (has_jumped, may_cut) = self.look_at_clocks(now_ms);
         let events = self.audience.is_there().then(Vec::new);
         let report = TickReport::default();
-        let mut step = Step { now_ms, has_jumped, may_cut, report, first_error: None, events };
+        let index_budget = ReadBudget::of(if self.env.read_only { 0 } else { self.options.compaction_step_bytes });
+        let mut step = Step { now_ms, has_jumped, may_cut, report, first_error: None, index_budget, events };
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
         for topic in &topics {
@@ -217,6 +224,13 @@ impl StoreInner {
         let expire_after_ms = if step.has_jumped { -1 } else { expire_after_ms };
         for index in topic.indexes() {
             let of = index.partition();
+            if expire_after_ms >= 0 {
+                index.expect_use();
+            }
+            if let Err(error) = index.make_some(&mut step.index_budget) {
+                step.fail(topic, of, error);
+            }
+            step.report.key_index_read_bytes = step.index_budget.read();
             match index.expire(expire_after_ms, step.now_ms) {
                 Ok((ended, looked_at)) => {
                     step.report.expired_keys += ended;
@@ -320,18 +334,16 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
             return;
         }
         let ticked = inner.tick(None);
-        let compacted_bytes = ticked.as_ref().map_or(0, |report| report.compacted_bytes);
+        let read_bytes = |report: &TickReport| report.compacted_bytes + report.key_index_read_bytes;
+        let read_bytes = ticked.as_ref().map_or(0, read_bytes);
         // More of what is bounded in one step may be waiting.
         let goes_on = ticked.as_ref().is_ok_and(|report| {
-            report.compacted_bytes > 0
-                || report.compactions > 0
-                || report.sealed_segments > 0
-                || report.keys_looked_at > 0
+            read_bytes > 0 || report.compactions > 0 || report.sealed_segments > 0 || report.keys_looked_at > 0
         });
         if let Err(error) = ticked {
             inner.upkeep_error.lock().get_or_insert(error);
         }
-        let pace = compacted_bytes as f64 / inner.options.compaction_bytes_per_second as f64;
+        let pace = read_bytes as f64 / inner.options.compaction_bytes_per_second as f64;
         let wait = if goes_on { Duration::from_secs_f64(pace).min(inner.wait()) } else { inner.wait() };
         drop(inner);
         if signal.wait(wait) {

@@ -32,6 +32,7 @@ mod kafka_dirs;
 mod kafka_variants;
 mod kernel;
 mod key_index;
+mod key_index_open;
 mod layers;
 mod members;
 mod names;
