@@ -17,11 +17,12 @@ pub(crate) mod offset_map;
 pub(crate) mod plan;
 pub(crate) mod rewrite;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::partition::settings::LogSettings;
-use crate::partition::{Log, SegmentSet};
+use crate::partition::{Log, SegmentSet, listing};
 use crate::record::{self, DecodeLimits, RecordsIter};
 use crate::segment::cursor::{Cursor, Verify};
 use crate::segment::time_index;
@@ -55,6 +56,8 @@ pub(crate) struct Cleaning {
     phase: Phase,
     counts: CompactionCounts,
     read_bytes: u64,
+    /// When the logs of segments were last written to, by base offset.
+    written_ms: BTreeMap<i64, i64>,
 }
 
 #[derive(Debug)]
@@ -160,6 +163,7 @@ impl Cleaning {
             phase: Phase::Map { source: first_dirty_source, cursor: None },
             counts: CompactionCounts::default(),
             read_bytes: 0,
+            written_ms: BTreeMap::new(),
         }
     }
 
@@ -246,6 +250,7 @@ impl Cleaning {
 
     fn begin_copy(&mut self) -> Result<u64> {
         self.log.begin_compaction()?;
+        self.written_ms = listing::list(&*self.log.env.vfs, &self.log.directory)?.written_ms;
         let next_bases = self.sources.iter().skip(1).map(|next| next.base_offset());
         let next_bases = next_bases.chain([self.range.first_uncleanable]);
         let pieces: Vec<plan::Piece> = (self.sources.iter().zip(next_bases))
@@ -279,7 +284,7 @@ impl Cleaning {
                     Ok(read_bytes)
                 }
                 Copied::All => {
-                    match copy.finish(&self.log, self.passed.tombstone_floor)? {
+                    match copy.finish(&self.log, self.passed.tombstone_floor, &self.written_ms)? {
                         Some(counts) => {
                             let gone = counts.records_before - counts.records_after;
                             self.log.count_compacted(gone, counts.tombstones_dropped);

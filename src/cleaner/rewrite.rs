@@ -2,7 +2,7 @@
 //!
 //! What happens to a batch and to a record is decided by pure functions of its bytes and [`Rules`]; the rest writes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::offset_map::OffsetMap;
@@ -342,8 +342,14 @@ impl GroupCopy {
     }
 
     /// Lets the copy take the place of what it was made of, unless it is the same. `None` if that is no longer all there:
-    /// then nothing was changed.
-    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<CompactionCounts>> {
+    /// then nothing was changed. Its log counts as written when the last of its sources was: where records have no timestamps,
+    /// that is what a broker's retention goes by.
+    pub(crate) fn finish(
+        self,
+        log: &Arc<Log>,
+        tombstone_floor: i64,
+        written_ms: &BTreeMap<i64, i64>,
+    ) -> Result<Option<CompactionCounts>> {
         let mut counts = self.counts;
         counts.segments_after = 1;
         counts.bytes_after = self.out.bytes();
@@ -354,7 +360,8 @@ impl GroupCopy {
         let closed_ms = self.closed_ms();
         let has_txn_index = self.sources.iter().any(|source| source.is_foreign()) || !self.aborted.is_empty();
         let aborted = has_txn_index.then_some(self.aborted.as_slice());
-        let composed = self.out.finish(log.env.store_id, self.next_base, aborted)?;
+        let written_ms = self.sources.last().and_then(|last| written_ms.get(&last.base_offset())).copied();
+        let composed = self.out.finish(log.env.store_id, self.next_base, aborted, written_ms)?;
         let entry = SegmentEntry {
             state: EntryState::Sealed,
             bytes: composed.bytes,
