@@ -56,6 +56,8 @@ pub(crate) struct Cleaning {
     phase: Phase,
     counts: CompactionCounts,
     read_bytes: u64,
+    /// What was one segment stays one as long as positions in it can be told.
+    single_bytes_max: u64,
     /// When the logs of segments were last written to, by base offset.
     written_ms: BTreeMap<i64, i64>,
 }
@@ -163,6 +165,7 @@ impl Cleaning {
             phase: Phase::Map { source: first_dirty_source, cursor: None },
             counts: CompactionCounts::default(),
             read_bytes: 0,
+            single_bytes_max: i32::MAX as u64,
             written_ms: BTreeMap::new(),
         }
     }
@@ -321,7 +324,10 @@ impl Cleaning {
         let last = bases.last().copied().unwrap_or_default();
         let next_base = self.sources.iter().map(|segment| segment.base_offset()).find(|&base| base > last);
         let next_base = next_base.unwrap_or(self.range.first_uncleanable);
-        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, &self.settings, &self.passed)
+        // What is joined is to fit.
+        let bytes_max = if sources.len() > 1 { self.settings.segment_bytes } else { self.single_bytes_max };
+        let interval = self.settings.index_interval_bytes;
+        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, (bytes_max, interval), &self.passed)
     }
 
     fn finish_round(&mut self) -> Result<()> {
@@ -345,5 +351,61 @@ fn batch_error(segment: &Segment, position: u64, header: &record::BatchHeader, e
         position,
         offsets: Some((header.base_offset.into(), header.next_offset().into())),
         what: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::{Durability, Partition};
+    use crate::record::Record;
+    use crate::store::Store;
+    use crate::topic::upkeep::begin_cleaning;
+    use crate::topic::{CleanupPolicy, TopicConfig};
+
+    /// Tombstones of one segment that get their horizon in this round: their batches become longer.
+    fn growing() -> (Store, Partition, Cleaning) {
+        let store = Store::in_memory().unwrap();
+        let config = TopicConfig::default()
+            .cleanup_policy(CleanupPolicy::Compact)
+            .durability(Durability::Os)
+            .segment_bytes(1000)
+            .min_cleanable_dirty_ratio(0.0)
+            .delete_retention_ms(1 << 40);
+        let topic = store.create_topic("t", config).unwrap();
+        let now = store.clock().now_ms();
+        // Fourteen or so fill the first segment.
+        (0..17).for_each(|n| drop(topic.append(Record::tombstone(format!("k{n}")).timestamp_ms(now)).unwrap()));
+        let partition = topic.partition(0).unwrap();
+        partition.log.upkeep().unwrap();
+        let cleaning = begin_cleaning(&partition.log, i64::MAX, now, 1 << 20).unwrap().unwrap();
+        (store, partition, cleaning)
+    }
+
+    #[test]
+    fn a_segment_by_itself_may_become_as_large_as_positions_go_and_stays_as_it_is_beyond() {
+        let (_store, partition, mut cleaning) = growing();
+        let before = partition.stats();
+        let first = cleaning.sources[0].bytes();
+        assert_eq!((cleaning.sources.len(), cleaning.single_bytes_max), (1, (1 << 31) - 1));
+        cleaning.single_bytes_max = first;
+        let error = cleaning.step(u64::MAX).unwrap_err();
+        let what = format!("the segment at offset 0 would exceed {first} bytes when compacted");
+        assert!(error.to_string().contains(&what), "{error}");
+        drop(cleaning);
+        assert_eq!((partition.stats(), partition.clean_end().get()), (before.clone(), 0));
+        let listed = partition.log.env.vfs.list(&partition.log.directory).unwrap();
+        assert!(listed.iter().all(|entry| !entry.name.ends_with(".cleaned")), "{listed:?}");
+        assert_eq!(partition.read_from(0).map(Result::unwrap).count(), 17);
+
+        // With room for it, the same round comes to its end.
+        let (_store, partition, mut cleaning) = growing();
+        assert!(cleaning.step(u64::MAX).unwrap().is_done);
+        let grown = partition.log.snapshot().segments[0].bytes();
+        assert!(grown > first, "{grown}, it was {first}");
+        let (_store, partition, mut cleaning) = growing();
+        cleaning.single_bytes_max = grown;
+        assert!(cleaning.step(u64::MAX).unwrap().is_done, "the limit itself is allowed");
+        assert_eq!(partition.clean_end().get(), partition.log.snapshot().segments[1].base_offset());
     }
 }

@@ -10,7 +10,6 @@ use super::{CompactionCounts, Hold, batch_error, limits};
 use crate::error::{Error, Result};
 use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
-use crate::partition::settings::LogSettings;
 use crate::partition::swap::{Compacted, cleaned_name};
 use crate::partition::{Log, SegmentSet};
 use crate::planted::{Bug, is};
@@ -186,18 +185,16 @@ impl GroupCopy {
         set: Arc<SegmentSet>,
         sources: Vec<Arc<Segment>>,
         next_base: i64,
-        settings: &LogSettings,
+        (bytes_max, interval): (u64, u64),
         passed: &Passed,
     ) -> Result<Self> {
         let base = sources.first().map_or(0, |first| first.base_offset());
-        let interval = settings.index_interval_bytes;
         let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, interval)?;
         let bytes_before = sources.iter().map(|segment| segment.bytes()).sum();
         let counts = CompactionCounts { segments_before: sources.len(), bytes_before, ..CompactionCounts::default() };
         Ok(Self {
             passed_before: passed.clone(),
-            // What is joined is to fit; what was one segment stays one as long as positions in it can be told.
-            bytes_max: if sources.len() > 1 { settings.segment_bytes } else { i32::MAX as u64 },
+            bytes_max,
             log: Arc::clone(log),
             set,
             is_changed: sources.len() > 1,

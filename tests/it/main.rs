@@ -33,6 +33,7 @@ mod kafka_variants;
 mod kernel;
 mod key_index;
 mod key_index_open;
+mod keyed_model;
 mod layers;
 mod members;
 mod names;
