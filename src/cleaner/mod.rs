@@ -7,8 +7,12 @@
 //!
 //! The key index has no part in it, although it knows the newest record of each key. A record may go only once the key bytes
 //! of a newer one were compared with its own. That a record has no entry there proves nothing: the index is derived, and what
-//! is wrong in it must cost an answer, never a record. To read the newer record that an entry leads to takes several hundred
-//! nanoseconds; both passes together take about a hundred nanoseconds a record.
+//! is wrong in it must cost an answer, never a record. That the hashes of two keys are equal proves nothing either, however long
+//! they are. So each record that goes would take a look at the newer one that its entry leads to. `cargo bench --bench keyed`
+//! on two shared cores, 1,000,000 records of 100 bytes over 100,000 keys: both passes take 210 to 230 ns a record, of which
+//! the index could save the first at most; one look-up by it takes 760 to 790 ns, and nine of ten records go. Even if the
+//! first pass were all of it, the index would be slower as soon as three of ten records go, and with fewer than that a
+//! round is hardly worth while.
 //!
 //! It knows partitions and segments. It does not know topics, nor who keeps tombstones: it is given a bound.
 
