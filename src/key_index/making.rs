@@ -49,6 +49,8 @@ pub(super) enum Made {
     NoRoom,
     /// More was appended meanwhile than it can follow: from the beginning.
     Outrun,
+    /// Of this log there can be none, and nobody is known to want one.
+    PutOff,
 }
 
 /// How many bytes may be read, and how many were. What is read is read whole, so that the last of it may be more.
@@ -170,6 +172,7 @@ impl KeyIndex {
             }
         };
         making.is_used |= is_asked;
+        let is_used = making.is_used;
         let made = self.go_on(&mut making, budget);
         let counted = making.counted();
         match (&made, &mut making.stage) {
@@ -181,9 +184,13 @@ impl KeyIndex {
                 }
             }
             (Ok(Made::NoRoom), _) if making.is_used => *state = self.give_up(counted),
-            (Ok(Made::NoRoom | Made::Outrun) | Err(_), _) => drop(self.budget.exchange(counted, 0)),
+            (Ok(_) | Err(_), _) => drop(self.budget.exchange(counted, 0)),
         }
-        made
+        match made {
+            // A batch that becomes too large in memory, a codec that is not built in: whoever asks gets the error.
+            Err(Error::Invalid { .. } | Error::Unsupported { .. }) if !is_used => Ok(Made::PutOff),
+            made => made,
+        }
     }
 
     fn begin(&self) -> Result<Making> {

@@ -576,3 +576,21 @@ fn no_append_waits_while_upkeep_reads_for_the_index() {
     check(&topic, &table, 60);
     store.close().unwrap();
 }
+
+/// An index of such a log cannot be made; upkeep once failed for one that nobody had asked for.
+#[cfg(feature = "zstd")]
+#[test]
+fn a_batch_that_cannot_be_indexed_is_told_to_whoever_asks_and_is_no_failure_of_upkeep() {
+    let vfs = memory();
+    let store = builder(Arc::clone(&vfs)).open("/s").unwrap();
+    let config = compacted().segment_bytes(1 << 20).batch_bytes_max(1 << 20).compression(topiclog::Compression::Zstd);
+    let topic = store.create_topic("t", config).unwrap();
+    topic.append(Record::keyed("large", vec![0; 65 << 20])).unwrap();
+    store.close().unwrap();
+    let store = builder(Arc::clone(&vfs)).open("/s").unwrap();
+    settle(&store);
+    let topic = store.topic("t").unwrap();
+    assert!(topic.upkeep_error().is_none() && !is_made(&topic));
+    assert!(matches!(topic.get("large"), Err(Error::Invalid { .. })));
+    store.close().unwrap();
+}
