@@ -32,6 +32,7 @@ pub mod testing;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use cleaner::CompactionCounts;
 pub use client::{Consumer, Producer};
 pub use error::{Error, Result};
 pub use ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
@@ -45,9 +46,10 @@ pub use partition::{
 };
 pub use position::{PartitionPosition, Position};
 pub use record::{AsRecord, Compression, Header, Record, RecordRef, StoredRecord, TimestampType};
+pub use retention::RetentionRule;
 pub use segment::cursor::Verify;
 pub use segment::log_file::ReadPath;
 pub use store::adopt::{AdoptOptions, AdoptReport, AdoptedPartition};
 pub use store::verify::{Finding, Severity, VerifyReport, verify, verify_on};
-pub use store::{RecoveryReport, Store, StoreBuilder, TickReport, Upkeep};
+pub use store::{RecoveryReport, Store, StoreBuilder, TickReport, Upkeep, UpkeepEvent};
 pub use topic::{CleanupPolicy, Topic, TopicConfig, UpkeepStats, murmur2};

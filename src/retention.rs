@@ -18,6 +18,17 @@ pub(crate) struct Piece {
     pub(crate) closed_ms: Option<i64>,
 }
 
+/// Which setting of a topic made retention remove segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RetentionRule {
+    /// `retention.bytes`.
+    #[default]
+    Size,
+    /// `retention.ms`.
+    Age,
+}
+
 /// What is to go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cut {
@@ -25,6 +36,8 @@ pub(crate) struct Cut {
     pub(crate) log_start: Option<i64>,
     /// The active segment goes as well, so that a new one has to be begun first.
     pub(crate) takes_active: bool,
+    /// Which rule asks for it; if both do, the one that asks for more.
+    pub(crate) rule: RetentionRule,
 }
 
 /// Applies size, then age. Nothing at or above `bound` (the high watermark) goes. With `one_at_most`, at most one segment.
@@ -38,10 +51,11 @@ pub(crate) fn plan(pieces: &[Piece], settings: &RetentionSettings, now_ms: i64, 
     let allowed = pieces.iter().enumerate().take_while(may_go).count();
     let allowed = if one_at_most { allowed.min(1) } else { allowed };
     let candidates = pieces.get(..allowed).unwrap_or_default();
-    let count =
-        by_size(pieces, candidates, settings.retention_bytes).max(by_age(candidates, settings.retention_ms, now_ms));
+    let by_size = by_size(pieces, candidates, settings.retention_bytes);
+    let by_age = by_age(candidates, settings.retention_ms, now_ms);
+    let (count, rule) = if by_age > by_size { (by_age, RetentionRule::Age) } else { (by_size, RetentionRule::Size) };
     let Some(last) = count.checked_sub(1).and_then(|last| pieces.get(last)) else { return Cut::default() };
-    Cut { log_start: Some(last.next_base), takes_active: count == pieces.len() }
+    Cut { log_start: Some(last.next_base), takes_active: count == pieces.len(), rule }
 }
 
 /// The log never falls below `retention_bytes`.
@@ -129,6 +143,21 @@ mod tests {
     }
 
     #[test]
+    fn the_rule_that_asks_for_more_is_named() {
+        let log = pieces(&[(10, 0, None), (10, 0, None), (10, 5000, None)]);
+        let check = |retention_ms: i64, retention_bytes: i64, expected: (Option<i64>, RetentionRule)| {
+            let settings = RetentionSettings { deletes: true, retention_ms, retention_bytes };
+            let cut = plan(&log, &settings, 2000, i64::MAX, false);
+            assert_eq!((cut.log_start, cut.rule), expected, "{settings:?}");
+        };
+        check(1000, 20, (Some(20), RetentionRule::Age));
+        check(1000, 10, (Some(20), RetentionRule::Size));
+        check(1000, 0, (Some(30), RetentionRule::Size));
+        check(-1, 20, (Some(10), RetentionRule::Size));
+        check(1000, -1, (Some(20), RetentionRule::Age));
+    }
+
+    #[test]
     fn nothing_at_or_above_the_bound_goes() {
         let log = pieces(&[(5, 0, None), (5, 0, None)]);
         assert_eq!(plan(&log, &ALL, 5000, 19, false).log_start, Some(10));
@@ -143,7 +172,10 @@ mod tests {
     #[test]
     fn after_a_jump_of_the_clock_one_segment_goes_at_a_time() {
         let log = pieces(&[(5, 0, None), (5, 0, None), (5, 0, None)]);
-        assert_eq!(plan(&log, &ALL, 1 << 40, i64::MAX, true), Cut { log_start: Some(10), takes_active: false });
+        assert_eq!(
+            plan(&log, &ALL, 1 << 40, i64::MAX, true),
+            Cut { log_start: Some(10), takes_active: false, rule: RetentionRule::Age }
+        );
     }
 
     #[test]

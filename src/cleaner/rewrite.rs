@@ -2,15 +2,14 @@
 //!
 //! What happens to a batch and to a record is decided by pure functions of its bytes and [`Rules`]; the rest writes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::offset_map::OffsetMap;
-use super::{Counts, Hold, batch_error, limits};
+use super::{CompactionCounts, Hold, batch_error, limits};
 use crate::error::{Error, Result};
 use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
-use crate::partition::settings::LogSettings;
 use crate::partition::swap::{Compacted, cleaned_name};
 use crate::partition::{Log, SegmentSet};
 use crate::planted::{Bug, is};
@@ -101,7 +100,13 @@ impl Rules {
     }
 
     /// Kafka's rules for records (`Cleaner.shouldRetainRecord`), and the hold of readers on tombstones.
-    fn keeps(&self, header: &BatchHeader, record: &RecordView<'_>, passed: &mut Passed, counts: &mut Counts) -> bool {
+    fn keeps(
+        &self,
+        header: &BatchHeader,
+        record: &RecordView<'_>,
+        passed: &mut Passed,
+        counts: &mut CompactionCounts,
+    ) -> bool {
         if header.is_control() || record.offset() >= self.end {
             return true;
         }
@@ -166,7 +171,7 @@ pub(crate) struct GroupCopy {
     out: NewSegment,
     /// Aborted transactions whose markers stay.
     aborted: Vec<AbortedTxn>,
-    counts: Counts,
+    counts: CompactionCounts,
     /// Whether the copy differs from what it was made of.
     is_changed: bool,
     /// A batch made anew, before it is written.
@@ -180,18 +185,16 @@ impl GroupCopy {
         set: Arc<SegmentSet>,
         sources: Vec<Arc<Segment>>,
         next_base: i64,
-        settings: &LogSettings,
+        (bytes_max, interval): (u64, u64),
         passed: &Passed,
     ) -> Result<Self> {
         let base = sources.first().map_or(0, |first| first.base_offset());
-        let interval = settings.index_interval_bytes;
         let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, interval)?;
         let bytes_before = sources.iter().map(|segment| segment.bytes()).sum();
-        let counts = Counts { segments_before: sources.len(), bytes_before, ..Counts::default() };
+        let counts = CompactionCounts { segments_before: sources.len(), bytes_before, ..CompactionCounts::default() };
         Ok(Self {
             passed_before: passed.clone(),
-            // What is joined is to fit; what was one segment stays one as long as positions in it can be told.
-            bytes_max: if sources.len() > 1 { settings.segment_bytes } else { i32::MAX as u64 },
+            bytes_max,
             log: Arc::clone(log),
             set,
             is_changed: sources.len() > 1,
@@ -336,8 +339,14 @@ impl GroupCopy {
     }
 
     /// Lets the copy take the place of what it was made of, unless it is the same. `None` if that is no longer all there:
-    /// then nothing was changed.
-    pub(crate) fn finish(self, log: &Arc<Log>, tombstone_floor: i64) -> Result<Option<Counts>> {
+    /// then nothing was changed. Its log counts as written when the last of its sources was: where records have no timestamps,
+    /// that is what a broker's retention goes by.
+    pub(crate) fn finish(
+        self,
+        log: &Arc<Log>,
+        tombstone_floor: i64,
+        written_ms: &BTreeMap<i64, i64>,
+    ) -> Result<Option<CompactionCounts>> {
         let mut counts = self.counts;
         counts.segments_after = 1;
         counts.bytes_after = self.out.bytes();
@@ -348,7 +357,8 @@ impl GroupCopy {
         let closed_ms = self.closed_ms();
         let has_txn_index = self.sources.iter().any(|source| source.is_foreign()) || !self.aborted.is_empty();
         let aborted = has_txn_index.then_some(self.aborted.as_slice());
-        let composed = self.out.finish(log.env.store_id, self.next_base, aborted)?;
+        let written_ms = self.sources.last().and_then(|last| written_ms.get(&last.base_offset())).copied();
+        let composed = self.out.finish(log.env.store_id, self.next_base, aborted, written_ms)?;
         let entry = SegmentEntry {
             state: EntryState::Sealed,
             bytes: composed.bytes,

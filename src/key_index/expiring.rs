@@ -40,6 +40,10 @@ impl KeyIndex {
             if now_ms < expiry.next_ms {
                 return Ok((0, looked_at));
             }
+            // Upkeep makes it in steps; what has expired is not found meanwhile either.
+            if self.is_unmade() {
+                return Ok((0, looked_at));
+            }
             let mut pass = self.latest()?;
             pass.with_expired = true;
             (expiry.seen, expiry.next_ms, expiry.pass) = (pass.position, i64::MAX, Some(pass));

@@ -1,13 +1,12 @@
-//! Into the key index: from its file, from the log, from what appends have queued.
+//! Into the key index: from the log, and from what appends have queued.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-use super::places::Places;
-use super::table::{Place, Table};
-use super::{KeyIndex, LIMITS, QUEUED_MAX, Ready, State, TRIES, snapshot};
+use super::making::{Made, ReadBudget};
+use super::table::Place;
+use super::{KeyIndex, LIMITS, QUEUED_MAX, Ready, State, TRIES};
 use crate::error::{Error, Result};
 use crate::partition::key_entry::KeyEntry;
 use crate::partition::{Batch, ReadLevel, ReadOptions, Reader, SegmentSet, key_queue};
@@ -24,11 +23,14 @@ pub(super) enum Taken {
     Outrun,
 }
 
-/// What became of an attempt to make the index.
-enum Made {
-    Ready(Box<Ready>),
+/// How far some of the log was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SomeRead {
+    All,
+    /// There is more from this offset on.
+    UpTo(i64),
+    /// There is no memory for it.
     NoRoom,
-    Outrun,
 }
 
 /// Bytes that a hash takes which waits for a comparison.
@@ -63,19 +65,17 @@ impl KeyIndex {
                     }
                 }
             }
-            if matches!(state, State::Unused) {
-                match self.make()? {
-                    Made::Ready(ready) => *state = State::Ready(ready),
-                    Made::NoRoom => *state = self.give_up(0),
-                    Made::Outrun => continue,
-                }
+            if matches!(state, State::Unused | State::Making(_))
+                && matches!(self.make(state, &mut ReadBudget::unlimited(), true)?, Made::Outrun)
+            {
+                continue;
             }
             break;
         }
         match state {
             State::Ready(ready) => Ok(ready),
             State::TooLarge => Err(self.too_large()),
-            State::Unused => {
+            State::Unused | State::Making(_) => {
                 let what = "a key index while more is appended than it can follow; ask again";
                 Err(Error::unsupported(format!("{}: {what}", self.log.id)))
             }
@@ -97,78 +97,64 @@ impl KeyIndex {
     pub(super) fn give_up(&self, counted: usize) -> State {
         self.log.key_queue.stop();
         self.budget.exchange(counted, 0);
+        self.notices.lock().given_up = true;
         State::TooLarge
-    }
-
-    /// Loads the file, if it holds, and reads what was appended since; otherwise reads the whole log.
-    fn make(&self) -> Result<Made> {
-        // Before anything is read: what is exchanged from here on is noticed.
-        let set = self.log.snapshot();
-        let loaded = snapshot::read(&self.log, |bytes| self.budget.taken() + bytes <= self.budget.bytes_max)?;
-        let (secret, mut table, from, saved, places) = match loaded {
-            Some(loaded) => {
-                let places = Places::of_file(&set, &loaded.checks);
-                (loaded.secret, loaded.table, loaded.position, loaded.position, places)
-            }
-            None => {
-                let table = Table::new(self.log.log_start());
-                (snapshot::new_secret()?, table, self.log.log_start(), -1, Places::of_log(&set))
-            }
-        };
-        let base = table.base();
-        let mut places = places;
-        places.follow(&mut table, &set, self.log.log_start());
-        let unresolved = VecDeque::new();
-        let mut ready =
-            Ready { secret, table, unresolved, places, undecided_from: None, counted: 0, saved, counts: None };
-        let end = self.log.start_key_queue(secret, base);
-        let filled = self.fill(&mut ready, from, end);
-        if let Ok(Taken::All(..)) = filled {
-            return Ok(Made::Ready(Box::new(ready)));
-        }
-        self.log.key_queue.stop();
-        self.budget.exchange(ready.counted, 0);
-        Ok(if matches!(filled?, Taken::Outrun) { Made::Outrun } else { Made::NoRoom })
-    }
-
-    fn fill(&self, ready: &mut Ready, from: i64, end: i64) -> Result<Taken> {
-        if !self.count(ready, 0) || !self.read_on(ready, from, end, None)? {
-            return Ok(Taken::NoRoom);
-        }
-        self.take_over(ready)
     }
 
     /// Reads what records there are from an offset on, but those of aborted transactions. Those of open ones come in once they
     /// are decided: they are read again then, with all that follows them. Keys are compared in a set that is given, or in the newest.
     fn read_on(&self, ready: &mut Ready, from: i64, end: i64, set: Option<&SegmentSet>) -> Result<bool> {
+        ready.undecided_from = None;
+        self.read_some(ready, (from, end), set, &mut ReadBudget::unlimited()).map(|read| read != SomeRead::NoRoom)
+    }
+
+    /// [`read_on`](Self::read_on) as long as the budget lasts. What is not decided is noted beside what was so before.
+    pub(super) fn read_some(
+        &self,
+        ready: &mut Ready,
+        (from, end): (i64, i64),
+        set: Option<&SegmentSet>,
+        budget: &mut ReadBudget,
+    ) -> Result<SomeRead> {
         let options = ReadOptions::new().level(ReadLevel::Latest).limits(LIMITS);
         let mut reader = Reader::begin(&self.log, from.max(self.log.log_start()), options);
-        ready.undecided_from = None;
         while let Some(batch) = reader.next_batch()? {
             let header = batch.header();
             if header.base_offset >= end {
                 break;
             }
-            if header.is_transactional() {
-                // In this order: a transaction that ends in between is in the set.
-                if self.log.producers.lock().is_undecided(header) {
-                    ready.undecided_from.get_or_insert(header.base_offset);
-                    continue;
-                }
-                if self.log.snapshot().is_aborted(header) {
-                    continue;
-                }
+            budget.take(header.size_bytes() as u64);
+            if !self.take_decided_batch(ready, &batch, set)? {
+                return Ok(SomeRead::NoRoom);
             }
-            // Asked for after the batch was read, so that it is in there.
-            let newest = self.log.snapshot();
-            let set = set.unwrap_or(&newest);
-            if !self.take_batch(ready, &batch, set)? {
-                return Ok(false);
+            if budget.is_spent() {
+                return Ok(SomeRead::UpTo(batch.next_offset().get()));
             }
-            // A key that comes again and again must not fill the table.
-            if ready.unresolved.len() >= QUEUED_MAX {
-                self.resolve(ready, set, usize::MAX)?;
+        }
+        Ok(SomeRead::All)
+    }
+
+    fn take_decided_batch(&self, ready: &mut Ready, batch: &Batch, set: Option<&SegmentSet>) -> Result<bool> {
+        let header = batch.header();
+        if header.is_transactional() {
+            // In this order: a transaction that ends in between is in the set.
+            if self.log.producers.lock().is_undecided(header) {
+                ready.undecided_from.get_or_insert(header.base_offset);
+                return Ok(true);
             }
+            if self.log.snapshot().is_aborted(header) {
+                return Ok(true);
+            }
+        }
+        // Asked for after the batch was read, so that it is in there.
+        let newest = self.log.snapshot();
+        let set = set.unwrap_or(&newest);
+        if !self.take_batch(ready, batch, set)? {
+            return Ok(false);
+        }
+        // A key that comes again and again must not fill the table.
+        if ready.unresolved.len() >= QUEUED_MAX {
+            self.resolve(ready, set, usize::MAX)?;
         }
         Ok(true)
     }

@@ -4,7 +4,7 @@
 //! its key compared, so that no hash and no place is ever trusted. Appends put their hashes into a queue
 //! ([`crate::partition::key_queue`]) and read nothing; whoever uses the index takes them over ([`feed`]). Offsets of one key
 //! that a newer one supersedes are taken out of the table by upkeep, or by an appender once too many wait. The table is kept
-//! in a file at close and caught up from the log; it is made at its first use. It knows partitions. It does not know topics,
+//! in a file at close and caught up from the log: by upkeep after an open, or by its first use ([`making`]). It knows partitions. It does not know topics,
 //! nor what a value means.
 
 mod counts;
@@ -12,6 +12,7 @@ mod expiring;
 pub(crate) mod expiry;
 mod feed;
 mod latest;
+pub(crate) mod making;
 mod places;
 mod shelf;
 pub(crate) mod snapshot;
@@ -21,6 +22,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::ids::TopicPartition;
 use crate::partition::Log;
 use crate::partition::key_queue::{self, HashKey};
 use crate::record::{DecodeLimits, StoredRecord};
@@ -32,6 +34,7 @@ pub use self::latest::Latest;
 
 use self::expiring::Expiry;
 use self::feed::Taken;
+use self::making::Making;
 use self::places::Places;
 use self::table::Table;
 
@@ -70,7 +73,19 @@ pub(crate) struct KeyIndex {
     state: Mutex<State>,
     /// Upkeep was woken and has not come yet.
     is_woken: AtomicBool,
+    /// Upkeep is to make it.
+    is_expected: AtomicBool,
     expiry: Mutex<Expiry>,
+    notices: Mutex<Notices>,
+}
+
+/// What has become of an index since somebody asked last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Notices {
+    /// It was made: its entries, and the bytes of memory that they take.
+    pub(crate) made: Option<(usize, usize)>,
+    /// It would have taken too much memory.
+    pub(crate) given_up: bool,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +93,7 @@ enum State {
     /// Nobody has asked yet.
     #[default]
     Unused,
+    Making(Box<Making>),
     Ready(Box<Ready>),
     /// It would have taken more memory than there is. Until the store is reopened nobody tries again.
     TooLarge,
@@ -142,8 +158,19 @@ impl KeyIndex {
             budget,
             state: Mutex::new(State::Unused),
             is_woken: AtomicBool::new(false),
+            is_expected: AtomicBool::new(false),
             expiry: Mutex::new(Expiry::default()),
+            notices: Mutex::default(),
         }
+    }
+
+    pub(crate) fn partition(&self) -> &TopicPartition {
+        &self.log.id
+    }
+
+    /// What has become of it since the last call.
+    pub(crate) fn take_notices(&self) -> Notices {
+        std::mem::take(&mut self.notices.lock())
     }
 
     /// The newest record of a key, `None` if there is none or it is a tombstone.
@@ -205,7 +232,15 @@ impl KeyIndex {
         self.is_woken.store(false, Ordering::Relaxed);
         let compared = {
             let Some(mut state) = self.state.try_lock() else { return Ok(0) };
-            if !matches!(*state, State::Ready(_)) || self.log.is_closed() {
+            let counted = match &*state {
+                State::Ready(ready) if !self.log.is_closed() => ready.counted,
+                _ => return Ok(0),
+            };
+            if self.has_been_outrun() {
+                // Made anew, in steps.
+                self.budget.exchange(counted, 0);
+                *state = State::Unused;
+                self.expect_use();
                 return Ok(0);
             }
             let ready = self.ready(&mut state)?;
@@ -254,7 +289,7 @@ impl KeyIndex {
                 unread_segments: ready.places.lost(),
                 counts: ready.counts,
             }),
-            State::Unused | State::TooLarge => None,
+            State::Unused | State::Making(_) | State::TooLarge => None,
         }
     }
 
@@ -281,8 +316,10 @@ impl KeyIndex {
 
 impl Drop for KeyIndex {
     fn drop(&mut self) {
-        if let State::Ready(ready) = &*self.state.lock() {
-            self.budget.exchange(ready.counted, 0);
+        match &*self.state.lock() {
+            State::Ready(ready) => drop(self.budget.exchange(ready.counted, 0)),
+            State::Making(making) => drop(self.budget.exchange(making.counted(), 0)),
+            State::Unused | State::TooLarge => {}
         }
     }
 }

@@ -14,15 +14,18 @@
 //! where a check fits the segment that is there now. A file of another version is made anew.
 
 use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::io::read_small;
 use crate::io::replace::replace_file;
+use crate::io::{OpenMode, VfsFile, read_exact_at};
 use crate::partition::Log;
 use crate::partition::key_entry::KeyEntry;
 use crate::partition::key_queue::{HashKey, INDEX_NAME};
 use crate::segment::cursor::epoch_of;
 
+use super::making::ReadBudget;
 use super::places::Check;
 use super::table::Table;
 
@@ -31,6 +34,9 @@ const VERSION: u16 = 2;
 const HEAD_BYTES: usize = 84;
 const CHECK_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 16;
+const CRC_BYTES: usize = 4;
+/// So much of a file is read at once: a multiple of its entries.
+const CHUNK_BYTES: usize = 1 << 20;
 /// What an entry may come to in memory, for the check before the file is read.
 const MEMORY_BYTES: u64 = 24;
 
@@ -55,14 +61,6 @@ struct Head {
     count: u64,
     /// What the offsets of entries are relative to.
     base: i64,
-}
-
-/// A file, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct File {
-    head: Head,
-    checks: Vec<Check>,
-    entries: Vec<KeyEntry>,
 }
 
 pub(crate) fn new_secret() -> Result<HashKey> {
@@ -97,45 +95,42 @@ fn encode(head: &Head, checks: &[Check], entries: impl Iterator<Item = KeyEntry>
     bytes
 }
 
-/// Reads a file; `None` if anything about it does not hold.
-fn decode(bytes: &[u8]) -> Option<File> {
-    let (body, crc) = bytes.split_last_chunk::<4>()?;
-    let head = body.get(..HEAD_BYTES)?;
-    let word = |at: usize| -> Option<[u8; 8]> { head.get(at..at + 8)?.try_into().ok() };
-    let half = |at: usize| -> Option<[u8; 4]> { head.get(at..at + 4)?.try_into().ok() };
-    if head.get(..8)? != MAGIC
-        || head.get(8..10)? != VERSION.to_be_bytes()
-        || head.get(10..16)? != [0; 6]
-        || half(80)? != crc32fast::hash(head.get(..80)?).to_be_bytes()
-        || *crc != crc32fast::hash(body).to_be_bytes()
-    {
-        return None;
+impl Head {
+    /// The head of a file with so many bytes, and its count of checks; `None` if anything about it does not hold.
+    fn decode(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<(Self, usize)> {
+        let word = |at: usize| -> Option<[u8; 8]> { head.get(at..at + 8)?.try_into().ok() };
+        let half = |at: usize| -> Option<[u8; 4]> { head.get(at..at + 4)?.try_into().ok() };
+        if head.get(..8)? != MAGIC
+            || head.get(8..10)? != VERSION.to_be_bytes()
+            || head.get(10..16)? != [0; 6]
+            || half(80)? != crc32fast::hash(head.get(..80)?).to_be_bytes()
+        {
+            return None;
+        }
+        let checks = u32::from_be_bytes(half(60)?);
+        let head = Self {
+            secret: head.get(16..32)?.try_into().ok()?,
+            store_id: head.get(32..48)?.try_into().ok()?,
+            position: i64::from_be_bytes(word(48)?),
+            epoch: i32::from_be_bytes(half(56)?),
+            count: u64::from_be_bytes(word(64)?),
+            base: i64::from_be_bytes(word(72)?),
+        };
+        let around = (HEAD_BYTES + CRC_BYTES) as u64 + u64::from(checks) * CHECK_BYTES as u64;
+        let expected = head.count.checked_mul(ENTRY_BYTES as u64)?.checked_add(around)?;
+        Some((head, usize::try_from(checks).ok()?)).filter(|_| expected == file_bytes)
     }
-    let checks_count = usize::try_from(u32::from_be_bytes(half(60)?)).ok()?;
-    let head = Head {
-        secret: head.get(16..32)?.try_into().ok()?,
-        store_id: head.get(32..48)?.try_into().ok()?,
-        position: i64::from_be_bytes(word(48)?),
-        epoch: i32::from_be_bytes(half(56)?),
-        count: u64::from_be_bytes(word(64)?),
-        base: i64::from_be_bytes(word(72)?),
-    };
-    let (checks, entries) = body.get(HEAD_BYTES..)?.split_at_checked(checks_count.checked_mul(CHECK_BYTES)?)?;
-    if entries.len() % ENTRY_BYTES != 0 || (entries.len() / ENTRY_BYTES) as u64 != head.count {
-        return None;
-    }
-    let check = |chunk: &[u8]| {
-        let (base, crc32) = chunk.split_first_chunk::<8>()?;
-        Some((i64::from_be_bytes(*base), u32::from_be_bytes(crc32.try_into().ok()?)))
-    };
-    let checks: Option<Vec<Check>> = checks.chunks_exact(CHECK_BYTES).map(check).collect();
-    let entry = |chunk: &[u8]| {
-        let (high, low) = chunk.split_first_chunk::<8>()?;
-        let (high, low) = (u64::from_be_bytes(*high), u64::from_be_bytes(low.try_into().ok()?));
-        Some(KeyEntry::from_words(high, low)).filter(|entry| !entry.is_empty())
-    };
-    let entries: Option<Vec<KeyEntry>> = entries.chunks_exact(ENTRY_BYTES).map(entry).collect();
-    Some(File { head, checks: checks?, entries: entries? })
+}
+
+fn decode_check(chunk: &[u8]) -> Option<Check> {
+    let (base, crc32) = chunk.split_first_chunk::<8>()?;
+    Some((i64::from_be_bytes(*base), u32::from_be_bytes(crc32.try_into().ok()?)))
+}
+
+fn decode_entry(chunk: &[u8]) -> Option<KeyEntry> {
+    let (high, low) = chunk.split_first_chunk::<8>()?;
+    let (high, low) = (u64::from_be_bytes(*high), u64::from_be_bytes(low.try_into().ok()?));
+    Some(KeyEntry::from_words(high, low)).filter(|entry| !entry.is_empty())
 }
 
 /// The leader epoch of the last record below a position.
@@ -157,37 +152,120 @@ pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table, position: i64, c
     replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, checks, below()), true)
 }
 
-/// Reads the file, if there is one that holds. `fits` is asked before anything is allocated for it.
-pub(crate) fn read(log: &Log, fits: impl FnOnce(usize) -> bool) -> Result<Option<Loaded>> {
+/// Whether there is a file, whatever it holds.
+pub(crate) fn exists(log: &Log) -> Result<bool> {
     let path = log.directory.join(INDEX_NAME);
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidData => Ok(None),
-        _ => Err(Error::io("read", &path, error)),
-    };
-    let file = match log.env.vfs.open(&path, crate::io::OpenMode::Read) {
-        Ok(file) => file,
-        Err(error) => return failed(error),
-    };
-    let bytes = match file.len() {
-        Ok(bytes) => bytes,
-        Err(error) => return failed(error),
-    };
-    drop(file);
-    let memory = (bytes / ENTRY_BYTES as u64).saturating_mul(MEMORY_BYTES);
-    if !fits(usize::try_from(memory).unwrap_or(usize::MAX)) {
-        return Ok(None);
+    match log.env.vfs.open(&path, OpenMode::Read) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("open", &path, error)),
     }
-    let bytes = match read_small(&*log.env.vfs, &path, bytes) {
-        Ok(bytes) => bytes,
-        Err(error) => return failed(error),
-    };
-    let Some(File { head, checks, entries }) = decode(&bytes) else { return Ok(None) };
-    drop(bytes);
-    if !is_of(&head, log) {
-        return Ok(None);
+}
+
+/// A file that is being read, some of it at a time. Nothing of it counts before all of it was read and summed.
+pub(crate) struct Loader {
+    path: PathBuf,
+    file: Arc<dyn VfsFile>,
+    /// Where the next entry stands, and where the last one ends.
+    at: u64,
+    end: u64,
+    crc: crc32fast::Hasher,
+    head: Head,
+    checks: Vec<Check>,
+    table: Table,
+}
+
+/// What a step of reading a file came to.
+pub(crate) enum Load {
+    /// There is more of it.
+    More,
+    /// It holds.
+    Whole(Loaded),
+    /// It does not hold.
+    Void,
+}
+
+impl Loader {
+    /// Begins with the file, if there is one that may hold. `fits` is asked before anything is allocated for its entries.
+    pub(crate) fn begin(log: &Log, fits: impl FnOnce(usize) -> bool) -> Result<Option<Self>> {
+        let path = log.directory.join(INDEX_NAME);
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Ok(None),
+            _ => Err(Error::io("read", &path, error)),
+        };
+        let open = || {
+            let file = log.env.vfs.open(&path, OpenMode::Read)?;
+            let (mut head, bytes) = ([0; HEAD_BYTES], file.len()?);
+            read_exact_at(&*file, &mut head, 0).map(|()| (file, head, bytes))
+        };
+        let (file, head_bytes, bytes) = match open() {
+            Ok(opened) => opened,
+            Err(error) => return failed(error),
+        };
+        let Some((head, checks_count)) = Head::decode(&head_bytes, bytes) else { return Ok(None) };
+        let memory = head.count.saturating_mul(MEMORY_BYTES);
+        if !is_of(&head, log) || !fits(usize::try_from(memory).unwrap_or(usize::MAX)) {
+            return Ok(None);
+        }
+        let mut checks = vec![0; checks_count * CHECK_BYTES];
+        if let Err(error) = read_exact_at(&*file, &mut checks, HEAD_BYTES as u64) {
+            return failed(error);
+        }
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&head_bytes);
+        crc.update(&checks);
+        let at = (HEAD_BYTES + checks.len()) as u64;
+        let table = Table::with_room(head.base, usize::try_from(head.count).unwrap_or(0));
+        let checks = checks.chunks_exact(CHECK_BYTES).filter_map(decode_check).collect();
+        Ok(Some(Self { path, file, at, end: bytes - CRC_BYTES as u64, crc, head, checks, table }))
     }
-    let Some(table) = fill(&head, &entries) else { return Ok(None) };
-    Ok(Some(Loaded { secret: head.secret, table, position: head.position, checks }))
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.table.memory_bytes()
+    }
+
+    /// Reads on as long as the budget lasts.
+    pub(crate) fn step(&mut self, log: &Log, budget: &mut ReadBudget) -> Result<Load> {
+        let mut chunk = Vec::new();
+        while self.at < self.end {
+            if budget.is_spent() {
+                return Ok(Load::More);
+            }
+            let most = (CHUNK_BYTES as u64).min(budget.left()).next_multiple_of(ENTRY_BYTES as u64);
+            chunk.resize(usize::try_from(most.min(self.end - self.at)).unwrap_or(CHUNK_BYTES), 0);
+            if !self.read(&mut chunk, self.at)? || !fill(&mut self.table, &self.head, &chunk) {
+                return Ok(Load::Void);
+            }
+            self.crc.update(&chunk);
+            self.at += chunk.len() as u64;
+            budget.take(chunk.len() as u64);
+        }
+        let mut crc = [0; CRC_BYTES];
+        let holds = self.read(&mut crc, self.end)? && crc == self.crc.clone().finalize().to_be_bytes();
+        // The log may have gone on from there meanwhile.
+        if !holds || !is_of(&self.head, log) {
+            return Ok(Load::Void);
+        }
+        let (secret, position) = (self.head.secret, self.head.position);
+        let table = std::mem::replace(&mut self.table, Table::new(0));
+        Ok(Load::Whole(Loaded { secret, table, position, checks: std::mem::take(&mut self.checks) }))
+    }
+
+    /// False if the file ends before.
+    fn read(&self, buffer: &mut [u8], position: u64) -> Result<bool> {
+        match read_exact_at(&*self.file, buffer, position) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(Error::io("read", &self.path, error)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").field("at", &self.at).field("end", &self.end).finish_non_exhaustive()
+    }
 }
 
 /// Whether a file was made of this log, as it still is below the file's position.
@@ -197,17 +275,41 @@ fn is_of(head: &Head, log: &Log) -> bool {
         && head.epoch == epoch_below(log, head.position)
 }
 
-/// A table of a file's entries; `None` if one of them lies at or behind the position.
-fn fill(head: &Head, entries: &[KeyEntry]) -> Option<Table> {
-    let mut table = Table::with_room(head.base, entries.len());
-    for &entry in entries {
-        if head.base.checked_add(entry.relative_offset().cast_signed())? >= head.position {
-            return None;
-        }
+/// Puts entries of a file into a table; false if one of them is none, or lies at or behind the position.
+fn fill(table: &mut Table, head: &Head, entries: &[u8]) -> bool {
+    for chunk in entries.chunks_exact(ENTRY_BYTES) {
+        let entry = decode_entry(chunk);
+        let offset = |entry: KeyEntry| head.base.checked_add(entry.relative_offset().cast_signed());
+        let below = |entry: &KeyEntry| offset(*entry).is_some_and(|offset| offset < head.position);
+        let Some(entry) = entry.filter(below) else { return false };
         // Two keys under one hash are no news here: they were compared before the file was written.
         table.insert(entry);
     }
-    Some(table)
+    true
+}
+
+/// A file, taken apart as a whole.
+#[cfg(any(test, fuzzing))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct File {
+    head: Head,
+    checks: Vec<Check>,
+    entries: Vec<KeyEntry>,
+}
+
+/// Reads a file; `None` if anything about it does not hold.
+#[cfg(any(test, fuzzing))]
+fn decode(bytes: &[u8]) -> Option<File> {
+    let (body, crc) = bytes.split_last_chunk::<CRC_BYTES>()?;
+    let (head_bytes, rest) = body.split_first_chunk::<HEAD_BYTES>()?;
+    let (head, checks_count) = Head::decode(head_bytes, bytes.len() as u64)?;
+    if *crc != crc32fast::hash(body).to_be_bytes() {
+        return None;
+    }
+    let (checks, entries) = rest.split_at_checked(checks_count.checked_mul(CHECK_BYTES)?)?;
+    let checks: Option<Vec<Check>> = checks.chunks_exact(CHECK_BYTES).map(decode_check).collect();
+    let entries: Option<Vec<KeyEntry>> = entries.chunks_exact(ENTRY_BYTES).map(decode_entry).collect();
+    Some(File { head, checks: checks?, entries: entries? })
 }
 
 /// For the fuzz target: reads any bytes, and then the same bytes with checksums that hold, so that what lies behind them is
@@ -225,7 +327,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     mended[end..].copy_from_slice(&crc.to_be_bytes());
     if let Some(file) = decode(&mended) {
         assert_eq!(encode(&file.head, &file.checks, file.entries.iter().copied()), mended);
-        fill(&file.head, &file.entries);
+        let entries = &mended[end - file.entries.len() * ENTRY_BYTES..end];
+        fill(&mut Table::new(file.head.base), &file.head, entries);
     }
 }
 
@@ -259,8 +362,10 @@ mod tests {
     #[test]
     fn an_entry_behind_the_position_makes_the_file_worthless() {
         let check = |relative: u64, is_good: bool| {
-            let table = fill(&head(1), &[KeyEntry::new(5, relative, 70).unwrap()]);
-            assert_eq!(table.map(|table| table.len()), is_good.then_some(1), "{relative}");
+            let file = encode(&head(1), &[], [KeyEntry::new(5, relative, 70).unwrap()].into_iter());
+            let mut table = Table::new(5);
+            assert_eq!(fill(&mut table, &head(1), &file[HEAD_BYTES..HEAD_BYTES + ENTRY_BYTES]), is_good, "{relative}");
+            assert_eq!(table.len(), usize::from(is_good));
         };
         check(0, true);
         check(84, true);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{kafka_state, manifest, quarantine, swap};
+use super::{kafka_state, key_queue, manifest, quarantine, swap};
 use crate::error::{Error, Result};
 use crate::io::{EntryKind, Vfs};
 use crate::segment::name::{self, Suffix};
@@ -79,7 +79,10 @@ fn is_ours_in_transit(name: &str) -> bool {
         return true;
     }
     let Some(target) = name.strip_suffix(".tmp") else { return false };
-    target.starts_with(manifest::NAME) || name::parse(target).is_some() || target == kafka_state::EPOCHS_NAME
+    target.starts_with(manifest::NAME)
+        || target == key_queue::INDEX_NAME
+        || name::parse(target).is_some()
+        || target == kafka_state::EPOCHS_NAME
 }
 
 fn is_known(name: &str) -> bool {

@@ -25,9 +25,10 @@ pub(crate) mod swap;
 pub(crate) mod sync;
 mod tail_repair;
 pub(crate) mod times;
-mod upkeep;
+pub(crate) mod upkeep;
 pub(crate) mod writer;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -127,6 +128,8 @@ pub(crate) struct Log {
     writer: Mutex<Writer>,
     set: RwLock<Arc<SegmentSet>>,
     log_start: AtomicI64,
+    /// The log start as upkeep saw it last.
+    seen_log_start: AtomicI64,
     /// Next offset to assign. Stored with `Release` after the bytes were published.
     end_offset: AtomicI64,
     /// Everything below is durable; a copy of what the group commit knows, for readers.
@@ -200,6 +203,13 @@ impl Log {
     #[inline]
     pub(crate) fn log_start(&self) -> i64 {
         self.log_start.load(Ordering::Acquire)
+    }
+
+    /// From where to where the log start has moved since the last call, or since the open.
+    pub(crate) fn take_log_start_move(&self) -> Option<Range<i64>> {
+        let now = self.log_start();
+        let before = self.seen_log_start.fetch_max(now, Ordering::AcqRel);
+        (before < now).then_some(before..now)
     }
 
     /// Below this offset compaction has been.

@@ -507,6 +507,7 @@ impl Opening<'_> {
             }),
             set: RwLock::new(Arc::new(set)),
             log_start: AtomicI64::new(log_start),
+            seen_log_start: AtomicI64::new(log_start),
             end_offset: AtomicI64::new(end),
             durable_end: AtomicI64::new(end),
             first_unstable: AtomicI64::new(first_unstable),

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -199,16 +200,17 @@ impl Log {
         writer.manifest.segments.iter().filter_map(|entry| Some((entry.base, entry.closed_ms?))).collect()
     }
 
-    /// Closes the active segment whatever its size, unless it is empty.
-    pub(crate) fn roll_now(&self) -> Result<bool> {
+    /// Closes the active segment whatever its size, unless it is empty. Returns its offsets.
+    pub(crate) fn roll_now(&self) -> Result<Option<Range<i64>>> {
         let mut writer = self.lock_for_change()?;
         let _guard = PanicGuard(self);
         if writer.active.bytes() == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let settings = Arc::clone(&writer.settings);
+        let from = writer.active.base_offset();
         self.roll(&mut writer, &settings, self.env.clock.now_ms())?;
-        Ok(true)
+        Ok(Some(from..writer.active.base_offset()))
     }
 
     /// Renames and removes files as the manifest says, and shows readers the new set.

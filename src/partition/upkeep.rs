@@ -6,11 +6,19 @@ use super::{Durability, Log, TRIM_AFTER_MS};
 use crate::error::Result;
 use crate::sync::atomic::Ordering;
 
+/// A segment that got its seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    pub(crate) base: i64,
+    pub(crate) next: i64,
+    pub(crate) bytes: u64,
+}
+
 /// What one step of upkeep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UpkeepStep {
     pub(crate) synced_bytes: u64,
-    pub(crate) sealed: usize,
+    pub(crate) sealed: Option<Sealed>,
     pub(crate) trimmed: bool,
 }
 
@@ -48,7 +56,8 @@ impl Log {
         let _guard = PanicGuard(self);
         if let Some((seal, segment)) = seal {
             self.commit_seal(&mut writer, &segment, seal)?;
-            step.sealed = 1;
+            let (base, next, bytes) = (segment.base_offset(), segment.next_offset(), segment.bytes());
+            step.sealed = Some(Sealed { base, next, bytes });
         }
         let is_idle = self.note_activity(now);
         let idle = now.saturating_sub(self.last_append_ms.load(Ordering::Relaxed));

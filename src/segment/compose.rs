@@ -10,6 +10,7 @@ use super::seal::{SealBuilder, SealFacts, SideFile};
 use super::time_index::TimeIndex;
 use super::txn_index::{self, AbortedTxn};
 use super::{BatchFacts, FileCheck, offset_index, time_index};
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::Uuid;
 use crate::io::{OpenMode, Vfs, VfsFile, write_all_at};
@@ -128,8 +129,13 @@ impl NewSegment {
         store_id: Uuid,
         next_offset: i64,
         aborted: Option<&[AbortedTxn]>,
+        modified_ms: Option<Timestamp>,
     ) -> Result<Composed> {
         self.write_buffer()?;
+        if let Some(modified_ms) = modified_ms {
+            // A hint for brokers, and no reason to give a segment up: some file systems keep no times.
+            self.file.set_modified(modified_ms).ok();
+        }
         self.file.sync_all().map_err(|error| Error::io("sync", &self.path, error))?;
         self.times.add_entry();
         let times = time_index::encode(self.times.entries());

@@ -1,9 +1,11 @@
 //! How a store is opened: components are trait objects, settings are plain values.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Store;
+use super::events::{Listener, UpkeepEvent};
 use crate::clock::{Clock, SystemClock};
 use crate::error::Result;
 use crate::io::{DiskVfs, Vfs};
@@ -51,6 +53,17 @@ pub struct StoreBuilder {
     /// `None`: as the file system asks for.
     pub(crate) reserve_bytes: Option<u64>,
     pub(crate) is_on_disk: bool,
+    pub(crate) listener: Option<Hears>,
+}
+
+/// A listener that can be printed.
+#[derive(Clone)]
+pub(crate) struct Hears(pub(crate) Listener);
+
+impl fmt::Debug for Hears {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("listener")
+    }
 }
 
 impl Default for StoreBuilder {
@@ -72,6 +85,7 @@ impl Default for StoreBuilder {
             compaction_bytes_per_second: u64::MAX,
             reserve_bytes: None,
             is_on_disk: true,
+            listener: None,
         }
     }
 }
@@ -153,7 +167,8 @@ impl StoreBuilder {
 
     /// Memory for the key indexes of all topics together, in bytes; 256 MiB by default, which is enough for about 12 million
     /// keys. An index that would take more is given up: [`Topic::get`](crate::Topic::get) then answers
-    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made at its first use.
+    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made at its first use; after
+    /// an open, by upkeep, if it was used before or its topic is compacted. With 0 there are none.
     #[must_use]
     pub fn key_index_memory_bytes(mut self, bytes: usize) -> Self {
         self.key_index_memory_bytes = bytes;
@@ -168,14 +183,15 @@ impl StoreBuilder {
         self
     }
 
-    /// About how many bytes one [`Store::tick`] compacts; 8 MiB by default. At least one batch.
+    /// About how many bytes one [`Store::tick`] compacts, and how many it reads to make key indexes; 8 MiB by default. At least
+    /// one batch.
     #[must_use]
     pub fn compaction_step_bytes(mut self, bytes: u64) -> Self {
         self.compaction_step_bytes = bytes.max(1);
         self
     }
 
-    /// How fast the upkeep thread compacts at most, in bytes read per second; as fast as it can by default (Kafka's
+    /// How fast the upkeep thread compacts and makes key indexes at most, in bytes read per second; as fast as it can by default (Kafka's
     /// `log.cleaner.io.max.bytes.per.second`). Whoever calls [`Store::tick`] sets the pace by that.
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {
@@ -189,6 +205,41 @@ impl StoreBuilder {
     #[must_use]
     pub fn reserve_bytes(mut self, bytes: u64) -> Self {
         self.reserve_bytes = Some(bytes);
+        self
+    }
+
+    /// Tells a listener what upkeep does and what goes wrong, as it happens: [`UpkeepEvent`] says what there is to hear. One
+    /// listener; a second call replaces the first.
+    ///
+    /// It is called by the thread that does the upkeep, or that calls [`Store::tick`], for one partition's events at a time, in
+    /// their order, and while no lock is held: it may append, read, and ask for statistics of this very store. What it takes
+    /// its time for, upkeep waits for. If it calls [`Store::tick`], it is called again from there. If it panics, the panic is
+    /// caught, the rest is told all the same, and the step returns [`Error::Invalid`](crate::Error::Invalid), which the upkeep
+    /// thread keeps for [`Store::take_upkeep_error`].
+    ///
+    /// A listener is let go of by [`Store::close`]. Until then one that holds a handle of the store keeps it open.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use topiclog::{Store, TopicConfig, Upkeep, UpkeepEvent, io::MemoryVfs};
+    /// let failures = Arc::new(Mutex::new(Vec::new()));
+    /// let heard = Arc::clone(&failures);
+    /// let builder = Store::builder().vfs(Arc::new(MemoryVfs::new())).upkeep(Upkeep::Manual);
+    /// let store = builder
+    ///     .on_upkeep(move |event| {
+    ///         if let UpkeepEvent::Failed { partition, error, .. } = event {
+    ///             heard.lock().unwrap().push(format!("{partition}: {error}"));
+    ///         }
+    ///     })
+    ///     .open("/data")?;
+    /// store.tick()?;
+    /// assert!(failures.lock().unwrap().is_empty());
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
+    #[must_use]
+    pub fn on_upkeep(mut self, listener: impl Fn(&UpkeepEvent) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Hears(Arc::new(listener)));
         self
     }
 

@@ -6,6 +6,8 @@ pub(crate) mod adopt;
 pub(crate) mod builder;
 pub(crate) mod catalog;
 pub(crate) mod checkpoints;
+mod cleaning;
+pub(crate) mod events;
 pub(crate) mod holds;
 pub(crate) mod open;
 mod reserve;
@@ -30,6 +32,7 @@ use crate::sync::{Condvar, Mutex, RwLock};
 use crate::topic::{KeepAlive, Topic, TopicConfig, TopicInner};
 
 pub use builder::{StoreBuilder, Upkeep};
+pub use events::UpkeepEvent;
 pub use upkeep::TickReport;
 
 use catalog::{Catalog, Deleting, TopicEntry};
@@ -76,8 +79,9 @@ pub(crate) struct StoreInner {
     signal: Arc<Signal>,
     upkeep_thread: Mutex<Option<crate::sync::thread::JoinHandle<()>>>,
     upkeep_error: Mutex<Option<Error>>,
-    cleaner: Mutex<upkeep::CleanerState>,
+    cleaner: Mutex<cleaning::CleanerState>,
     clocks: Mutex<upkeep::ClockWatch>,
+    audience: events::Audience,
     reserve: Arc<reserve::Reserve>,
     holds: Mutex<holds::Holds>,
     /// Whether the holds say that groups commit in this store.
@@ -534,6 +538,7 @@ impl StoreInner {
         {
             self.upkeep_error.lock().get_or_insert(Error::Closed { what: "the upkeep thread panicked".into() });
         }
+        self.audience.leave();
         let _admin = self.admin.lock();
         // An unfinished compaction has changed nothing; the next open sweeps its file.
         self.cleaner.lock().stop();

@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::builder::StoreBuilder;
+use super::builder::{Hears, StoreBuilder};
 use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
 use super::checkpoints::{self, Offsets};
+use super::events::Audience;
 use super::reserve::Reserve;
 use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep};
 use crate::error::{Error, Result};
@@ -72,7 +73,7 @@ pub(crate) fn new_id(seed: Option<u64>, count: u64) -> Result<Uuid> {
 }
 
 /// See [`StoreBuilder::open`].
-pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
+pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
     let vfs = Arc::clone(&options.vfs);
     if !options.read_only {
         create_root(&*vfs, &root)?;
@@ -107,6 +108,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
     drop(locks.follow);
     let holds = super::holds::Holds::read(&*env.vfs, &root)?;
 
+    let audience = Audience::new(options.listener.take().map(|Hears(listener)| listener));
     let inner = Arc::new(StoreInner {
         root,
         env,
@@ -123,6 +125,7 @@ pub(crate) fn open(options: StoreBuilder, root: PathBuf) -> Result<Store> {
         upkeep_error: Mutex::new(None),
         cleaner: Mutex::default(),
         clocks: Mutex::default(),
+        audience,
         reserve,
         holds_for_groups: AtomicBool::new(holds.has_groups()),
         holds: Mutex::new(holds),
@@ -443,7 +446,7 @@ fn open_topics(
             partitions.insert(partition, Partition::new(Arc::new(log)));
         }
         let topic = TopicInner::new(entry.name.clone(), entry.topic_id, entry.config.clone(), partitions, budget);
-        topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable)));
+        topics.insert(entry.name.clone(), Arc::new(topic.with_unreadable(unreadable).that_was_there()));
     }
     Ok(topics)
 }

@@ -1,18 +1,20 @@
 //! Upkeep: the same bounded step, by hand or on one thread.
 
-use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::events::UpkeepEvent;
 use super::{Signal, Store, StoreInner};
-use crate::cleaner::Cleaning;
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
-use crate::partition::swap::Removed;
+use crate::key_index::making::ReadBudget;
+use crate::partition::upkeep::Sealed;
 use crate::partition::{Durability, Log};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::Ordering;
-use crate::topic::{TopicInner, upkeep};
+use crate::topic::TopicInner;
+use crate::topic::upkeep::{self, Retained};
 
 /// What one [`Store::tick`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct TickReport {
     /// Keys that were compared with those of older records, asked whether they have expired, or read for the places of their
     /// records.
     pub keys_looked_at: usize,
+    /// Bytes of files and logs that were read to make key indexes.
+    pub key_index_read_bytes: u64,
 }
 
 impl TickReport {
@@ -58,7 +62,8 @@ impl Store {
     /// moves, one closed segment of each partition is sealed, preallocated space that was not used for a minute is given
     /// back; an idle active segment whose age asks for it is closed, retention deletes what is too old or too much, and
     /// the compaction of one partition, that with the most to gain, reads its next
-    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
+    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). Key indexes that were in use before the open are made, from as many
+    /// bytes at a step. With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
     /// no harm.
     ///
     /// # Errors
@@ -88,20 +93,6 @@ impl Store {
     /// What the upkeep thread met since the last call, if anything. [`Store::close`] returns it as well.
     pub fn take_upkeep_error(&self) -> Option<Error> {
         self.inner.upkeep_error.lock().take()
-    }
-}
-
-/// The compaction that is going on, and what is not to be tried again.
-#[derive(Debug, Default)]
-pub(super) struct CleanerState {
-    current: Option<(Arc<Log>, Cleaning)>,
-    /// Partitions whose compaction failed: until the store is reopened they are left alone.
-    failed: BTreeSet<TopicPartition>,
-}
-
-impl CleanerState {
-    pub(super) fn stop(&mut self) {
-        self.current = None;
     }
 }
 
@@ -135,71 +126,135 @@ impl ClockWatch {
     }
 }
 
+/// One step over all partitions: what it did so far, and what went wrong first.
+pub(super) struct Step {
+    pub(super) now_ms: i64,
+    has_jumped: bool,
+    /// Whether segments may go by the clock.
+    may_cut: bool,
+    pub(super) report: TickReport,
+    first_error: Option<Error>,
+    /// For the making of key indexes.
+    index_budget: ReadBudget,
+    /// What nobody was told of yet; `None` if nobody listens.
+    events: Option<Vec<UpkeepEvent>>,
+}
+
+impl Step {
+    /// Has somebody told of it at the next moment at which no lock is held.
+    pub(super) fn note(&mut self, event: impl FnOnce() -> UpkeepEvent) {
+        if let Some(events) = &mut self.events {
+            events.push(event());
+        }
+    }
+
+    fn note_rolled(&mut self, log: &Log, rolled: Option<Range<i64>>) {
+        if let Some(Range { start, end }) = rolled {
+            let (from, to) = (start.into(), end.into());
+            self.note(|| UpkeepEvent::SegmentRolled { partition: log.id.clone(), from, to });
+        }
+    }
+
+    fn fail(&mut self, topic: &TopicInner, of: &TopicPartition, error: Error) {
+        topic.upkept.note_failure(&error);
+        self.note(|| UpkeepEvent::Failed { partition: of.clone(), error: Arc::new(error.duplicate()) });
+        self.first_error.get_or_insert(error);
+    }
+}
+
 impl StoreInner {
     fn tick(&self, only: Option<&TopicName>) -> Result<TickReport> {
-        let mut report = TickReport::default();
-        let mut first_error = None;
-        let mut note = |error| {
-            first_error.get_or_insert(error);
-        };
         let now_ms = self.env.clock.now_ms();
         let (has_jumped, may_cut) = self.look_at_clocks(now_ms);
+        let events = self.audience.is_there().then(Vec::new);
+        let report = TickReport::default();
+        let index_budget = ReadBudget::of(if self.env.read_only { 0 } else { self.options.compaction_step_bytes });
+        let mut step = Step { now_ms, has_jumped, may_cut, report, first_error: None, index_budget, events };
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
-        let logs: Vec<Arc<Log>> =
-            topics.iter().flat_map(|topic| topic.partitions.values()).map(|found| Arc::clone(&found.log)).collect();
         for topic in &topics {
-            let before = report;
-            for partition in topic.partitions.values() {
-                if let Err(error) = self.tick_log(&partition.log, now_ms, has_jumped, may_cut, &mut report) {
-                    topic.upkept.note_failure(&error);
-                    note(error);
-                }
-            }
-            topic.upkept.note(|stats| {
-                stats.sealed_segments += (report.sealed_segments - before.sealed_segments) as u64;
-                stats.rolled_segments += (report.rolled_segments - before.rolled_segments) as u64;
-                stats.deleted_segments += (report.deleted_segments - before.deleted_segments) as u64;
-                stats.deleted_bytes += report.deleted_bytes - before.deleted_bytes;
-            });
+            self.tick_logs(topic, &mut step);
         }
         for topic in &topics {
-            let expire_after_ms = topic.config.read().expiry_ms();
-            for index in topic.indexes() {
-                // A clock that jumped ends no key: a tombstone cannot be taken back.
-                match index.expire(if has_jumped { -1 } else { expire_after_ms }, now_ms) {
-                    Ok((ended, looked_at)) => {
-                        report.expired_keys += ended;
-                        report.keys_looked_at += looked_at;
-                        topic.upkept.note(|stats| stats.expired_keys += ended as u64);
-                    }
-                    Err(error) => {
-                        topic.upkept.note_failure(&error);
-                        note(error);
-                    }
-                }
-                match index.upkeep() {
-                    Ok(looked_at) => report.keys_looked_at += looked_at,
-                    Err(error) => {
-                        topic.upkept.note_failure(&error);
-                        note(error);
-                    }
-                }
-            }
+            self.tick_indexes(topic, &mut step);
         }
-        if let Err((of, error)) = self.clean(&topics, &logs, now_ms, &mut report) {
-            if let Some(topic) = topics.iter().find(|topic| topic.name == of.topic) {
-                topic.upkept.note_failure(&error);
-            }
-            note(error);
+        if let Err((of, error)) = self.clean(&topics, &mut step)
+            && let Some(topic) = topics.iter().find(|topic| topic.name == of.topic)
+        {
+            step.fail(topic, &of, error);
         }
+        self.tell(&mut step);
         self.reserve.take_back();
-        if has_jumped && report.deleted_segments > 0 {
+        if has_jumped && step.report.deleted_segments > 0 {
             self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
         }
         // Who waits without a timer of its own looks at its deadlines.
         self.env.bell.ring();
-        first_error.map_or(Ok(report), Err)
+        step.first_error.map_or(Ok(step.report), Err)
+    }
+
+    /// Tells what has happened so far. No lock is held here.
+    fn tell(&self, step: &mut Step) {
+        let Some(events) = step.events.as_mut().filter(|events| !events.is_empty()) else { return };
+        if let Err(error) = self.audience.tell(std::mem::take(events)) {
+            step.first_error.get_or_insert(error);
+        }
+    }
+
+    fn tick_logs(&self, topic: &TopicInner, step: &mut Step) {
+        let before = step.report;
+        for partition in topic.partitions.values() {
+            if let Err(error) = self.tick_log(&partition.log, step) {
+                step.fail(topic, &partition.log.id, error);
+            }
+            self.tell(step);
+        }
+        let report = &step.report;
+        topic.upkept.note(|stats| {
+            stats.sealed_segments += (report.sealed_segments - before.sealed_segments) as u64;
+            stats.rolled_segments += (report.rolled_segments - before.rolled_segments) as u64;
+            stats.deleted_segments += (report.deleted_segments - before.deleted_segments) as u64;
+            stats.deleted_bytes += report.deleted_bytes - before.deleted_bytes;
+        });
+    }
+
+    fn tick_indexes(&self, topic: &TopicInner, step: &mut Step) {
+        let expire_after_ms = topic.config.read().expiry_ms();
+        // A clock that jumped ends no key: a tombstone cannot be taken back.
+        let expire_after_ms = if step.has_jumped { -1 } else { expire_after_ms };
+        for index in topic.indexes() {
+            let of = index.partition();
+            if expire_after_ms >= 0 {
+                index.expect_use();
+            }
+            if let Err(error) = index.make_some(&mut step.index_budget) {
+                step.fail(topic, of, error);
+            }
+            step.report.key_index_read_bytes = step.index_budget.read();
+            match index.expire(expire_after_ms, step.now_ms) {
+                Ok((ended, looked_at)) => {
+                    step.report.expired_keys += ended;
+                    step.report.keys_looked_at += looked_at;
+                    topic.upkept.note(|stats| stats.expired_keys += ended as u64);
+                    if ended > 0 {
+                        step.note(|| UpkeepEvent::KeysExpired { partition: of.clone(), keys: ended });
+                    }
+                }
+                Err(error) => step.fail(topic, of, error),
+            }
+            match index.upkeep() {
+                Ok(looked_at) => step.report.keys_looked_at += looked_at,
+                Err(error) => step.fail(topic, of, error),
+            }
+            let notices = index.take_notices();
+            if let Some((entries, memory_bytes)) = notices.made {
+                step.note(|| UpkeepEvent::KeyIndexMade { partition: of.clone(), entries, memory_bytes });
+            }
+            if notices.given_up {
+                step.note(|| UpkeepEvent::KeyIndexDropped { partition: of.clone() });
+            }
+            self.tell(step);
+        }
     }
 
     /// Whether the wall clock has jumped lately, and whether segments may go by it in this step.
@@ -211,102 +266,43 @@ impl StoreInner {
         (has_jumped, !has_jumped || is_due)
     }
 
-    fn tick_log(
-        &self,
-        log: &Arc<Log>,
-        now_ms: i64,
-        has_jumped: bool,
-        may_cut: bool,
-        report: &mut TickReport,
-    ) -> Result<()> {
-        let kept = log.upkeep().map(|step| {
-            report.synced_bytes += step.synced_bytes;
-            report.sealed_segments += step.sealed;
-            report.trimmed += usize::from(step.trimmed);
+    fn tick_log(&self, log: &Arc<Log>, step: &mut Step) -> Result<()> {
+        let partition = || log.id.clone();
+        let kept = log.upkeep().map(|done| {
+            step.report.synced_bytes += done.synced_bytes;
+            step.report.trimmed += usize::from(done.trimmed);
+            if let Some(Sealed { base, next, bytes }) = done.sealed {
+                step.report.sealed_segments += 1;
+                let (from, to) = (base.into(), next.into());
+                step.note(|| UpkeepEvent::SegmentSealed { partition: partition(), from, to, bytes });
+            }
         });
         if self.env.read_only || log.is_closed() || log.poison_error().is_some() {
             return kept;
         }
         // Each whatever became of the others: on a full disk it is retention that makes room.
-        let cut = if may_cut { upkeep::retain(log, now_ms, has_jumped) } else { Ok(Removed::default()) };
-        let cut = cut.map(|removed| {
-            report.deleted_segments += removed.segments;
-            report.deleted_bytes += removed.bytes;
+        let cut =
+            if step.may_cut { upkeep::retain(log, step.now_ms, step.has_jumped) } else { Ok(Retained::default()) };
+        let cut = cut.map(|Retained { removed, rule, offsets, rolled }| {
+            step.note_rolled(log, rolled);
+            step.report.deleted_segments += removed.segments;
+            step.report.deleted_bytes += removed.bytes;
+            let (segments, bytes, from, to) =
+                (removed.segments, removed.bytes, offsets.start.into(), offsets.end.into());
+            if segments > 0 {
+                step.note(|| UpkeepEvent::SegmentsDeleted { partition: partition(), rule, from, to, segments, bytes });
+            }
         });
-        let rolled = upkeep::roll_if_idle(log, now_ms).map(|rolled| report.rolled_segments += usize::from(rolled));
+        let rolled = upkeep::roll_if_idle(log, step.now_ms).map(|rolled| {
+            step.report.rolled_segments += usize::from(rolled.is_some());
+            step.note_rolled(log, rolled);
+        });
+        if let Some(Range { start, end }) = log.take_log_start_move() {
+            let (from, to) = (start.into(), end.into());
+            step.note(|| UpkeepEvent::LogStartMoved { partition: partition(), from, to });
+        }
         let unlinked = log.remove_retired().map(drop);
         kept.and(cut).and(rolled).and(unlinked)
-    }
-
-    /// The next step of the compaction that is going on, or the first of the one with the most to gain. An error comes with the
-    /// partition that it is of.
-    fn clean(
-        &self,
-        topics: &[Arc<TopicInner>],
-        logs: &[Arc<Log>],
-        now_ms: i64,
-        report: &mut TickReport,
-    ) -> std::result::Result<(), (TopicPartition, Error)> {
-        if self.env.read_only {
-            return Ok(());
-        }
-        // Somebody else is at it.
-        let Some(mut state) = self.cleaner.try_lock() else { return Ok(()) };
-        let state = &mut *state;
-        if state.current.is_none() {
-            let Some(log) = dirtiest(logs, &mut state.failed, now_ms)? else { return Ok(()) };
-            let memory_bytes = self.options.compaction_memory_bytes;
-            let hold = self.lowest_reader(&log.id);
-            let begun = upkeep::begin_cleaning(&log, hold, now_ms, memory_bytes);
-            let begun = begun.map_err(|error| (log.id.clone(), error))?;
-            state.current = begun.map(|cleaning| (log, cleaning));
-        }
-        // A topic that is no longer to be compacted stays as it is.
-        if state.current.as_ref().is_some_and(|(log, _)| log.is_closed() || !log.settings().needs_key) {
-            state.current = None;
-        }
-        let Some((log, cleaning)) = &mut state.current else { return Ok(()) };
-        if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
-            return Ok(());
-        }
-        cleaning.hold_from(self.lowest_reader(&log.id));
-        let before = cleaning.counts();
-        let stepped = cleaning.step(self.options.compaction_step_bytes);
-        let after = cleaning.counts();
-        let done = stepped.as_ref().map_or((0, false), |step| (step.read_bytes, step.is_done));
-        if let Some(topic) = topics.iter().find(|topic| topic.name == log.id.topic) {
-            topic.upkept.note(|stats| {
-                stats.compactions += u64::from(done.1);
-                stats.compaction_read_bytes += done.0;
-                stats.compaction_written_bytes += after.bytes_after - before.bytes_after;
-                stats.records_compacted +=
-                    (after.records_before - before.records_before) - (after.records_after - before.records_after);
-                stats.tombstones_dropped += after.tombstones_dropped - before.tombstones_dropped;
-            });
-        }
-        match stepped {
-            Ok(step) => {
-                report.compacted_bytes += step.read_bytes;
-                if step.is_done {
-                    report.compactions += 1;
-                    report.tombstones_dropped += after.tombstones_dropped;
-                    state.current = None;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let of = log.id.clone();
-                let is_over = log.is_closed();
-                // Want of room passes; anything else would come again.
-                let passes = matches!(error, Error::NoSpace { .. } | Error::TooManyFiles { .. });
-                if !is_over && !passes {
-                    state.failed.insert(of.clone());
-                }
-                state.current = None;
-                // A topic that was deleted meanwhile needs no compaction.
-                if is_over { Ok(()) } else { Err((of, error)) }
-            }
-        }
     }
 
     /// How long the thread may sleep: half of the shortest window.
@@ -338,49 +334,22 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
             return;
         }
         let ticked = inner.tick(None);
-        let compacted_bytes = ticked.as_ref().map_or(0, |report| report.compacted_bytes);
+        let read_bytes = |report: &TickReport| report.compacted_bytes + report.key_index_read_bytes;
+        let read_bytes = ticked.as_ref().map_or(0, read_bytes);
         // More of what is bounded in one step may be waiting.
         let goes_on = ticked.as_ref().is_ok_and(|report| {
-            report.compacted_bytes > 0
-                || report.compactions > 0
-                || report.sealed_segments > 0
-                || report.keys_looked_at > 0
+            read_bytes > 0 || report.compactions > 0 || report.sealed_segments > 0 || report.keys_looked_at > 0
         });
         if let Err(error) = ticked {
             inner.upkeep_error.lock().get_or_insert(error);
         }
-        let pace = compacted_bytes as f64 / inner.options.compaction_bytes_per_second as f64;
+        let pace = read_bytes as f64 / inner.options.compaction_bytes_per_second as f64;
         let wait = if goes_on { Duration::from_secs_f64(pace).min(inner.wait()) } else { inner.wait() };
         drop(inner);
         if signal.wait(wait) {
             return;
         }
     }
-}
-
-/// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
-/// once, and the others have their turn at the next step.
-fn dirtiest(
-    logs: &[Arc<Log>],
-    failed: &mut BTreeSet<TopicPartition>,
-    now_ms: i64,
-) -> std::result::Result<Option<Arc<Log>>, (TopicPartition, Error)> {
-    let mut best: Option<(f64, &Arc<Log>)> = None;
-    for log in logs.iter().filter(|log| !log.is_closed()) {
-        if failed.contains(&log.id) {
-            continue;
-        }
-        match upkeep::dirtiness(log, now_ms) {
-            Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
-            Ok(_) => {}
-            Err(_) if log.is_closed() => {}
-            Err(error) => {
-                failed.insert(log.id.clone());
-                return Err((log.id.clone(), error));
-            }
-        }
-    }
-    Ok(best.map(|(_, log)| Arc::clone(log)))
 }
 
 impl Signal {

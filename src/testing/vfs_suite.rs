@@ -282,6 +282,10 @@ fn modification_times(vfs: &dyn Vfs, directory: &Path) {
         file.set_modified(ms).unwrap();
         assert_eq!(vfs.list(directory).unwrap()[0].modified_ms, ms);
     }
+    // A file keeps its time under another name, and when it is synced.
+    file.sync_all().unwrap();
+    vfs.rename(&directory.join("f"), &directory.join("g")).unwrap();
+    assert_eq!(vfs.list(directory).unwrap()[0].modified_ms, 1_234);
     write_all(&*file, b"x", 0);
     assert_ne!(vfs.list(directory).unwrap()[0].modified_ms, 1_234);
 }

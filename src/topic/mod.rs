@@ -86,6 +86,12 @@ impl TopicInner {
         self.indexes.values()
     }
 
+    /// It was there before: whoever has used its key indexes will use them again.
+    pub(crate) fn that_was_there(self) -> Self {
+        self.indexes().for_each(KeyIndex::expect_use);
+        self
+    }
+
     /// Notes partitions that could not be opened: asking for one gives its error.
     pub(crate) fn with_unreadable(mut self, unreadable: BTreeMap<u32, Error>) -> Self {
         self.unreadable = unreadable;
@@ -207,8 +213,8 @@ impl Topic {
     /// The newest record of a key, `None` if there is none or it is a tombstone. Answered by the partition that Kafka's
     /// partitioner gives the key; a record that was sent elsewhere is found by [`get_in`](Self::get_in).
     ///
-    /// The first call makes the key index: it is loaded from its file, or the partition is read once. From then on it is
-    /// kept up to date: a get sees every append that returned before it. Records of aborted and open transactions are no
+    /// The first call makes the key index: it is loaded from its file, or the partition is read once. After an open upkeep does
+    /// that, in steps, so that a call need not. From then on it is kept up to date: a get sees every append that returned before it. Records of aborted and open transactions are no
     /// answer.
     ///
     /// # Errors
@@ -273,7 +279,7 @@ impl Topic {
         self.index(partition.into().get())?.latest()
     }
 
-    /// What the key index of a partition holds; `None` if nobody has used it yet.
+    /// What the key index of a partition holds; `None` if it was not made yet.
     ///
     /// # Errors
     /// [`Error::UnknownTopic`] if there is no such partition here.

@@ -4,50 +4,65 @@
 //! store's business.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cleaner::{self, Cleaning, Hold};
 use crate::error::Result;
 use crate::partition::Log;
 use crate::partition::swap::Removed;
-use crate::retention::{self, Piece};
+use crate::retention::{self, Piece, RetentionRule};
 use crate::segment::{Segment, State};
 
 /// An active segment is rolled for its age only if nothing was appended for this long: a bulk load of old records would
 /// leave a segment at each step otherwise.
 const IDLE_BEFORE_ROLL_MS: u64 = 10_000;
 
-/// Closes an active segment that is idle, and whose first record is older than the settings allow it to be in there.
-pub(crate) fn roll_if_idle(log: &Log, now_ms: i64) -> Result<bool> {
+/// Closes an active segment that is idle, and whose first record is older than the settings allow it to be in there. Returns
+/// its offsets.
+pub(crate) fn roll_if_idle(log: &Log, now_ms: i64) -> Result<Option<Range<i64>>> {
     let settings = log.settings();
     let set = log.snapshot();
-    let Some(active) = set.segments.last().filter(|active| active.bytes() > 0) else { return Ok(false) };
+    let Some(active) = set.segments.last().filter(|active| active.bytes() > 0) else { return Ok(None) };
     if settings.segment_ms == i64::MAX || log.idle_ms() < IDLE_BEFORE_ROLL_MS {
-        return Ok(false);
+        return Ok(None);
     }
     let first = active.first_batch_timestamp()?;
     if first.is_none_or(|first| now_ms.saturating_sub(first) <= settings.segment_ms) {
-        return Ok(false);
+        return Ok(None);
     }
     log.roll_now()
 }
 
+/// What retention did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Retained {
+    pub(crate) removed: Removed,
+    pub(crate) rule: RetentionRule,
+    /// From the log start before to the log start now.
+    pub(crate) offsets: Range<i64>,
+    /// The active segment, if it was closed for this.
+    pub(crate) rolled: Option<Range<i64>>,
+}
+
 /// Deletes what is too old or too much. After a jump of the clock, at most one segment.
-pub(crate) fn retain(log: &Log, now_ms: i64, has_clock_jumped: bool) -> Result<Removed> {
+pub(crate) fn retain(log: &Log, now_ms: i64, has_clock_jumped: bool) -> Result<Retained> {
     let settings = log.settings();
     let retention = settings.retention;
-    let mut removed = Removed::default();
+    let mut retained = Retained::default();
     if retention.deletes && (retention.retention_ms >= 0 || retention.retention_bytes >= 0) {
         let pieces = pieces(log, retention.retention_ms >= 0)?;
         let cut = retention::plan(&pieces, &retention, now_ms, log.end_offset(), has_clock_jumped);
         if let Some(log_start) = cut.log_start {
             if cut.takes_active {
-                log.with_room(|| log.roll_now())?;
+                retained.rolled = log.with_room(|| log.roll_now())?;
             }
-            removed = log.raise_log_start(log_start)?;
+            let before = log.log_start();
+            retained.removed = log.raise_log_start(log_start)?;
+            (retained.rule, retained.offsets) = (cut.rule, before..log.log_start());
         }
     }
-    Ok(removed)
+    Ok(retained)
 }
 
 fn pieces(log: &Log, with_times: bool) -> Result<Vec<Piece>> {

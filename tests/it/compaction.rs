@@ -508,3 +508,56 @@ pub(crate) fn all() {
     a_hold_that_is_released_while_a_round_runs_is_not_forgotten();
     a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges();
 }
+
+/// Kafka's cleaner sets the time of a file so, and a broker's retention falls back to it where records have no timestamps.
+#[test]
+fn a_compacted_log_counts_as_written_when_the_last_of_its_sources_was() {
+    use std::time::{Duration, UNIX_EPOCH};
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::new(T0));
+    let open =
+        || Store::builder().clock(Arc::clone(&clock) as _).upkeep(Upkeep::Manual).open(directory.path()).unwrap();
+    let logs = || {
+        let mut logs: Vec<(String, u64)> = std::fs::read_dir(directory.path().join("t-0"))
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
+            .map(|entry| {
+                let modified = entry.metadata().unwrap().modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
+                (entry.file_name().into_string().unwrap(), modified.as_secs())
+            })
+            .collect();
+        logs.sort();
+        logs
+    };
+    let store = open();
+    let topic = store.create_topic("t", compacted().segment_bytes(1000).preallocate_bytes(0)).unwrap();
+    for n in 0..60 {
+        topic.append(Record::keyed(format!("k{}", n % 3), "v".repeat(60))).unwrap();
+    }
+    drop(topic);
+    store.close().unwrap();
+    let before = logs();
+    assert!(before.len() > 5);
+    for (nth, (name, _)) in before.iter().enumerate() {
+        let file = std::fs::File::options().write(true).open(directory.path().join("t-0").join(name)).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000 + nth as u64)).unwrap();
+    }
+    let store = open();
+    // So that some are joined.
+    store.alter_topic("t", compacted().segment_bytes(3500)).unwrap();
+    for _ in 0..100 {
+        if store.tick().unwrap().is_idle() {
+            break;
+        }
+    }
+    assert_eq!(store.topic("t").unwrap().upkeep_stats().compactions, 1);
+    let after = logs();
+    assert!(after.len() < before.len(), "{after:?}");
+    for (at, (name, modified)) in after.iter().enumerate().take(after.len() - 1) {
+        let next = &after[at + 1].0;
+        let last_source = before.iter().rposition(|(source, _)| source < next).unwrap();
+        assert_eq!(*modified, 1_000_000 + last_source as u64, "{name}");
+    }
+    store.close().unwrap();
+}

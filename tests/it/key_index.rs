@@ -652,3 +652,13 @@ fn places_outlive_a_restart_where_the_segment_is_the_same_and_are_read_anew_wher
     assert!((0..30).all(|n| topic.contains(format!("k{n}")).unwrap()));
     store.close().unwrap();
 }
+
+/// A crash while the file was replaced once left this for ever.
+#[test]
+fn a_file_that_was_being_written_is_removed_by_the_next_open() {
+    let (vfs, _) = closed_with_one_key();
+    let left = Path::new("/s/t-0/topiclog.keys.tmp");
+    vfs.open(left, OpenMode::CreateNew).unwrap();
+    drop(builder(&vfs).open("/s").unwrap());
+    assert!(vfs.open(left, OpenMode::Read).is_err());
+}

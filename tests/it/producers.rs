@@ -1,4 +1,5 @@
 //! Producers: what they take is stored in order, within their bounds, and answered.
+#![cfg(feature = "testing")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

@@ -1,0 +1,163 @@
+//! Whose turn it is to be compacted, and one step of that. One partition at a time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::StoreInner;
+use super::events::UpkeepEvent;
+use super::upkeep::Step;
+use crate::cleaner::{self, Cleaning, CompactionCounts};
+use crate::error::Error;
+use crate::ids::TopicPartition;
+use crate::partition::Log;
+use crate::topic::{TopicInner, upkeep};
+
+/// The compaction that is going on, and what is not to be tried again.
+#[derive(Debug, Default)]
+pub(super) struct CleanerState {
+    current: Option<(Arc<Log>, Cleaning)>,
+    /// Partitions whose compaction failed: until the store is reopened they are left alone.
+    failed: BTreeSet<TopicPartition>,
+}
+
+impl CleanerState {
+    pub(super) fn stop(&mut self) {
+        self.current = None;
+    }
+}
+
+/// An error comes with the partition that it is of.
+type Cleaned<T> = std::result::Result<T, (TopicPartition, Error)>;
+
+impl StoreInner {
+    /// The next step of the compaction that is going on, or the first of the one with the most to gain.
+    pub(super) fn clean(&self, topics: &[Arc<TopicInner>], step: &mut Step) -> Cleaned<()> {
+        if self.env.read_only {
+            return Ok(());
+        }
+        // Somebody else is at it.
+        let Some(mut state) = self.cleaner.try_lock() else { return Ok(()) };
+        let state = &mut *state;
+        let logs: Vec<Arc<Log>> =
+            topics.iter().flat_map(|topic| topic.partitions.values()).map(|found| Arc::clone(&found.log)).collect();
+        if state.current.is_none() {
+            self.begin_cleaning(state, &logs, step)?;
+        }
+        // A topic that is no longer to be compacted stays as it is.
+        if let Some((log, cleaning)) = &state.current
+            && (log.is_closed() || !log.settings().needs_key)
+        {
+            note_stopped(step, log, cleaning.counts());
+            state.current = None;
+        }
+        let Some((log, cleaning)) = &mut state.current else { return Ok(()) };
+        if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
+            return Ok(());
+        }
+        cleaning.hold_from(self.lowest_reader(&log.id));
+        let before = cleaning.counts();
+        let stepped = cleaning.step(self.options.compaction_step_bytes);
+        let after = cleaning.counts();
+        let done = stepped.as_ref().map_or((0, false), |done| (done.read_bytes, done.is_done));
+        if let Some(topic) = topics.iter().find(|topic| topic.name == log.id.topic) {
+            note_stats(topic, done, before, after);
+        }
+        note_dropped(step, log, before, after);
+        match stepped {
+            Ok(done) => {
+                step.report.compacted_bytes += done.read_bytes;
+                note_step(step, log, cleaning, done);
+                if done.is_done {
+                    step.report.compactions += 1;
+                    step.report.tombstones_dropped += after.tombstones_dropped;
+                    state.current = None;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let of = log.id.clone();
+                let is_over = log.is_closed();
+                // Want of room passes; anything else would come again.
+                let passes = matches!(error, Error::NoSpace { .. } | Error::TooManyFiles { .. });
+                if !is_over && !passes {
+                    state.failed.insert(of.clone());
+                }
+                note_stopped(step, log, after);
+                state.current = None;
+                // A topic that was deleted meanwhile needs no compaction.
+                if is_over { Ok(()) } else { Err((of, error)) }
+            }
+        }
+    }
+
+    fn begin_cleaning(&self, state: &mut CleanerState, logs: &[Arc<Log>], step: &mut Step) -> Cleaned<()> {
+        let Some(log) = dirtiest(logs, &mut state.failed, step.now_ms)? else { return Ok(()) };
+        let memory_bytes = self.options.compaction_memory_bytes;
+        let hold = self.lowest_reader(&log.id);
+        let begun = upkeep::begin_cleaning(&log, hold, step.now_ms, memory_bytes);
+        let Some(cleaning) = begun.map_err(|error| (log.id.clone(), error))? else { return Ok(()) };
+        step.note(|| UpkeepEvent::CompactionBegun {
+            partition: log.id.clone(),
+            from: cleaning.range().first_dirty.into(),
+            to: cleaning.range().first_uncleanable.into(),
+            bytes: cleaning.source_bytes(),
+        });
+        state.current = Some((log, cleaning));
+        Ok(())
+    }
+}
+
+fn note_stats(topic: &TopicInner, done: (u64, bool), before: CompactionCounts, after: CompactionCounts) {
+    topic.upkept.note(|stats| {
+        stats.compactions += u64::from(done.1);
+        stats.compaction_read_bytes += done.0;
+        stats.compaction_written_bytes += after.bytes_after - before.bytes_after;
+        stats.records_compacted +=
+            (after.records_before - before.records_before) - (after.records_after - before.records_after);
+        stats.tombstones_dropped += after.tombstones_dropped - before.tombstones_dropped;
+    });
+}
+
+fn note_dropped(step: &mut Step, log: &Log, before: CompactionCounts, after: CompactionCounts) {
+    let tombstones = after.tombstones_dropped - before.tombstones_dropped;
+    if tombstones > 0 {
+        let floor = log.tombstone_floor().into();
+        step.note(|| UpkeepEvent::TombstonesDropped { partition: log.id.clone(), tombstones, floor });
+    }
+}
+
+fn note_step(step: &mut Step, log: &Log, cleaning: &Cleaning, done: cleaner::Step) {
+    let (counts, read_bytes) = (cleaning.counts(), cleaning.read_bytes());
+    let partition = || log.id.clone();
+    if done.is_done {
+        let clean_end = log.clean_end().into();
+        step.note(|| UpkeepEvent::CompactionFinished { partition: partition(), clean_end, read_bytes, counts });
+    } else {
+        step.note(|| UpkeepEvent::CompactionProgressed { partition: partition(), read_bytes, counts });
+    }
+}
+
+fn note_stopped(step: &mut Step, log: &Log, counts: CompactionCounts) {
+    step.note(|| UpkeepEvent::CompactionStopped { partition: log.id.clone(), counts });
+}
+
+/// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
+/// once, and the others have their turn at the next step.
+fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i64) -> Cleaned<Option<Arc<Log>>> {
+    let mut best: Option<(f64, &Arc<Log>)> = None;
+    for log in logs.iter().filter(|log| !log.is_closed()) {
+        if failed.contains(&log.id) {
+            continue;
+        }
+        match upkeep::dirtiness(log, now_ms) {
+            Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
+            Ok(_) => {}
+            Err(_) if log.is_closed() => {}
+            Err(error) => {
+                failed.insert(log.id.clone());
+                return Err((log.id.clone(), error));
+            }
+        }
+    }
+    Ok(best.map(|(_, log)| Arc::clone(log)))
+}
