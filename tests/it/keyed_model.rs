@@ -19,6 +19,7 @@ use crate::support::simulate::Random;
 const T0: i64 = 1_700_000_000_000;
 const ROOT: &str = "/s";
 const EXPIRE_MS: i64 = 20_000;
+const TOMBSTONE_MS: i64 = 1000;
 const KEYS: usize = 6;
 
 /// One step of a script.
@@ -180,7 +181,7 @@ fn config(durability: Durability, expires: bool, segment_bytes: u32) -> TopicCon
         .max_unsynced_bytes(4096)
         .preallocate_bytes(0)
         .min_cleanable_dirty_ratio(0.0)
-        .delete_retention_ms(1000)
+        .delete_retention_ms(TOMBSTONE_MS)
         .expire_after_ms(if expires { EXPIRE_MS } else { -1 })
 }
 
@@ -565,7 +566,8 @@ impl Run {
         }
         let floor = partition.tombstone_floor().get();
         for (key, (offset, row)) in self.oracle.newest(start, end) {
-            let may_be_gone = row.value.is_none() && offset < floor;
+            let is_over = row.timestamp_ms + TOMBSTONE_MS <= self.now();
+            let may_be_gone = row.value.is_none() && offset < floor && is_over;
             if !may_be_gone && !found.contains_key(&offset) {
                 return Err(format!("the newest record of {key}, at {offset}, is gone; floor {floor}"));
             }
