@@ -17,6 +17,7 @@ mod sender;
 mod sender_thread;
 #[cfg(feature = "async")]
 mod stream;
+mod targets;
 
 use std::fmt;
 use std::sync::Arc;

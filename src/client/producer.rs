@@ -1,6 +1,5 @@
 //! A producer: takes records at once, and stores them in batches, in order per partition.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +10,9 @@ use super::sender::Sender;
 use super::{Connect, sender_thread};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::ids::{TopicName, TopicPartition};
-use crate::record::{AsRecord as _, Record, TimestampType};
-use crate::sync::RwLock;
+use crate::ids::TopicPartition;
+use crate::record::Record;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::topic::partitioner::{Sticky, partition_for_key};
 
 /// What a record takes in the buffer besides its bytes.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -44,14 +41,6 @@ pub struct ProducerStats {
     pub stored_records: u64,
     /// Records that were not.
     pub failed_records: u64,
-}
-
-/// What is known of a topic.
-struct Target {
-    partitions: u32,
-    /// Whether its records keep the times that they were sent with.
-    keeps_times: bool,
-    sticky: Sticky,
 }
 
 /// Sends records to the topics of a place. [`send`](Self::send) takes a record at once; it is stored with others of its partition
@@ -83,7 +72,6 @@ struct Target {
 /// ```
 pub struct Producer {
     sender: Arc<Sender>,
-    targets: RwLock<BTreeMap<TopicName, Arc<Target>>>,
     is_by_hand: bool,
     has_thread: AtomicBool,
     max_block: Duration,
@@ -111,15 +99,7 @@ impl Producer {
     }
 
     pub(super) fn of(sender: Sender, is_by_hand: bool, max_block: Duration, buffer_bytes: usize) -> Self {
-        let targets = RwLock::new(BTreeMap::new());
-        Self {
-            sender: Arc::new(sender),
-            targets,
-            is_by_hand,
-            has_thread: AtomicBool::new(false),
-            max_block,
-            buffer_bytes,
-        }
+        Self { sender: Arc::new(sender), is_by_hand, has_thread: AtomicBool::new(false), max_block, buffer_bytes }
     }
 
     /// Takes a record. It goes to the partition that it names; else by its partition key, or its key, with Kafka's murmur2; with
@@ -161,7 +141,7 @@ impl Producer {
                 format!("must take at most the {} bytes of the buffer, this one takes {bytes}", self.buffer_bytes);
             return Err(Error::invalid("record", limit));
         }
-        let (to, target) = self.route(topic, &record)?;
+        let (to, target) = self.sender.route(topic, &record)?;
         let now_ms = self.sender.clock().now_ms();
         let (record, time) = stamped(record, now_ms);
         if !self.is_by_hand && !self.has_thread.load(Ordering::Acquire) {
@@ -171,35 +151,6 @@ impl Producer {
         let taken = self.sender.add(&to, record, bytes, max_block)?;
         let timestamp = target.keeps_times.then_some(time);
         Ok(Delivery::new(Arc::clone(&self.sender), to, (taken.outcome, taken.number, taken.index), timestamp))
-    }
-
-    fn route(&self, topic: &str, record: &Record) -> Result<(TopicPartition, Arc<Target>)> {
-        let known = self.targets.read().get_key_value(topic).map(|(name, target)| (name.clone(), Arc::clone(target)));
-        let (name, target) = match known {
-            Some(known) => known,
-            None => self.look_up(topic)?,
-        };
-        let record = record.as_record();
-        let partition = match (record.partition, record.partitioning_key()) {
-            (Some(partition), _) => partition.get(),
-            (None, Some(key)) => partition_for_key(key, target.partitions),
-            (None, None) => target.sticky.next(record.value.map_or(0, <[u8]>::len), target.partitions),
-        };
-        let to = TopicPartition::new(name, partition);
-        if partition >= target.partitions {
-            return Err(Error::UnknownTopic { name: to.to_string() });
-        }
-        Ok((to, target))
-    }
-
-    fn look_up(&self, topic: &str) -> Result<(TopicName, Arc<Target>)> {
-        let name = TopicName::new(topic)?;
-        let found = self.sender.describe_topic(&name)?;
-        let stamps = found.config.as_ref().is_some_and(|config| config.kind_of_times() == TimestampType::LogAppendTime);
-        let target = Target { partitions: found.partitions.max(1), keeps_times: !stamps, sticky: Sticky::new() };
-        let target = Arc::new(target);
-        self.targets.write().insert(name.clone(), Arc::clone(&target));
-        Ok((name, target))
     }
 
     /// Stores what is due now, on this thread: full batches, and those that have lingered. How many records these were. Not

@@ -3,17 +3,20 @@
 //! The lock is held to take a batch out and to say that it is done, never while the place stores it.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::accumulator::{Accumulator, Batch, Taken, Want};
 use super::delivery::{BatchOutcome, Part};
 use super::producer::{ProducerStats, SendFailure};
-use super::{Produce, SendOptions, TopicInfo};
+use super::targets::{Target, Targets};
+use super::{Produce, SendOptions};
 use crate::clock::Clock;
 use crate::clock::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::ids::{TopicName, TopicPartition};
+use crate::ids::{Offset, TopicPartition};
+use crate::partition::writer::RecordMetadata;
 use crate::record::Record;
 use crate::sync::{Condvar, Mutex};
 
@@ -25,6 +28,7 @@ pub(super) struct Sender {
     place: Arc<dyn Produce>,
     clock: Arc<dyn Clock>,
     options: SendOptions,
+    targets: Targets,
     pub(super) state: Mutex<State>,
     /// A batch is done, or there is something for the thread to look at.
     changed: Condvar,
@@ -68,7 +72,7 @@ impl Sender {
             failures: Vec::new(),
             first_failure: None,
         };
-        Self { place, clock, options, state: Mutex::new(state), changed: Condvar::new() }
+        Self { place, clock, options, targets: Targets::default(), state: Mutex::new(state), changed: Condvar::new() }
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
@@ -90,8 +94,8 @@ impl Sender {
         self.state.lock().first_failure.take()
     }
 
-    pub(super) fn describe_topic(&self, topic: &TopicName) -> Result<TopicInfo> {
-        self.place.describe_topic(topic)
+    pub(super) fn route(&self, topic: &str, record: &Record) -> Result<(TopicPartition, Arc<Target>)> {
+        self.targets.route(&*self.place, topic, record)
     }
 
     pub(super) fn take_failures(&self) -> Vec<SendFailure> {
@@ -151,6 +155,7 @@ impl Sender {
         let Batch { to, records, bytes, outcome, .. } = batch;
         let count = records.len();
         let parts = self.store_parts(&to, records);
+        self.targets.learn(&to.topic, &parts);
         {
             let mut state = self.state.lock();
             state.batches.done(&to, bytes, count);
@@ -171,7 +176,7 @@ impl Sender {
         while let Some((first, records)) = left.pop() {
             let count = records.len();
             let again = if count > 1 { records.clone() } else { Vec::new() };
-            match (self.place.send(to, records, &self.options), again) {
+            match (self.send_to_place(to, records), again) {
                 (Err(Error::Invalid { .. }), mut again) if count > 1 => {
                     let half = count.div_ceil(2);
                     let second = again.split_off(half);
@@ -182,6 +187,15 @@ impl Sender {
             }
         }
         parts
+    }
+
+    /// A place that panics is one that fails: whoever waits is told, and nobody hangs.
+    fn send_to_place(&self, to: &TopicPartition, records: Vec<Record>) -> Result<RecordMetadata> {
+        let send = AssertUnwindSafe(|| self.place.send(to, records, &self.options));
+        catch_unwind(send).unwrap_or_else(|_| {
+            let source = std::io::Error::other("the place panicked while it stored a batch");
+            Err(Error::OutcomeUnknown { partition: to.clone(), offset: Offset::new(-1), source })
+        })
     }
 
     /// Sends what is wanted on this thread, or waits while others do, until this is so. False if the time is over.

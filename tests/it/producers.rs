@@ -188,6 +188,7 @@ struct Gate {
     opened: Condvar,
     sends: AtomicUsize,
     is_met: AtomicBool,
+    panics: AtomicBool,
 }
 
 struct Gated(Arc<Gate>, Arc<dyn Produce>);
@@ -197,7 +198,14 @@ impl Gate {
         let store = Store::in_memory().unwrap();
         store.create_topic("t", TopicConfig::default().partitions(2)).unwrap();
         let (open, opened) = (Mutex::new(false), Condvar::new());
-        Arc::new(Self { store, open, opened, sends: AtomicUsize::new(0), is_met: AtomicBool::new(false) })
+        Arc::new(Self {
+            store,
+            open,
+            opened,
+            sends: AtomicUsize::new(0),
+            is_met: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
+        })
     }
 
     fn set(&self, open: bool) {
@@ -260,6 +268,7 @@ impl Produce for Gated {
             open = self.0.opened.wait(open).unwrap();
         }
         drop(open);
+        assert!(!self.0.panics.load(Ordering::Acquire), "a place that panics");
         self.1.send(to, records, options)
     }
 
@@ -389,6 +398,47 @@ fn a_failure_reaches_each_record_of_the_batch_and_who_flushes_or_closes() {
     producer.close(LONG).unwrap();
     assert_eq!(producer.take_failures().len(), 2);
     assert_eq!(producer.take_failures().len(), 0);
+}
+
+#[test]
+fn a_topic_that_was_made_again_with_other_partitions_is_looked_up_again() {
+    let at = with_topic(TopicConfig::default().partitions(8));
+    let store = at.store();
+    let producer = Producer::new(&at).unwrap();
+    let send_all =
+        || (0..20).map(|number| producer.send("t", Record::keyed(format!("{number}"), "x"))).collect::<Vec<_>>();
+    send_all().into_iter().for_each(|sent| drop(sent.unwrap()));
+    producer.flush(LONG).unwrap();
+    for partitions in [3, 8] {
+        store.delete_topic("t").unwrap();
+        store.create_topic("t", TopicConfig::default().partitions(partitions)).unwrap();
+        send_all().into_iter().for_each(drop);
+        // What was chosen by the old topic may have no place in the new one.
+        drop(producer.flush(LONG));
+        let sent = send_all();
+        producer.flush(LONG).unwrap();
+        let topic = store.topic("t").unwrap();
+        for (number, sent) in sent.into_iter().enumerate() {
+            let expected = topic.partition_for(Record::keyed(format!("{number}"), "x"));
+            assert_eq!(sent.unwrap().wait().unwrap().partition, expected);
+        }
+    }
+}
+
+#[test]
+fn a_place_that_panics_hangs_nobody() {
+    let gate = Gate::new();
+    gate.set(true);
+    let place = Place(Arc::clone(&gate));
+    let producer = Producer::builder(&place).open().unwrap();
+    gate.panics.store(true, Ordering::Release);
+    let lost = producer.send("t", value(0)).unwrap();
+    assert_eq!(lost.wait().map(drop).unwrap_err().code(), "outcome_unknown");
+    gate.panics.store(false, Ordering::Release);
+    drop(producer.send("t", value(1)).unwrap());
+    assert_eq!(producer.flush(LONG).unwrap_err().code(), "outcome_unknown");
+    producer.close(LONG).unwrap();
+    assert_eq!((producer.stats().stored_records, producer.stats().failed_records), (1, 1));
 }
 
 #[test]
