@@ -72,17 +72,34 @@ pub(super) struct Accumulator {
     /// Of what waits and what is under way.
     bytes: usize,
     records: usize,
-    /// Somebody waits for room: nothing lingers.
-    pub(super) waiting_for_room: usize,
+    /// Who waits for room, the first first. While somebody does, nothing lingers.
+    pub(super) turns: VecDeque<u64>,
+    next_turn: u64,
 }
 
 impl Accumulator {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { bounds, queues: BTreeMap::new(), next_number: 0, bytes: 0, records: 0, waiting_for_room: 0 }
+        Self {
+            bounds,
+            queues: BTreeMap::new(),
+            next_number: 0,
+            bytes: 0,
+            records: 0,
+            turns: VecDeque::new(),
+            next_turn: 0,
+        }
     }
 
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.bytes.saturating_add(bytes) <= self.bounds.buffer_bytes
+    }
+
+    /// Somebody waits for room, behind those that do already.
+    pub(super) fn queue_up(&mut self) -> u64 {
+        let turn = self.next_turn;
+        self.next_turn = turn.wrapping_add(1);
+        self.turns.push_back(turn);
+        turn
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -159,7 +176,7 @@ impl Accumulator {
     }
 
     fn is_due(&self, batch: &Batch, now: Duration) -> bool {
-        batch.is_closed || self.waiting_for_room > 0 || now >= batch.since.saturating_add(self.bounds.linger)
+        batch.is_closed || !self.turns.is_empty() || now >= batch.since.saturating_add(self.bounds.linger)
     }
 
     /// A batch that was taken out is stored, or given up.
@@ -250,7 +267,7 @@ mod tests {
         assert_eq!((due(&mut overtaken, 0), due(&mut overtaken, 0)), (Some((0, 1)), None));
         let mut pressed = new();
         add(&mut pressed, 0, 1, 0);
-        pressed.waiting_for_room = 1;
+        pressed.queue_up();
         assert_eq!(due(&mut pressed, 0), Some((0, 1)));
     }
 

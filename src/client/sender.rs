@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
 use crate::partition::writer::RecordMetadata;
 use crate::record::Record;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// As many failures are kept until somebody asks; the others are counted.
 const FAILURES_MAX: usize = 1000;
@@ -102,7 +102,8 @@ impl Sender {
         std::mem::take(&mut self.state.lock().failures)
     }
 
-    /// Takes a record into its batch. Waits for room for so long, if it may; nothing lingers meanwhile.
+    /// Takes a record into its batch. Waits for room for so long, if it may; nothing lingers meanwhile. Who came first has
+    /// room first, however much it needs.
     pub(super) fn add(
         &self,
         to: &TopicPartition,
@@ -110,38 +111,61 @@ impl Sender {
         bytes: usize,
         max_block: Option<Duration>,
     ) -> Result<Taken> {
-        let mut end = None;
         let mut now = self.clock.monotonic();
         let mut state = self.state.lock();
+        if state.is_closed {
+            return Err(no_longer("the producer"));
+        }
+        if !(state.batches.turns.is_empty() && state.batches.has_room(bytes)) {
+            let turn = state.batches.queue_up();
+            // The thread may be asleep over batches that linger. Told once: those who wait must not wake each other for ever.
+            self.changed.notify_all();
+            let end = now.saturating_add(max_block.unwrap_or_default());
+            let waited;
+            (state, waited) = self.wait_for_room(state, turn, bytes, max_block.is_some(), end);
+            state.batches.turns.retain(|&other| other != turn);
+            // The next in turn may have room as well.
+            self.changed.notify_all();
+            waited?;
+            now = self.clock.monotonic();
+        }
+        let taken = state.batches.add(to, record, bytes, now);
+        if taken.is_news {
+            self.changed.notify_all();
+        }
+        Ok(taken)
+    }
+
+    /// Returns when it is the turn of this one and there is room.
+    fn wait_for_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        turn: u64,
+        bytes: usize,
+        may_send: bool,
+        end: Duration,
+    ) -> (MutexGuard<'a, State>, Result<()>) {
         loop {
             if state.is_closed {
-                return Err(no_longer("the producer"));
+                return (state, Err(no_longer("the producer")));
             }
-            if state.batches.has_room(bytes) {
-                let taken = state.batches.add(to, record, bytes, now);
-                if taken.is_news {
-                    self.changed.notify_all();
-                }
-                return Ok(taken);
+            if state.batches.turns.front() == Some(&turn) && state.batches.has_room(bytes) {
+                return (state, Ok(()));
             }
-            let end = *end.get_or_insert_with(|| now.saturating_add(max_block.unwrap_or_default()));
-            let left = end.saturating_sub(now);
+            let now = self.clock.monotonic();
             // Without a thread there is nobody else who could make room.
-            let batch = if state.has_thread || max_block.is_none() { None } else { state.batches.take(ANY, now) };
+            let batch = if may_send && !state.has_thread { state.batches.take(ANY, now) } else { None };
+            let left = end.saturating_sub(now);
             if let Some(batch) = batch {
                 drop(state);
                 self.store(batch);
                 state = self.state.lock();
             } else if left.is_zero() {
                 let what = format!("for room for {bytes} bytes in the buffer of a producer: the record was not taken");
-                return Err(Error::Timeout { what });
+                return (state, Err(Error::Timeout { what }));
             } else {
-                state.batches.waiting_for_room += 1;
-                self.changed.notify_all();
                 self.changed.wait_for(&mut state, left);
-                state.batches.waiting_for_room -= 1;
             }
-            now = self.clock.monotonic();
         }
     }
 

@@ -322,6 +322,31 @@ fn a_full_buffer_lets_senders_wait_and_takes_nothing_that_it_has_no_room_for() {
 }
 
 #[test]
+fn who_waits_for_room_is_not_overtaken_by_those_who_need_less() {
+    const BUFFER_BYTES: usize = 40_000;
+    let gate = Gate::new();
+    let place = Place(Arc::clone(&gate));
+    let producer = Producer::builder(&place).linger_ms(0).buffer_bytes(BUFFER_BYTES).open().unwrap();
+    drop(producer.send("t", value(0)).unwrap());
+    gate.wait_met();
+    std::thread::scope(|scope| {
+        // It needs the whole buffer.
+        let waiting = scope.spawn(|| {
+            let large = Record::of_value(vec![b'x'; BUFFER_BYTES - 64]);
+            producer.send("t", large).unwrap().wait()
+        });
+        let is_refused = (0..600).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            is_timeout(&producer.try_send("t", value(1)))
+        });
+        assert!(is_refused && producer.stats().waiting_bytes + 65 <= BUFFER_BYTES, "{:?}", producer.stats());
+        gate.set(true);
+        waiting.join().unwrap().unwrap();
+    });
+    producer.close(LONG).unwrap();
+}
+
+#[test]
 fn by_hand_a_send_that_finds_no_room_stores_others_first() {
     let at = with_topic(TopicConfig::default());
     let producer = Producer::builder(&at).buffer_bytes(200).linger_ms(1_000_000).open().unwrap();
