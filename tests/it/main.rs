@@ -38,6 +38,7 @@ mod kernel;
 mod key_index;
 mod key_index_open;
 mod keyed_model;
+mod lags;
 mod layers;
 mod members;
 mod names;
