@@ -72,7 +72,8 @@ impl<'a> ProducerBuilder<'a> {
     }
 
     /// Most bytes of records that were taken and are not stored; 32 MiB by default. A record counts 64 bytes more than it has,
-    /// and so does each header. While a batch is stored the encoder has its bytes a second time.
+    /// and so does each header; what small records take of the memory is about 200 more. While a batch is stored the encoder has
+    /// its bytes a second time.
     #[doc(alias = "buffer.memory")]
     pub fn buffer_bytes(mut self, bytes: usize) -> Self {
         self.buffer_bytes = bytes;
