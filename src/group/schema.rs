@@ -123,7 +123,7 @@ impl OffsetCommitValue {
     }
 
     /// Version 4.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn encode(&self) -> Vec<u8> {
         self.encode_behind(Vec::new())
     }
