@@ -31,15 +31,32 @@ pub(super) struct Batch {
     pub(super) records: Vec<Record>,
     pub(super) bytes: usize,
     since: Duration,
-    /// Takes no more records, and is to be sent.
-    is_closed: bool,
     pub(super) outcome: Arc<BatchOutcome>,
 }
 
+/// The batches of one partition.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Batch>,
+    /// Take no more records, and are to be sent.
+    closed: VecDeque<Batch>,
+    /// Behind them.
+    open: Option<Batch>,
     under_way: Option<u64>,
+}
+
+impl Queue {
+    fn close(&mut self) {
+        self.closed.extend(self.open.take());
+    }
+
+    /// The oldest that waits.
+    fn first(&self) -> Option<&Batch> {
+        self.closed.front().or(self.open.as_ref())
+    }
+
+    fn take_first(&mut self) -> Option<Batch> {
+        self.closed.pop_front().or_else(|| self.open.take())
+    }
 }
 
 /// Which batch is to be sent.
@@ -73,7 +90,7 @@ pub(super) struct Accumulator {
     bytes: usize,
     records: usize,
     /// Who waits for room, the first first. While somebody does, nothing lingers.
-    pub(super) turns: VecDeque<u64>,
+    turns: VecDeque<u64>,
     next_turn: u64,
 }
 
@@ -90,8 +107,13 @@ impl Accumulator {
         }
     }
 
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
+    fn has_room(&self, bytes: usize) -> bool {
         self.bytes.saturating_add(bytes) <= self.bounds.buffer_bytes
+    }
+
+    /// Whether a record may be taken that has this turn, or none yet.
+    pub(super) fn may_add(&self, bytes: usize, turn: Option<u64>) -> bool {
+        self.turns.front().copied() == turn && self.has_room(bytes)
     }
 
     /// Somebody waits for room, behind those that do already.
@@ -100,6 +122,10 @@ impl Accumulator {
         self.next_turn = turn.wrapping_add(1);
         self.turns.push_back(turn);
         turn
+    }
+
+    pub(super) fn leave_queue(&mut self, turn: u64) {
+        self.turns.retain(|&other| other != turn);
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -118,110 +144,93 @@ impl Accumulator {
             Some(queue) => queue,
             None => self.queues.entry(to.clone()).or_default(),
         };
-        let fits = |batch: &mut Batch| !batch.is_closed && batch.bytes.saturating_add(bytes) <= batch_bytes;
-        let begins_one = !queue.waiting.back_mut().is_some_and(fits);
-        if begins_one {
-            if let Some(full) = queue.waiting.back_mut() {
-                full.is_closed = true;
-            }
+        if queue.open.as_ref().is_some_and(|batch| batch.bytes.saturating_add(bytes) > batch_bytes) {
+            queue.close();
+        }
+        let begins_one = queue.open.is_none();
+        let batch = queue.open.get_or_insert_with(|| {
             let number = self.next_number;
             self.next_number = number.saturating_add(1);
-            let (records, outcome) = (Vec::new(), Arc::default());
-            queue.waiting.push_back(Batch {
-                to: to.clone(),
-                number,
-                records,
-                bytes: 0,
-                since: now,
-                is_closed: false,
-                outcome,
-            });
-        }
-        // There is one: it was there, or was begun.
-        let (mut number, mut index, mut outcome, mut is_full) = (0, 0, Arc::default(), false);
-        if let Some(batch) = queue.waiting.back_mut() {
-            (number, index, outcome) = (batch.number, batch.records.len(), Arc::clone(&batch.outcome));
-            batch.records.push(record);
-            batch.bytes = batch.bytes.saturating_add(bytes);
-            is_full = batch.bytes >= batch_bytes;
-            batch.is_closed = is_full;
+            Batch { to: to.clone(), number, records: Vec::new(), bytes: 0, since: now, outcome: Arc::default() }
+        });
+        let (outcome, number, index) = (Arc::clone(&batch.outcome), batch.number, batch.records.len());
+        batch.records.push(record);
+        batch.bytes = batch.bytes.saturating_add(bytes);
+        let is_full = batch.bytes >= batch_bytes;
+        if is_full {
+            queue.close();
         }
         Taken { outcome, number, index, is_news: begins_one || is_full }
     }
 
     /// Takes the oldest batch out that is wanted. Its partition sends no other until [`done`](Self::done).
     pub(super) fn take(&mut self, want: Want<'_>, now: Duration) -> Option<Batch> {
-        let is_wanted = |batch: &Batch| match want {
-            Want::Due => self.is_due(batch, now),
-            Want::UpTo(number) | Want::Of(_, number) => batch.number <= number,
-        };
-        let next = |queue: &Queue| {
-            queue
-                .waiting
-                .front()
-                .filter(|batch| queue.under_way.is_none() && is_wanted(batch))
-                .map(|batch| batch.number)
+        let wanted = |queue: &Queue| {
+            let first = queue.first().filter(|_| queue.under_way.is_none())?.number;
+            let is_wanted = match want {
+                Want::Due => !queue.closed.is_empty() || self.lingers_until(queue).is_some_and(|until| now >= until),
+                Want::UpTo(number) | Want::Of(_, number) => first <= number,
+            };
+            is_wanted.then_some(first)
         };
         let place = match want {
-            Want::Of(place, _) => self.queues.get(place).and_then(next).map(|_| place.clone()),
-            _ => {
-                let ready = self.queues.iter().filter_map(|(place, queue)| Some((next(queue)?, place)));
+            Want::Of(place, _) => self.queues.get(place).and_then(wanted).map(|_| place.clone()),
+            Want::Due | Want::UpTo(_) => {
+                let ready = self.queues.iter().filter_map(|(place, queue)| Some((wanted(queue)?, place)));
                 ready.min().map(|(_, place)| place.clone())
             }
         }?;
         let queue = self.queues.get_mut(&place)?;
-        let batch = queue.waiting.pop_front()?;
+        let batch = queue.take_first()?;
         queue.under_way = Some(batch.number);
         Some(batch)
     }
 
-    fn is_due(&self, batch: &Batch, now: Duration) -> bool {
-        batch.is_closed || !self.turns.is_empty() || now >= batch.since.saturating_add(self.bounds.linger)
+    /// Until when the open batch waits for more records. Not at all while somebody waits for room.
+    fn lingers_until(&self, queue: &Queue) -> Option<Duration> {
+        let since = queue.open.as_ref()?.since;
+        Some(if self.turns.is_empty() { since.saturating_add(self.bounds.linger) } else { since })
     }
 
     /// A batch that was taken out is stored, or given up.
     pub(super) fn done(&mut self, to: &TopicPartition, bytes: usize, records: usize) {
-        (self.bytes, self.records) = (self.bytes.saturating_sub(bytes), self.records.saturating_sub(records));
+        self.release(bytes, records);
         if let Some(queue) = self.queues.get_mut(to) {
             queue.under_way = None;
-            if queue.waiting.is_empty() {
+            if queue.first().is_none() {
                 self.queues.remove(to);
             }
         }
     }
 
-    /// The last batch that was begun; those that wait take no more records.
+    fn release(&mut self, bytes: usize, records: usize) {
+        (self.bytes, self.records) = (self.bytes.saturating_sub(bytes), self.records.saturating_sub(records));
+    }
+
+    /// Lets no batch take more records. The number of the last that was begun.
     pub(super) fn close_batches(&mut self) -> Option<u64> {
-        for batch in self.queues.values_mut().flat_map(|queue| &mut queue.waiting) {
-            batch.is_closed = true;
-        }
+        self.queues.values_mut().for_each(Queue::close);
         self.next_number.checked_sub(1)
     }
 
     /// Whether every batch up to this number is done.
     pub(super) fn is_done(&self, number: u64) -> bool {
-        let mut left = self
-            .queues
-            .values()
-            .flat_map(|queue| queue.under_way.into_iter().chain(queue.waiting.front().map(|batch| batch.number)));
-        left.all(|other| other > number)
+        let first = |queue: &Queue| queue.under_way.or_else(|| Some(queue.first()?.number));
+        self.queues.values().filter_map(first).all(|first| first > number)
     }
 
-    /// When the next batch is due that nobody sends; `None` if there is none.
+    /// When the next open batch has lingered that nothing is before; `None` if there is none.
     pub(super) fn next_due(&self) -> Option<Duration> {
-        let waiting =
-            self.queues.values().filter(|queue| queue.under_way.is_none()).filter_map(|queue| queue.waiting.front());
-        waiting.map(|batch| batch.since.saturating_add(self.bounds.linger)).min()
+        let waiting = self.queues.values().filter(|queue| queue.under_way.is_none());
+        waiting.filter_map(|queue| self.lingers_until(queue)).min()
     }
 
     /// Takes everything out that nobody sends.
     pub(super) fn abandon(&mut self) -> Vec<Batch> {
-        let abandoned: Vec<Batch> = self.queues.values_mut().flat_map(|queue| queue.waiting.drain(..)).collect();
+        self.close_batches();
+        let abandoned: Vec<Batch> = self.queues.values_mut().flat_map(|queue| queue.closed.drain(..)).collect();
         self.queues.retain(|_, queue| queue.under_way.is_some());
-        for batch in &abandoned {
-            (self.bytes, self.records) =
-                (self.bytes.saturating_sub(batch.bytes), self.records.saturating_sub(batch.records.len()));
-        }
+        abandoned.iter().for_each(|batch| self.release(batch.bytes, batch.records.len()));
         abandoned
     }
 }

@@ -4,18 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Connect;
 use super::delivery::Delivery;
 use super::producer_builder::ProducerBuilder;
 use super::sender::Sender;
-use super::{Connect, sender_thread};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
 use crate::record::Record;
-use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// What a record takes in the buffer besides its bytes.
-const RECORD_OVERHEAD_BYTES: usize = 64;
+/// What a record, or a header, takes of the buffer besides its bytes.
+const OVERHEAD_BYTES: usize = 64;
 
 /// Some records that were not stored.
 #[derive(Debug)]
@@ -72,8 +71,6 @@ pub struct ProducerStats {
 /// ```
 pub struct Producer {
     sender: Arc<Sender>,
-    is_by_hand: bool,
-    has_thread: AtomicBool,
     max_block: Duration,
     buffer_bytes: usize,
 }
@@ -98,8 +95,8 @@ impl Producer {
         Self::builder(at).open()
     }
 
-    pub(super) fn of(sender: Sender, is_by_hand: bool, max_block: Duration, buffer_bytes: usize) -> Self {
-        Self { sender: Arc::new(sender), is_by_hand, has_thread: AtomicBool::new(false), max_block, buffer_bytes }
+    pub(super) fn of(sender: Sender, max_block: Duration, buffer_bytes: usize) -> Self {
+        Self { sender: Arc::new(sender), max_block, buffer_bytes }
     }
 
     /// Takes a record. It goes to the partition that it names; else by its partition key, or its key, with Kafka's murmur2; with
@@ -127,15 +124,7 @@ impl Producer {
     }
 
     fn take(&self, topic: &str, record: Record, max_block: Option<Duration>) -> Result<Delivery> {
-        let headers = record.headers().iter().map(|header| {
-            header
-                .name_bytes()
-                .len()
-                .saturating_add(header.value().map_or(0, <[u8]>::len))
-                .saturating_add(RECORD_OVERHEAD_BYTES)
-        });
-        let parts = [record.key().map_or(0, <[u8]>::len), record.value().map_or(0, <[u8]>::len), RECORD_OVERHEAD_BYTES];
-        let bytes = parts.into_iter().chain(headers).fold(0, usize::saturating_add);
+        let bytes = buffer_bytes_of(&record);
         if bytes > self.buffer_bytes {
             let limit =
                 format!("must take at most the {} bytes of the buffer, this one takes {bytes}", self.buffer_bytes);
@@ -144,10 +133,6 @@ impl Producer {
         let (to, target) = self.sender.route(topic, &record)?;
         let now_ms = self.sender.clock().now_ms();
         let (record, time) = stamped(record, now_ms);
-        if !self.is_by_hand && !self.has_thread.load(Ordering::Acquire) {
-            sender_thread::start(&self.sender)?;
-            self.has_thread.store(true, Ordering::Release);
-        }
         let taken = self.sender.add(&to, record, bytes, max_block)?;
         let timestamp = target.keeps_times.then_some(time);
         Ok(Delivery::new(Arc::clone(&self.sender), to, (taken.outcome, taken.number, taken.index), timestamp))
@@ -169,8 +154,9 @@ impl Producer {
     /// The first failure since the last flush, of whichever record; [`take_failures`](Self::take_failures) has the others.
     /// [`Error::Timeout`] if other threads were not done in time: everything goes on then.
     pub fn flush(&self, timeout: Duration) -> Result<()> {
-        let flushed = self.sender.flush(timeout);
-        self.sender.first_failure().map_or(flushed, Err)
+        // What failed is still to be told once everything has its outcome.
+        self.sender.flush(timeout)?;
+        self.sender.first_failure().map_or(Ok(()), Err)
     }
 
     /// What was not stored since this was asked last, at most 1,000 of them, in the order in which it failed.
@@ -184,7 +170,7 @@ impl Producer {
     }
 
     /// Takes no more records, stores those that were taken, and ends the thread. What is not stored in time is given up: its
-    /// [`Delivery`] says so. A second call has nothing left to do.
+    /// [`Delivery`] says so, and so does a second call.
     ///
     /// Durable when this returns: everything that was taken, as the producer or its topic says.
     ///
@@ -211,4 +197,13 @@ fn stamped(record: Record, now_ms: Timestamp) -> (Record, Timestamp) {
         Some(time) => (record, time),
         None => (record.timestamp_ms(now_ms), now_ms),
     }
+}
+
+/// What a record takes of the buffer.
+fn buffer_bytes_of(record: &Record) -> usize {
+    let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+    let with_overhead = |one: usize, other: usize| one.saturating_add(other).saturating_add(OVERHEAD_BYTES);
+    let headers =
+        record.headers().iter().map(|header| with_overhead(header.name_bytes().len(), length(header.value())));
+    headers.fold(with_overhead(length(record.key()), length(record.value())), usize::saturating_add)
 }

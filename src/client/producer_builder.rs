@@ -120,7 +120,8 @@ impl<'a> ProducerBuilder<'a> {
         let is_by_hand = self.is_by_hand || clock.is_manual();
         let linger = Duration::from_millis(self.linger_ms);
         let bounds = Bounds { batch_bytes: self.batch_bytes, linger, buffer_bytes: self.buffer_bytes };
-        let sender = Sender::new(self.at.produce(self.options)?, clock, self.send, Accumulator::new(bounds));
-        Ok(Producer::of(sender, is_by_hand, Duration::from_millis(self.max_block_ms), self.buffer_bytes))
+        let sender =
+            Sender::new(self.at.produce(self.options)?, clock, self.send, Accumulator::new(bounds), is_by_hand);
+        Ok(Producer::of(sender, Duration::from_millis(self.max_block_ms), self.buffer_bytes))
     }
 }

@@ -11,7 +11,7 @@ use super::accumulator::{Accumulator, Batch, Taken, Want};
 use super::delivery::{BatchOutcome, Part};
 use super::producer::{ProducerStats, SendFailure};
 use super::targets::{Target, Targets};
-use super::{Produce, SendOptions};
+use super::{Produce, SendOptions, sender_thread};
 use crate::clock::Clock;
 use crate::clock::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -29,16 +29,18 @@ pub(super) struct Sender {
     clock: Arc<dyn Clock>,
     options: SendOptions,
     targets: Targets,
-    pub(super) state: Mutex<State>,
+    /// There is no thread.
+    is_by_hand: bool,
+    state: Mutex<State>,
     /// A batch is done, or there is something for the thread to look at.
     changed: Condvar,
 }
 
-pub(super) struct State {
-    pub(super) batches: Accumulator,
-    pub(super) has_thread: bool,
+struct State {
+    batches: Accumulator,
+    has_thread: bool,
     /// Takes no more records.
-    pub(super) is_closed: bool,
+    is_closed: bool,
     stored: u64,
     failed: u64,
     failures: Vec<SendFailure>,
@@ -62,6 +64,7 @@ impl Sender {
         clock: Arc<dyn Clock>,
         options: SendOptions,
         batches: Accumulator,
+        is_by_hand: bool,
     ) -> Self {
         let state = State {
             batches,
@@ -72,7 +75,8 @@ impl Sender {
             failures: Vec::new(),
             first_failure: None,
         };
-        Self { place, clock, options, targets: Targets::default(), state: Mutex::new(state), changed: Condvar::new() }
+        let (targets, state, changed) = (Targets::default(), Mutex::new(state), Condvar::new());
+        Self { place, clock, options, targets, is_by_hand, state, changed }
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
@@ -105,7 +109,7 @@ impl Sender {
     /// Takes a record into its batch. Waits for room for so long, if it may; nothing lingers meanwhile. Who came first has
     /// room first, however much it needs.
     pub(super) fn add(
-        &self,
+        self: &Arc<Self>,
         to: &TopicPartition,
         record: Record,
         bytes: usize,
@@ -116,14 +120,17 @@ impl Sender {
         if state.is_closed {
             return Err(no_longer("the producer"));
         }
-        if !(state.batches.turns.is_empty() && state.batches.has_room(bytes)) {
+        if !self.is_by_hand && !state.has_thread {
+            sender_thread::start(self)?;
+            state.has_thread = true;
+        }
+        if !state.batches.may_add(bytes, None) {
             let turn = state.batches.queue_up();
             // The thread may be asleep over batches that linger. Told once: those who wait must not wake each other for ever.
             self.changed.notify_all();
-            let end = now.saturating_add(max_block.unwrap_or_default());
             let waited;
-            (state, waited) = self.wait_for_room(state, turn, bytes, max_block.is_some(), end);
-            state.batches.turns.retain(|&other| other != turn);
+            (state, waited) = self.wait_for_room(state, turn, bytes, max_block);
+            state.batches.leave_queue(turn);
             // The next in turn may have room as well.
             self.changed.notify_all();
             waited?;
@@ -142,20 +149,20 @@ impl Sender {
         mut state: MutexGuard<'a, State>,
         turn: u64,
         bytes: usize,
-        may_send: bool,
-        end: Duration,
+        max_block: Option<Duration>,
     ) -> (MutexGuard<'a, State>, Result<()>) {
+        let deadline = Deadline::after(&*self.clock, max_block.unwrap_or_default());
+        // Without a thread there is nobody else who could make room.
+        let makes_room = self.is_by_hand && max_block.is_some();
         loop {
             if state.is_closed {
                 return (state, Err(no_longer("the producer")));
             }
-            if state.batches.turns.front() == Some(&turn) && state.batches.has_room(bytes) {
+            if state.batches.may_add(bytes, Some(turn)) {
                 return (state, Ok(()));
             }
-            let now = self.clock.monotonic();
-            // Without a thread there is nobody else who could make room.
-            let batch = if may_send && !state.has_thread { state.batches.take(ANY, now) } else { None };
-            let left = end.saturating_sub(now);
+            let batch = if makes_room { state.batches.take(ANY, Duration::ZERO) } else { None };
+            let left = deadline.left(&*self.clock);
             if let Some(batch) = batch {
                 drop(state);
                 self.store(batch);
@@ -229,8 +236,8 @@ impl Sender {
             if is_so(&state) {
                 return true;
             }
-            let now = self.clock.monotonic();
-            if let Some(batch) = state.batches.take(want, now) {
+            // What is wanted is told by its number, whatever the time.
+            if let Some(batch) = state.batches.take(want, Duration::ZERO) {
                 drop(state);
                 self.store(batch);
                 state = self.state.lock();

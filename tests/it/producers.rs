@@ -466,6 +466,27 @@ fn a_place_that_panics_hangs_nobody() {
     assert_eq!((producer.stats().stored_records, producer.stats().failed_records), (1, 1));
 }
 
+/// The failure was once told in place of the time-out, as if everything had its outcome.
+#[test]
+fn a_flush_that_is_not_done_says_so_and_keeps_the_failure_for_the_next() {
+    let gate = Gate::new();
+    gate.set(true);
+    gate.panics.store(true, Ordering::Release);
+    let place = Place(Arc::clone(&gate));
+    let producer = Producer::builder(&place).linger_ms(0).open().unwrap();
+    assert!(producer.send("t", value(0)).unwrap().wait().is_err());
+    gate.panics.store(false, Ordering::Release);
+    gate.set(false);
+    drop(producer.send("t", value(1)).unwrap());
+    while gate.sends.load(Ordering::Acquire) < 2 {
+        std::thread::yield_now();
+    }
+    assert!(is_timeout(&producer.flush(Duration::from_millis(5))));
+    gate.set(true);
+    assert_eq!(producer.flush(LONG).unwrap_err().code(), "outcome_unknown");
+    producer.flush(LONG).unwrap();
+}
+
 #[test]
 fn a_close_stores_what_was_taken_and_gives_up_what_does_not_come_in_time() {
     let store = Store::in_memory().unwrap();
