@@ -14,82 +14,14 @@
 //! A generation begins when a rebalance ends. Its members have what its leader assigned, and nothing before it said so. What
 //! a member of an earlier generation asks for is refused: commits above all.
 
+mod kept;
+mod requests;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::schema::{GroupMetadataValue, MemberMetadata};
-use crate::clock::Timestamp;
-
-/// How a request is named, so that its answer can be told apart. Chosen by the caller.
-pub type RequestId = u64;
-
-/// What a member asks to be allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JoinRequest {
-    /// Empty for a member that has none yet.
-    pub member_id: String,
-    /// The id it gets if it has none. Must be new.
-    pub new_member_id: String,
-    /// What it is for: `consumer`, or another word that all members share (Kafka's protocol type).
-    pub protocol_type: String,
-    /// What the client calls itself, for people who look at the group.
-    pub client_id: String,
-    /// Where the client is, for the same people.
-    pub client_host: String,
-    /// A static member: the name under which it comes back after a restart without a rebalance (Kafka's `group.instance.id`).
-    pub group_instance_id: Option<String>,
-    /// Without a heartbeat for so long it is taken for dead, in milliseconds.
-    pub session_timeout_ms: u64,
-    /// How long a rebalance waits for it to join again, in milliseconds.
-    pub rebalance_timeout_ms: u64,
-    /// The assignors that it knows, the best first, each with what it tells the leader.
-    pub protocols: Vec<(String, Bytes)>,
-}
-
-/// Why a request is refused. What to do is what Kafka's clients do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// Not a member, or no longer: join anew without an id.
-    UnknownMember,
-    /// The generation is over: join again.
-    IllegalGeneration,
-    /// A rebalance goes on: join again.
-    RebalanceInProgress,
-    /// Another has taken this static name: stop.
-    FencedInstance,
-    /// No assignor that all members know: change the configuration.
-    InconsistentProtocol,
-}
-
-/// What a joined member is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Joined {
-    /// The generation that begins.
-    pub generation: i32,
-    /// The assignor.
-    pub protocol: String,
-    /// Who assigns.
-    pub leader: String,
-    /// The member's id from now on.
-    pub member_id: String,
-    /// For the leader: each member with what it told. For others nothing.
-    pub members: Vec<(String, Bytes)>,
-}
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reply {
-    /// To a join.
-    Joined(Result<Joined, Refusal>),
-    /// To a sync: what the leader assigned.
-    Synced(Result<Bytes, Refusal>),
-}
-
-/// Answers that a step gave.
-pub type Replies = Vec<(RequestId, Reply)>;
+pub use requests::{JoinRequest, Joined, Refusal, Replies, Reply, RequestId};
 
 /// Where a group stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -502,106 +434,9 @@ impl GroupCoordinator {
         replies
     }
 
-    /// Takes members out that an earlier process kept, that have not been heard of since, and of which this is true.
-    pub(crate) fn forget_unheard(&mut self, now_ms: u64, is_gone: impl Fn(&str) -> bool) -> Replies {
-        let gone = self.members.iter().filter(|(_, member)| member.is_unheard && is_gone(&member.client_host));
-        let gone: Vec<String> = gone.map(|(id, _)| id.clone()).collect();
-        let mut replies = Vec::new();
-        gone.iter().for_each(|id| self.forget(id, &mut replies));
-        if !gone.is_empty() {
-            self.prepare(now_ms, &mut replies);
-            self.complete_join(now_ms, &mut replies);
-        }
-        replies
-    }
-
     /// Changes whenever members may have to do something.
     pub(crate) fn stage(&self) -> (GroupState, i32, u64, usize) {
         (self.state(), self.generation, self.revision, self.members.len())
-    }
-
-    /// Changes with each outcome that is to be kept: an assignment, an empty group, a static member under a new id.
-    pub(crate) fn revision(&self) -> u64 {
-        self.revision
-    }
-
-    /// The group as it is kept, in Kafka's record; `None` while a rebalance goes on.
-    pub(crate) fn record(&self, now_ms: Timestamp) -> Option<GroupMetadataValue> {
-        matches!(self.state, State::Empty | State::Stable).then(|| self.snapshot(now_ms))
-    }
-
-    /// The group as it is, also in the midst of a rebalance.
-    pub(crate) fn snapshot(&self, now_ms: Timestamp) -> GroupMetadataValue {
-        let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty() && !self.members.is_empty());
-        let millis = |ms: u64| i32::try_from(ms).unwrap_or(i32::MAX);
-        let member = |(id, member): (&String, &Member)| {
-            let told = member.protocols.iter().find(|(name, _)| *name == self.protocol);
-            MemberMetadata {
-                member_id: id.clone(),
-                group_instance_id: member.instance.clone(),
-                client_id: member.client_id.clone(),
-                client_host: member.client_host.clone(),
-                rebalance_timeout_ms: millis(member.rebalance_timeout_ms),
-                session_timeout_ms: millis(member.session_timeout_ms),
-                subscription: told.map(|(_, bytes)| bytes.to_vec()).unwrap_or_default(),
-                assignment: member.assignment.to_vec(),
-            }
-        };
-        GroupMetadataValue {
-            protocol_type: self.protocol_type.clone(),
-            generation: self.generation,
-            protocol: some(&self.protocol),
-            leader: some(&self.leader),
-            state_timestamp_ms: now_ms,
-            members: self.members.iter().map(member).collect(),
-        }
-    }
-
-    /// A group as it was kept. Its members have a whole session to be heard of; those that cannot be alive are left out.
-    pub(crate) fn restore(
-        now_ms: u64,
-        record: &GroupMetadataValue,
-        may_live: impl Fn(&MemberMetadata) -> bool,
-    ) -> Self {
-        let protocol = record.protocol.clone().unwrap_or_default();
-        let millis = |ms: i32| u64::try_from(ms).unwrap_or(0);
-        let member = |kept: &MemberMetadata| {
-            let member = Member {
-                client_id: kept.client_id.clone(),
-                client_host: kept.client_host.clone(),
-                instance: kept.group_instance_id.clone(),
-                session_timeout_ms: millis(kept.session_timeout_ms),
-                // Version 0 has none: Kafka then takes that of the session.
-                rebalance_timeout_ms: millis(kept.rebalance_timeout_ms.max(kept.session_timeout_ms)),
-                protocols: vec![(protocol.clone(), kept.subscription.clone().into())],
-                assignment: kept.assignment.clone().into(),
-                deadline_ms: now_ms.saturating_add(millis(kept.session_timeout_ms)),
-                waiting_join: None,
-                waiting_sync: None,
-                is_unheard: true,
-            };
-            (kept.member_id.clone(), member)
-        };
-        let living = || record.members.iter().filter(|kept| may_live(kept));
-        let members: BTreeMap<String, Member> = living().map(member).collect();
-        let instance = |kept: &MemberMetadata| Some((kept.group_instance_id.clone()?, kept.member_id.clone()));
-        let instances = living().filter_map(instance).collect();
-        let mut group = Self {
-            state: if members.is_empty() { State::Empty } else { State::Stable },
-            generation: record.generation.max(0),
-            protocol_type: record.protocol_type.clone(),
-            protocol,
-            leader: record.leader.clone().unwrap_or_default(),
-            members,
-            instances,
-            revision: 0,
-        };
-        if group.members.len() < record.members.len() && !group.members.is_empty() {
-            // What the missing had is nobody's: those that are left have to join again.
-            let replies = group.begin_again(now_ms);
-            debug_assert!(replies.is_empty(), "nobody waits for a group that was just read");
-        }
-        group
     }
 
     /// A member goes.
