@@ -10,6 +10,8 @@ use topiclog::{
     TickReport, TopicConfig, Upkeep,
 };
 
+use crate::support::upkeep::settle;
+
 const T0: i64 = 1_700_000_000_000;
 
 /// A store in memory whose time stands still.
@@ -37,18 +39,7 @@ impl Bench {
 
     /// Ticks until there is nothing to do.
     fn settle(&self) -> TickReport {
-        let mut all = TickReport::default();
-        for _ in 0..10_000 {
-            let step = self.store.tick().unwrap();
-            if step.is_idle() {
-                return all;
-            }
-            all.compactions += step.compactions;
-            all.deleted_segments += step.deleted_segments;
-            all.rolled_segments += step.rolled_segments;
-            all.tombstones_dropped += step.tombstones_dropped;
-        }
-        panic!("upkeep never comes to rest");
+        settle(&self.store)
     }
 }
 
@@ -546,11 +537,7 @@ fn a_compacted_log_counts_as_written_when_the_last_of_its_sources_was() {
     let store = open();
     // So that some are joined.
     store.alter_topic("t", compacted().segment_bytes(3500)).unwrap();
-    for _ in 0..100 {
-        if store.tick().unwrap().is_idle() {
-            break;
-        }
-    }
+    settle(&store);
     assert_eq!(store.topic("t").unwrap().upkeep_stats().compactions, 1);
     let after = logs();
     assert!(after.len() < before.len(), "{after:?}");

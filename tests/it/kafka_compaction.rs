@@ -15,6 +15,7 @@ use topiclog::{
 use crate::interop::{check_dump, files, has_dump_tool, skip};
 use crate::kafka_dirs::copy_of;
 use crate::support::simulate::Random;
+use crate::support::upkeep::settle;
 
 /// After everything that the broker wrote.
 const NOW: i64 = 1_796_000_000_000;
@@ -30,19 +31,6 @@ fn config() -> TopicConfig {
 
 fn open(root: &Path, clock: &Arc<ManualClock>) -> Store {
     Store::builder().clock(Arc::clone(clock) as _).upkeep(Upkeep::Manual).open(root).unwrap()
-}
-
-/// Ticks until there is nothing to do; returns how many rounds there were.
-fn settle(store: &Store) -> usize {
-    let mut rounds = 0;
-    for _ in 0..10_000 {
-        let step = store.tick().unwrap();
-        if step.is_idle() {
-            return rounds;
-        }
-        rounds += step.compactions;
-    }
-    panic!("upkeep never comes to rest");
 }
 
 /// All that can be seen of a record, by its offset.
@@ -154,7 +142,7 @@ fn check_fixture(state: &str, root: &Path) {
         if number > 0 {
             before.iter_mut().for_each(Before::fill);
         }
-        rounds += settle(&store);
+        rounds += settle(&store).compactions;
         before.iter().for_each(|before| before.check(&format!("round {number}")));
         counts.push(count(&before));
         store.close().unwrap();
@@ -219,7 +207,7 @@ fn write_compacted(root: &Path) {
             }
         }
         let before: Vec<Before> = partitions(&store).iter().map(Before::of).collect();
-        assert!(settle(&store) >= 10);
+        assert!(settle(&store).compactions >= 10);
         before.iter().for_each(|before| before.check("written here"));
         clock.advance_ms(86_400_000);
     }

@@ -211,17 +211,7 @@ fn a_key_expires_by_its_age_or_its_header_and_ends_in_a_tombstone() {
     let stated = Record::keyed("by header", "v").header(topiclog::EXPIRES_AT_HEADER, 1500_i64.to_be_bytes().to_vec());
     topic.append(stated).unwrap();
     let live = || topic.latest(0).unwrap().map(|record| text(record.unwrap().key())).collect::<Vec<_>>();
-    let settle = || {
-        let mut expired = 0;
-        for _ in 0..100 {
-            let step = store.tick().unwrap();
-            expired += step.expired_keys;
-            if step.is_idle() {
-                return expired;
-            }
-        }
-        panic!("upkeep never comes to rest");
-    };
+    let settle = || crate::support::upkeep::settle(&store).expired_keys;
     assert_eq!(settle(), 0);
     clock.advance_ms(99);
     topic.append(Record::keyed("kept alive", "w")).unwrap();

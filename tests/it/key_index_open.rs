@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{
-    CrashProfile, DirEntry, Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsLock,
-    VfsMap, errno,
+    CrashProfile, Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsMap, errno,
 };
 use topiclog::{
     CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep, UpkeepEvent,
 };
 
+use crate::support::layered::{Layer, Layered};
 use crate::support::simulate::Random;
+use crate::support::upkeep::settle;
 
 const KEYS: &str = "/s/t-0/topiclog.keys";
 const STEP: u64 = 1000;
@@ -86,15 +87,6 @@ fn tick_until_made(store: &Store, topic: &Topic) -> Vec<u64> {
         steps.push(store.tick().unwrap().key_index_read_bytes);
     }
     panic!("it is never made");
-}
-
-fn settle(store: &Store) {
-    for _ in 0..10_000 {
-        if store.tick().unwrap().is_idle() {
-            return;
-        }
-    }
-    panic!("upkeep never comes to rest");
 }
 
 fn file_bytes(vfs: &dyn Vfs, path: &str) -> Option<u64> {
@@ -465,16 +457,9 @@ fn what_fails_is_told_once_and_the_next_look_up_tries_again() {
 type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 /// A file system in memory without maps, whose reads can be caught.
-#[derive(Clone)]
-struct Caught(MemoryVfs, Hook);
+struct Caught(Hook);
 
 struct CaughtFile(Arc<dyn VfsFile>, Hook);
-
-impl std::fmt::Debug for Caught {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Caught")
-    }
-}
 
 impl std::fmt::Debug for CaughtFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -482,30 +467,9 @@ impl std::fmt::Debug for CaughtFile {
     }
 }
 
-impl Vfs for Caught {
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
-        Ok(Arc::new(CaughtFile(self.0.open(path, mode)?, Arc::clone(&self.1))))
-    }
-    fn list(&self, directory: &Path) -> io::Result<Vec<DirEntry>> {
-        self.0.list(directory)
-    }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_dir(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_dir(path)
-    }
-    fn lock(&self, path: &Path, kind: LockKind) -> io::Result<Box<dyn VfsLock>> {
-        self.0.lock(path, kind)
+impl Layer for Caught {
+    fn open(&self, below: &MemoryVfs, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
+        Ok(Arc::new(CaughtFile(below.open(path, mode)?, Arc::clone(&self.0))))
     }
 }
 
@@ -552,7 +516,7 @@ impl VfsFile for CaughtFile {
 #[test]
 fn no_append_waits_while_upkeep_reads_for_the_index() {
     let hook = Hook::default();
-    let vfs: Arc<dyn Vfs> = Arc::new(Caught(MemoryVfs::new(), Arc::clone(&hook)));
+    let vfs: Arc<dyn Vfs> = Arc::new(Layered(MemoryVfs::new(), Caught(Arc::clone(&hook))));
     let mut table = closed(&vfs, plain());
     let store = builder(Arc::clone(&vfs)).open("/s").unwrap();
     let topic = store.topic("t").unwrap();

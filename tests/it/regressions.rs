@@ -5,45 +5,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{
-    DirEntry, Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsLock, errno,
-};
+use topiclog::io::{Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, Vfs, VfsLock, errno};
 use topiclog::{Durability, Error, Record, Store, TopicConfig, Upkeep};
 
-/// A file system without locks.
-#[derive(Debug)]
-struct WithoutLocks(MemoryVfs);
+use crate::support::layered::{Layer, Layered};
 
-impl Vfs for WithoutLocks {
-    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
-        self.0.open(path, mode)
-    }
-    fn list(&self, directory: &Path) -> io::Result<Vec<DirEntry>> {
-        self.0.list(directory)
-    }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_file(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_dir(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_dir(path)
-    }
-    fn lock(&self, _: &Path, _: LockKind) -> io::Result<Box<dyn VfsLock>> {
+/// A file system without locks.
+struct WithoutLocks;
+
+impl Layer for WithoutLocks {
+    fn lock(&self, _: &MemoryVfs, _: &Path, _: LockKind) -> io::Result<Box<dyn VfsLock>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
 
 #[test]
 fn a_file_system_without_locks_is_used_only_with_consent() {
-    let vfs = Arc::new(WithoutLocks(MemoryVfs::new()));
+    let vfs = Arc::new(Layered(MemoryVfs::new(), WithoutLocks));
     let builder = || Store::builder().vfs(Arc::clone(&vfs) as Arc<dyn Vfs>).upkeep(Upkeep::Manual);
     let refused = builder().open("/s").unwrap_err();
     assert!(matches!(refused, Error::LockUnsupported { .. }), "{refused}");

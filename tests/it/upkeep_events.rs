@@ -7,9 +7,11 @@ use std::time::Duration;
 use topiclog::clock::ManualClock;
 use topiclog::io::{Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, Vfs, errno};
 use topiclog::{
-    CleanupPolicy, CompactionCounts, Durability, Error, Record, RetentionRule, Store, StoreBuilder, TickReport,
-    TopicConfig, Upkeep, UpkeepEvent,
+    CleanupPolicy, CompactionCounts, Durability, Error, Record, RetentionRule, Store, StoreBuilder, TopicConfig,
+    Upkeep, UpkeepEvent,
 };
+
+use crate::support::upkeep::settle;
 
 const T0: i64 = 1_700_000_000_000;
 
@@ -54,22 +56,6 @@ impl Bench {
         settle(&self.store);
         self.ear.take()
     }
-}
-
-/// Ticks until there is nothing to do.
-fn settle(store: &Store) -> TickReport {
-    let mut all = TickReport::default();
-    for _ in 0..10_000 {
-        let step = store.tick().unwrap();
-        if step.is_idle() {
-            return all;
-        }
-        all.compacted_bytes += step.compacted_bytes;
-        all.compactions += step.compactions;
-        all.tombstones_dropped += step.tombstones_dropped;
-        all.sealed_segments += step.sealed_segments;
-    }
-    panic!("upkeep never comes to rest");
 }
 
 fn plain() -> TopicConfig {

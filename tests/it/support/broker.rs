@@ -222,16 +222,7 @@ impl Bench {
 
     /// Ticks until there is nothing to do.
     pub(crate) fn settle(&self) -> TickReport {
-        let mut all = TickReport::default();
-        for _ in 0..10_000 {
-            let step = self.store.tick().unwrap();
-            if step.is_idle() {
-                return all;
-            }
-            all.compactions += step.compactions;
-            all.tombstones_dropped += step.tombstones_dropped;
-        }
-        panic!("upkeep never comes to rest");
+        super::upkeep::settle(&self.store)
     }
 
     /// Appends what makes another round worth while, and has it done.
