@@ -161,7 +161,8 @@ impl KeyIndex {
         Ok(is_table || settings.compaction.expire_after_ms >= 0 || snapshot::exists(&self.log)?)
     }
 
-    /// Goes on with the making of an index, from its begin if nobody has begun, as long as the budget lasts. If nobody has used it, nor asks for it now, and it has no room, it stays unmade until somebody does.
+    /// Goes on with the making of an index, from its begin if nobody has begun, as long as the budget lasts. If nobody has used
+    /// it, nor asks for it now, and it has no room, it stays unmade until somebody does.
     pub(super) fn make(&self, state: &mut State, budget: &mut ReadBudget, is_asked: bool) -> Result<Made> {
         let mut making = match std::mem::take(state) {
             State::Making(making) => making,
