@@ -53,12 +53,13 @@ pub enum Bug {
     ActiveSegmentCounted,
     ClockJumpTrusted,
     HoldIgnored,
+    SupersededByUnsynced,
 }
 
 impl Bug {
     /// All of them.
     #[cfg(topiclog_planted)]
-    pub const ALL: [Bug; 46] = [
+    pub const ALL: [Bug; 47] = [
         Bug::NoSyncBeforeAck,
         Bug::NoSyncAtRoll,
         Bug::NoDirectorySync,
@@ -105,6 +106,7 @@ impl Bug {
         Bug::ActiveSegmentCounted,
         Bug::ClockJumpTrusted,
         Bug::HoldIgnored,
+        Bug::SupersededByUnsynced,
     ];
 }
 

@@ -1,22 +1,22 @@
 //! Compaction of one partition: the newest record of each key stays, in bounded memory and bounded steps.
 //!
-//! Kafka's algorithm and Kafka's rules (`LogCleaner`): the newest offset of each key in the dirty part goes into a bounded
-//! map, then the segments are copied, group by group, without the records that a newer one supersedes. Offsets never
-//! change. What is promised: a record is dropped only if the key *bytes* of a newer one, below the stable end, were found
-//! equal; appends and reads go on meanwhile; a group takes effect as a whole or not at all.
+//! Kafka's algorithm and Kafka's rules (`LogCleaner`): the newest offset of each key goes into a bounded map, then the segments
+//! are copied, group by group, without the records that a newer one supersedes. Offsets never change. What is promised: a
+//! record is dropped only if the key *bytes* of a newer one, which is stable and durable, were found equal; appends and reads
+//! go on meanwhile; a group takes effect as a whole or not at all.
 //!
-//! The key index has no part in it, although it knows the newest record of each key. A record may go only once the key bytes
-//! of a newer one were compared with its own. That a record has no entry there proves nothing: the index is derived, and what
-//! is wrong in it must cost an answer, never a record. That the hashes of two keys are equal proves nothing either, however long
-//! they are. So each record that goes would take a look at the newer one that its entry leads to. `cargo bench --bench keyed`
-//! on two shared cores, 1,000,000 records of 100 bytes over 100,000 keys: both passes take 210 to 230 ns a record, of which
-//! the index could save the first at most; one look-up by it takes 760 to 790 ns, and nine of ten records go. Even if the
-//! first pass were all of it, the index would be slower as soon as three of ten records go, and with fewer than that a
-//! round is hardly worth while.
+//! What Kafka lacks: it is the key index that says which records are the newest, so that the map is made of those alone
+//! ([`newest_keys`]) and the dirty part is read once, by the copy. As the index knows the active segment as well, records that one
+//! of that supersedes go too. The index is derived, and what is wrong in it must cost an
+//! answer, never a record: each key is read at the place it names, once, and each record of the dirty part has to find its own
+//! key in the map. One that does not ends the round ([`Step::unknown_key`]). Where there is no index, no memory for all of its
+//! keys, an open transaction or a `min.compaction.lag.ms`, a first pass over the dirty part makes the map, as in Kafka, and only
+//! records of that part supersede others.
 //!
 //! It knows partitions and segments. It does not know topics, nor who keeps tombstones: it is given a bound.
 
 mod counts;
+mod newest_keys;
 pub(crate) mod offset_map;
 pub(crate) mod plan;
 pub(crate) mod rewrite;
@@ -25,8 +25,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::partition::newest_records::NewestRecords;
 use crate::partition::settings::LogSettings;
 use crate::partition::{Log, SegmentSet, listing};
+use crate::planted::{Bug, is};
 use crate::record::{self, DecodeLimits, RecordsIter};
 use crate::segment::cursor::{Cursor, Verify};
 use crate::segment::time_index;
@@ -34,6 +36,7 @@ use crate::segment::{Segment, State};
 
 pub use self::counts::CompactionCounts;
 
+use self::newest_keys::{NewestKeys, Noted};
 use self::offset_map::OffsetMap;
 use self::rewrite::{Copied, GroupCopy, Passed, Rules};
 
@@ -58,6 +61,8 @@ pub(crate) struct Cleaning {
     rules: Rules,
     passed: Passed,
     phase: Phase,
+    memory_bytes_max: usize,
+    unknown_key: Option<i64>,
     counts: CompactionCounts,
     read_bytes: u64,
     /// What was one segment stays one as long as positions in it can be told.
@@ -68,6 +73,8 @@ pub(crate) struct Cleaning {
 
 #[derive(Debug)]
 enum Phase {
+    /// Notes the keys of the records that the index names.
+    Look(NewestKeys),
     /// Notes the keys of the dirty part.
     Map {
         source: usize,
@@ -86,6 +93,9 @@ enum Phase {
 pub(crate) struct Step {
     pub(crate) read_bytes: u64,
     pub(crate) is_done: bool,
+    /// It ended early: the key index did not know the key of the record at this offset. Nothing is lost, and nothing is
+    /// called clean; the index has to be made anew.
+    pub(crate) unknown_key: Option<i64>,
 }
 
 /// What is worth compacting in a partition now, if anything.
@@ -138,7 +148,7 @@ fn index_entries(segment: &Segment, interval_bytes: u64) -> u64 {
 }
 
 impl Cleaning {
-    /// Begins a round. Nothing is written before the first step.
+    /// Begins a round, by what the key index knows if it is given. Nothing is written before the first step.
     pub(crate) fn new(
         log: &Arc<Log>,
         settings: &LogSettings,
@@ -146,32 +156,45 @@ impl Cleaning {
         hold: Hold,
         now_ms: i64,
         memory_bytes_max: usize,
+        newest: Option<NewestRecords>,
     ) -> Self {
-        let set = log.snapshot();
+        // Whatever supersedes something is in the segments that the index knew.
+        let set = newest.as_ref().map_or_else(|| log.snapshot(), |newest| Arc::clone(&newest.set));
         let is_source = |segment: &&Arc<Segment>| segment.base_offset() < range.first_uncleanable;
         let sources: Vec<Arc<Segment>> = set.segments.iter().filter(is_source).cloned().collect();
-        let first_dirty_source = set.index_of(range.first_dirty);
-        Self {
+        let keys_bytes_max =
+            memory_bytes_max - newest.as_ref().map_or(0, NewestRecords::memory_bytes).min(memory_bytes_max);
+        let is_by_index = newest.is_some();
+        let mut begun = Self {
             log: Arc::clone(log),
             range,
             sources,
             set,
             settings: settings.clone(),
             rules: Rules {
-                map: OffsetMap::new(memory_bytes_max),
-                end: range.first_dirty,
+                map: OffsetMap::new(keys_bytes_max),
+                first_dirty: range.first_dirty,
+                end: range.first_uncleanable,
+                log_start: log.log_start(),
+                is_by_index,
                 first_uncleanable: range.first_uncleanable,
                 now_ms,
                 delete_retention_ms: settings.compaction.delete_retention_ms,
                 hold,
             },
             passed: Passed::new(log.tombstone_floor()),
-            phase: Phase::Map { source: first_dirty_source, cursor: None },
+            phase: newest.map_or(Phase::Done, |newest| Phase::Look(NewestKeys::new(newest))),
+            memory_bytes_max,
+            unknown_key: None,
             counts: CompactionCounts::default(),
             read_bytes: 0,
             single_bytes_max: i32::MAX as u64,
             written_ms: BTreeMap::new(),
+        };
+        if !is_by_index {
+            begun.begin_map();
         }
+        begun
     }
 
     /// Which part of the log it is about.
@@ -203,13 +226,41 @@ impl Cleaning {
         let mut read_bytes = 0;
         while read_bytes < budget_bytes && !matches!(self.phase, Phase::Done) {
             read_bytes += match self.phase {
+                Phase::Look(_) => self.look_at_a_batch()?,
                 Phase::Map { .. } => self.map_a_batch()?,
                 Phase::Copy { .. } => self.copy_a_batch()?,
                 Phase::Done => 0,
             };
         }
         self.read_bytes += read_bytes;
-        Ok(Step { read_bytes, is_done: matches!(self.phase, Phase::Done) })
+        Ok(Step { read_bytes, is_done: matches!(self.phase, Phase::Done), unknown_key: self.unknown_key })
+    }
+
+    fn look_at_a_batch(&mut self) -> Result<u64> {
+        let Phase::Look(newest) = &mut self.phase else { return Ok(0) };
+        match newest.note_a_batch(&mut self.rules.map) {
+            Ok(Noted::Batch(read_bytes)) => Ok(read_bytes),
+            Ok(Noted::All) => {
+                // What supersedes has to outlast a crash before what it supersedes goes.
+                if self.log.durable_end() < newest.end() && !is(Bug::SupersededByUnsynced) {
+                    self.log.flush()?;
+                }
+                self.begin_copy()
+            }
+            // What cannot be read there may be of no concern to this round; where it is, the map meets it.
+            Ok(Noted::NoRoom) | Err(_) => {
+                self.begin_map();
+                Ok(0)
+            }
+        }
+    }
+
+    /// Without the index: the map is made by a pass over the dirty part.
+    fn begin_map(&mut self) {
+        self.rules.map = OffsetMap::new(self.memory_bytes_max);
+        self.rules.is_by_index = false;
+        self.rules.end = self.range.first_dirty;
+        self.phase = Phase::Map { source: self.set.index_of(self.range.first_dirty), cursor: None };
     }
 
     fn map_a_batch(&mut self) -> Result<u64> {
@@ -303,6 +354,11 @@ impl Cleaning {
                     }
                     Ok(0)
                 }
+                Copied::Unknown(offset) => {
+                    self.unknown_key = Some(offset);
+                    self.phase = Phase::Done;
+                    Ok(0)
+                }
                 Copied::Outgrown(fit) => {
                     let (first, rest) = copy.split(fit);
                     waiting.extend([rest, first]);
@@ -361,6 +417,7 @@ fn batch_error(segment: &Segment, position: u64, header: &record::BatchHeader, e
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition::newest_records::RecordPlace;
     use crate::partition::{Durability, Partition};
     use crate::record::Record;
     use crate::store::Store;
@@ -382,8 +439,37 @@ mod tests {
         (0..17).for_each(|n| drop(topic.append(Record::tombstone(format!("k{n}")).timestamp_ms(now)).unwrap()));
         let partition = topic.partition(0).unwrap();
         partition.log.upkeep().unwrap();
-        let cleaning = begin_cleaning(&partition.log, i64::MAX, now, 1 << 20).unwrap().unwrap();
+        let cleaning = begin_cleaning(&partition.log, None, i64::MAX, now, 1 << 20).unwrap().unwrap();
         (store, partition, cleaning)
+    }
+
+    /// What an index would say of a log of 17 keys, but for one record.
+    fn newest_but(partition: &Partition, offset: i64) -> NewestRecords {
+        let places = (0..17).filter(|&known| known != offset).map(|known| RecordPlace::new(known, None)).collect();
+        NewestRecords { end: 17, set: partition.log.snapshot(), places }
+    }
+
+    #[test]
+    fn a_key_that_the_index_does_not_know_ends_the_round_and_nothing_is_clean() {
+        for lost in [0, 3, 7] {
+            let (_store, partition, cleaning) = growing();
+            let (log, range, hold) = (&partition.log, *cleaning.range(), cleaning.rules.hold);
+            let newest = newest_but(&partition, lost);
+            let now = cleaning.rules.now_ms;
+            let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, now, 1 << 20, Some(newest));
+            let done = cleaning.step(u64::MAX).unwrap();
+            assert_eq!((done.is_done, done.unknown_key), (true, Some(lost)));
+            drop(cleaning);
+            assert_eq!(partition.clean_end().get(), 0);
+            assert_eq!(partition.read_from(0).map(Result::unwrap).count(), 17);
+        }
+        // One that is not in the dirty part is of no concern.
+        let (_store, partition, cleaning) = growing();
+        let (log, range, hold) = (&partition.log, *cleaning.range(), cleaning.rules.hold);
+        let newest = Some(newest_but(&partition, 16));
+        let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, cleaning.rules.now_ms, 1 << 20, newest);
+        let done = cleaning.step(u64::MAX).unwrap();
+        assert_eq!((done.is_done, done.unknown_key), (true, None));
     }
 
     #[test]

@@ -23,8 +23,14 @@ use crate::segment::{BatchFacts, Segment};
 #[derive(Debug)]
 pub(crate) struct Rules {
     pub(crate) map: OffsetMap,
-    /// The map knows all keys below this offset.
+    /// The map knows all keys from here on,
+    pub(crate) first_dirty: i64,
+    /// and below this offset.
     pub(crate) end: i64,
+    /// No lower than it was when the map was made.
+    pub(crate) log_start: i64,
+    /// It was the key index that said which records are to be in the map.
+    pub(crate) is_by_index: bool,
     pub(crate) first_uncleanable: i64,
     pub(crate) now_ms: i64,
     pub(crate) delete_retention_ms: i64,
@@ -39,6 +45,8 @@ pub(crate) struct Passed {
     committed: HashSet<i64>,
     /// A tombstone had to stay: those behind it stay as well, so that they go in order.
     keeps_tombstones: bool,
+    /// A record whose key the map should have known and did not: the key index was wrong.
+    unknown_key: Option<i64>,
     /// One past the highest tombstone that was dropped.
     pub(crate) tombstone_floor: i64,
     /// The earliest moment at which something that stayed may go for its age.
@@ -58,6 +66,7 @@ impl Passed {
             aborted: HashSet::new(),
             committed: HashSet::new(),
             keeps_tombstones: false,
+            unknown_key: None,
             tombstone_floor,
             next_horizon_ms: None,
         }
@@ -112,6 +121,10 @@ impl Rules {
         }
         let Some(key) = record.key() else { return false };
         let newest = self.map.get(key);
+        if self.is_unknown(record.offset(), newest) {
+            passed.unknown_key.get_or_insert(record.offset());
+            return true;
+        }
         if newest.is_some_and(|newest| record.offset() < newest) != is(Bug::OlderRecordWins) {
             return false;
         }
@@ -133,6 +146,13 @@ impl Rules {
         false
     }
 
+    /// Whether the key index has left out a record that is the newest of its key. Below the log start it knows nothing.
+    fn is_unknown(&self, offset: i64, newest: Option<i64>) -> bool {
+        self.is_by_index
+            && offset >= self.first_dirty.max(self.log_start)
+            && newest.is_none_or(|newest| newest < offset)
+    }
+
     /// Until when a reader holds a tombstone that compaction first saw `delete.retention.ms` before its horizon.
     fn held_until(&self, tombstone: &RecordView<'_>, horizon_ms: i64) -> Option<i64> {
         let first_seen = horizon_ms.saturating_sub(self.delete_retention_ms);
@@ -152,6 +172,8 @@ pub(crate) enum Copied {
     /// The copy would be larger than a segment may be: horizons take room, and a codec's default level may be less than
     /// that of the producer (KAFKA-20036). As many of the sources, at least one, are to be copied by themselves.
     Outgrown(usize),
+    /// The key index did not know the key of the record at this offset.
+    Unknown(i64),
 }
 
 /// A group that is being copied.
@@ -225,7 +247,11 @@ impl GroupCopy {
             return Ok(Copied::Batch(0));
         };
         let (header, bytes) = (found.header, cursor.bytes(&found));
-        if self.copy(&segment, found.position, &header, &bytes, rules, passed)? {
+        let has_room = self.copy(&segment, found.position, &header, &bytes, rules, passed)?;
+        if let Some(offset) = passed.unknown_key {
+            return Ok(Copied::Unknown(offset));
+        }
+        if has_room {
             return Ok(Copied::Batch(header.size_bytes() as u64));
         }
         if self.sources.len() == 1 {

@@ -13,6 +13,7 @@ pub(crate) mod expiry;
 mod feed;
 mod latest;
 pub(crate) mod making;
+mod newest_records;
 mod places;
 mod shelf;
 pub(crate) mod snapshot;

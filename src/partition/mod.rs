@@ -13,6 +13,7 @@ pub(crate) mod key_queue;
 pub(crate) mod listing;
 mod log_end;
 pub(crate) mod manifest;
+pub(crate) mod newest_records;
 pub(crate) mod open;
 mod positions;
 pub(crate) mod quarantine;

@@ -18,6 +18,8 @@ pub(super) struct CleanerState {
     current: Option<(Arc<Log>, Cleaning)>,
     /// Partitions whose compaction failed: until the store is reopened they are left alone.
     failed: BTreeSet<TopicPartition>,
+    /// Partitions whose key index was found to be wrong: until the store is reopened they are compacted without it.
+    by_log: BTreeSet<TopicPartition>,
 }
 
 impl CleanerState {
@@ -41,7 +43,7 @@ impl StoreInner {
         let logs: Vec<Arc<Log>> =
             topics.iter().flat_map(|topic| topic.partitions.values()).map(|found| Arc::clone(&found.log)).collect();
         if state.current.is_none() {
-            self.begin_cleaning(state, &logs, step)?;
+            self.begin_cleaning(state, topics, &logs, step)?;
         }
         // A topic that is no longer to be compacted stays as it is.
         if let Some((log, cleaning)) = &state.current
@@ -59,13 +61,23 @@ impl StoreInner {
         let stepped = cleaning.step(self.options.compaction_step_bytes);
         let after = cleaning.counts();
         let done = stepped.as_ref().map_or((0, false), |done| (done.read_bytes, done.is_done));
-        if let Some(topic) = topics.iter().find(|topic| topic.name == log.id.topic) {
+        let topic = topics.iter().find(|topic| topic.name == log.id.topic);
+        if let Some(topic) = topic {
             note_stats(topic, done, before, after);
         }
         note_dropped(step, log, before, after);
         match stepped {
             Ok(done) => {
                 step.report.compacted_bytes += done.read_bytes;
+                if let Some(offset) = done.unknown_key {
+                    let of = log.id.clone();
+                    note_stopped(step, log, after);
+                    state.current = None;
+                    state.by_log.insert(of.clone());
+                    let index = topic.and_then(|topic| topic.index_of(of.partition.get()));
+                    let made = index.map_or(Ok(()), |index| index.distrust(offset));
+                    return made.map_err(|error| (of, error));
+                }
                 note_step(step, log, cleaning, done);
                 if done.is_done {
                     step.report.compactions += 1;
@@ -90,11 +102,19 @@ impl StoreInner {
         }
     }
 
-    fn begin_cleaning(&self, state: &mut CleanerState, logs: &[Arc<Log>], step: &mut Step) -> Cleaned<()> {
+    fn begin_cleaning(
+        &self,
+        state: &mut CleanerState,
+        topics: &[Arc<TopicInner>],
+        logs: &[Arc<Log>],
+        step: &mut Step,
+    ) -> Cleaned<()> {
         let Some(log) = dirtiest(logs, &mut state.failed, step.now_ms)? else { return Ok(()) };
         let memory_bytes = self.options.compaction_memory_bytes;
         let hold = self.lowest_reader(&log.id);
-        let begun = upkeep::begin_cleaning(&log, hold, step.now_ms, memory_bytes);
+        let topic = topics.iter().find(|topic| topic.name == log.id.topic && !state.by_log.contains(&log.id));
+        let index = topic.and_then(|topic| topic.index_of(log.id.partition.get()));
+        let begun = upkeep::begin_cleaning(&log, index, hold, step.now_ms, memory_bytes);
         let Some(cleaning) = begun.map_err(|error| (log.id.clone(), error))? else { return Ok(()) };
         step.note(|| UpkeepEvent::CompactionBegun {
             partition: log.id.clone(),
@@ -160,4 +180,44 @@ fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i6
         }
     }
     Ok(best.map(|(_, log)| Arc::clone(log)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Record;
+    use crate::store::{Store, Upkeep};
+    use crate::topic::{CleanupPolicy, TopicConfig};
+
+    #[test]
+    fn an_index_that_lost_a_key_is_made_anew_and_costs_no_record() {
+        let store =
+            Store::builder().vfs(Arc::new(crate::io::MemoryVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).segment_bytes(600);
+        let topic = store.create_topic("t", config.min_cleanable_dirty_ratio(0.0)).unwrap();
+        let append = |from: usize, to: usize| {
+            (from..to).for_each(|n| drop(topic.append(Record::keyed(format!("k{}", n % 5), format!("v{n}"))).unwrap()));
+        };
+        append(0, 100);
+        topic.get("k0").unwrap().unwrap();
+        let inner = Arc::clone(&store.inner.topics.read()[topic.name()]);
+        let index = inner.index_of(0).unwrap();
+        index.lose(b"k3");
+        let errors: Vec<Error> = (0..100).filter_map(|_| store.tick().err()).collect();
+        let [Error::Corrupt { path, what, .. }] = &errors[..] else { panic!("told once: {errors:?}") };
+        assert!(path.ends_with("t-0/topiclog.keys") && what.contains("nothing is lost"), "{}", errors[0]);
+        for (key, value) in [("k0", "v95"), ("k1", "v96"), ("k2", "v97"), ("k3", "v98"), ("k4", "v99")] {
+            assert_eq!(topic.get(key).unwrap().unwrap().value(), Some(value.as_bytes()), "{key}");
+        }
+        // The round was made by the log instead, and the next ones are.
+        let partition = topic.partition(0).unwrap();
+        let clean_end = partition.clean_end();
+        assert!(clean_end.get() > 0 && partition.read_from(0).count() < 50);
+        append(100, 200);
+        index.lose(b"k2");
+        for _ in 0..100 {
+            store.tick().unwrap();
+        }
+        assert!(partition.clean_end() > clean_end);
+    }
 }

@@ -489,6 +489,7 @@ impl StoreInner {
         for partition in topic.partitions.values() {
             partition.log.set_settings(config.log_settings());
         }
+        topic.expect_index_of_table();
         self.signal.wake();
     }
 

@@ -78,12 +78,26 @@ impl TopicInner {
         };
         let indexes = partitions.iter().map(index).collect();
         let (unreadable, sticky, upkept) = (BTreeMap::new(), Sticky::new(), UpkeepLog::default());
-        Self { name, id, config, partitions, unreadable, sticky, indexes, upkept }
+        let topic = Self { name, id, config, partitions, unreadable, sticky, indexes, upkept };
+        topic.expect_index_of_table();
+        topic
+    }
+
+    /// A table has its key indexes made by upkeep: look-ups and compaction are to find them there.
+    pub(crate) fn expect_index_of_table(&self) {
+        if self.config.read().log_settings().needs_key {
+            self.indexes().for_each(KeyIndex::expect_use);
+        }
     }
 
     /// The key indexes of the partitions that are here.
     pub(crate) fn indexes(&self) -> impl Iterator<Item = &KeyIndex> {
         self.indexes.values()
+    }
+
+    /// The key index of one partition.
+    pub(crate) fn index_of(&self, partition: u32) -> Option<&KeyIndex> {
+        self.indexes.get(&partition)
     }
 
     /// It was there before: whoever has used its key indexes will use them again.
@@ -205,7 +219,7 @@ impl Topic {
     /// is left to whoever looks a key up.
     #[inline]
     fn relieve(&self, partition: u32) {
-        if let Some(index) = self.inner.indexes.get(&partition) {
+        if let Some(index) = self.inner.index_of(partition) {
             index.relieve().ok();
         }
     }
@@ -313,7 +327,7 @@ impl Topic {
 
     fn index(&self, partition: u32) -> Result<&KeyIndex> {
         self.at(partition)?;
-        let found = self.inner.indexes.get(&partition);
+        let found = self.inner.index_of(partition);
         found.ok_or_else(|| Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) })
     }
 

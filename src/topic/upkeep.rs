@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crate::cleaner::{self, Cleaning, Hold};
 use crate::error::Result;
+use crate::key_index::KeyIndex;
 use crate::partition::Log;
+use crate::partition::newest_records::RecordPlace;
 use crate::partition::swap::Removed;
 use crate::retention::{self, Piece, RetentionRule};
 use crate::segment::{Segment, State};
@@ -91,15 +93,22 @@ pub(crate) fn dirtiness(log: &Log, now_ms: i64) -> Result<Option<f64>> {
     Ok(range.map(|range| if range.is_overdue { 1.0 + range.dirty_ratio } else { range.dirty_ratio }))
 }
 
-/// Begins a compaction of a partition, if it still is to be compacted.
+/// Begins a compaction of a partition, if it still is to be compacted: by its key index, if one is given that is made and
+/// names fewer records than there are in the dirty part, and leaves half of the memory for their keys.
 pub(crate) fn begin_cleaning(
     log: &Arc<Log>,
+    index: Option<&KeyIndex>,
     hold_from_offset: i64,
     now_ms: i64,
     memory_bytes_max: usize,
 ) -> Result<Option<Cleaning>> {
     let settings = log.settings();
-    let range = cleaner::find_range(log, &settings, now_ms)?;
+    let Some(range) = cleaner::find_range(log, &settings, now_ms)? else { return Ok(None) };
     let hold = Hold { from_offset: hold_from_offset, max_ms: settings.compaction.tombstone_hold_max_ms };
-    Ok(range.map(|range| Cleaning::new(log, &settings, range, hold, now_ms, memory_bytes_max)))
+    let dirty = usize::try_from(range.first_uncleanable.saturating_sub(range.first_dirty)).unwrap_or(0);
+    let most = dirty.min(memory_bytes_max / 2 / size_of::<RecordPlace>());
+    // What is younger than the lag is to supersede nothing, and the index does not tell it from the rest.
+    let goes_by_index = most > 0 && settings.compaction.min_compaction_lag_ms == 0;
+    let newest = index.filter(|_| goes_by_index).and_then(|index| index.newest_records(range.first_dirty, most));
+    Ok(Some(Cleaning::new(log, &settings, range, hold, now_ms, memory_bytes_max, newest)))
 }

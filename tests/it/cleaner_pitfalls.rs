@@ -13,6 +13,7 @@ use topiclog::record::{BatchSpec, BatchView};
 use topiclog::{CleanupPolicy, Error, Isolation, Record, TimestampType};
 
 use crate::support::broker::{Bench, BrokerLog, Pair, T0, config, fold, get, gone, kv, path, put};
+use crate::support::upkeep::without_key_index;
 
 const BOTH: [Isolation; 2] = [Isolation::Uncommitted, Isolation::Committed];
 
@@ -331,11 +332,12 @@ fn nothing_is_compacted_from_the_segment_of_an_open_transaction_on() {
 }
 
 /// 47: what was closed and is not yet sealed may be lost in a power cut, and so it may not supersede anything, however
-/// overdue that is.
+/// overdue that is. The key index, which would have all of it synced, is not there.
 #[test]
 fn nothing_is_superseded_by_what_is_not_durable() {
     let log = BrokerLog::new(0).batch(0, &[kv("a", "1")]);
-    let mut bench = Bench::adopt(&log, config().segment_bytes(256).max_compaction_lag_ms(1));
+    let config = config().segment_bytes(256).max_compaction_lag_ms(1);
+    let mut bench = Bench::adopt_with(&log, config, |builder| builder.key_index_memory_bytes(0));
     for n in 0..20 {
         bench.partition().append(Record::keyed("a", format!("{n}-{}", "v".repeat(150)))).unwrap();
     }
@@ -565,4 +567,30 @@ fn a_batch_of_an_aborted_transaction_goes_however_large_it_would_become() {
     assert!(bench.settle().compactions > 0);
     check_offsets(&bench, &[3, 4]);
     assert!(bench.store.topic("t").unwrap().upkeep_error().is_none());
+}
+
+#[test]
+fn all_of_it_holds_where_there_is_no_key_index() {
+    without_key_index(|| {
+        a_batch_may_be_larger_than_any_buffer_and_grow_beyond_what_an_append_may_be();
+        where_everything_was_dropped_the_log_is_not_at_its_end();
+        joined_segments_never_outgrow_what_a_segment_may_be();
+        a_full_map_stops_within_a_segment_and_everything_beyond_stays_until_its_turn();
+        gaps_empty_segments_and_empty_ranges_come_to_rest();
+        a_tombstone_goes_neither_early_nor_never();
+        markers_are_no_keyed_records_and_outlive_their_data_across_segments();
+        the_last_batch_of_each_producer_is_found_by_offset_and_keeps_its_header();
+        a_segment_of_headers_alone_is_read_through();
+        the_last_batch_of_a_round_says_where_the_log_ended();
+        nothing_is_compacted_from_the_segment_of_an_open_transaction_on();
+        nothing_is_superseded_by_what_is_not_durable();
+        a_clean_end_that_the_log_no_longer_has_is_put_right();
+        the_brokers_clean_ends_are_not_believed();
+        an_exchange_that_a_broker_did_not_finish_is_finished_or_undone();
+        a_topic_that_is_no_longer_compacted_is_left_as_it_is_in_the_middle_of_a_round();
+        no_file_of_a_compacted_segment_is_longer_than_what_is_in_it();
+        a_record_without_a_key_is_refused_and_one_that_is_there_is_dropped();
+        records_under_the_logs_clock_keep_their_time();
+        a_batch_of_an_aborted_transaction_goes_however_large_it_would_become();
+    });
 }

@@ -10,7 +10,7 @@ use topiclog::{
     TickReport, TopicConfig, Upkeep,
 };
 
-use crate::support::upkeep::settle;
+use crate::support::upkeep::{has_key_index, settle, with_or_without_key_index, without_key_index};
 
 const T0: i64 = 1_700_000_000_000;
 
@@ -44,7 +44,8 @@ impl Bench {
 }
 
 fn builder(vfs: &Arc<MemoryVfs>, clock: &Arc<ManualClock>) -> StoreBuilder {
-    Store::builder().vfs(Arc::clone(vfs) as _).clock(Arc::clone(clock) as _).upkeep(Upkeep::Manual)
+    let builder = Store::builder().vfs(Arc::clone(vfs) as _).clock(Arc::clone(clock) as _);
+    with_or_without_key_index(builder.upkeep(Upkeep::Manual))
 }
 
 fn compacted() -> TopicConfig {
@@ -87,8 +88,16 @@ fn compaction_keeps_the_latest_record_of_each_key_at_its_offset() {
     assert_eq!(bench.settle().compactions, 1);
     let after = rows(&partition);
     assert_eq!(fold(&before), fold(&after));
-    let is_old = |row: &&(i64, String, Option<String>)| row.0 < partition.clean_end().get();
-    assert_eq!(after.iter().filter(is_old).count(), 10, "one record of each key below the clean end");
+    let (clean, active) = after.split_at(after.partition_point(|row| row.0 < partition.clean_end().get()));
+    // The index knows what the active segment supersedes.
+    let is_superseded = |row: &(i64, String, Option<String>)| active.iter().any(|newer| newer.1 == row.1);
+    let superseded = clean.iter().filter(|row| is_superseded(row)).count();
+    assert!(active.len() < 10 && !active.is_empty(), "{}", active.len());
+    if has_key_index() {
+        assert_eq!((clean.len() + active.len(), superseded), (10, 0), "one record of each key");
+    } else {
+        assert_eq!((clean.len(), superseded), (10, active.len()), "one record of each key below the clean end");
+    }
     assert!(after.iter().all(|row| before.contains(row)), "no offset and no record changed");
     assert_eq!(partition.end().get(), 1000);
 }
@@ -476,8 +485,11 @@ fn a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges(
     store.close().unwrap();
 }
 
-/// All of them, for bugs that are planted.
-#[cfg(topiclog_planted)]
+#[test]
+fn all_of_it_holds_where_there_is_no_key_index() {
+    without_key_index(all);
+}
+
 pub(crate) fn all() {
     compaction_keeps_the_latest_record_of_each_key_at_its_offset();
     a_compacted_log_opens_again_clean_and_compacts_on();

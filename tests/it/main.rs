@@ -17,6 +17,7 @@ mod cleaner_rules;
 mod client_schedules;
 mod codec_props;
 mod compaction;
+mod compaction_by_index;
 mod compaction_crashes;
 mod compaction_model;
 mod consumers;

@@ -266,12 +266,14 @@ fn a_table_is_what_the_log_folds_to_before_and_after_upkeep() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("s");
     let root = root.to_str().unwrap();
-    let lines: String = (0..3000)
-        .map(|n| {
+    // Keys that are deleted early, and never come again.
+    let early = (0..15).map(|n| format!("{{\"timestamp\":{n},\"key\":\"ee{n:02x}\",\"value\":null,\"headers\":[]}}\n"));
+    let lines: String = early
+        .chain((0..3000).map(|n| {
             let value = if n % 7 == 0 { "null".to_owned() } else { format!("\"{n:08x}\"") };
             let time = 1_700_000_000_000_u64 + n;
             format!("{{\"timestamp\":{time},\"key\":\"{:04x}\",\"value\":{value},\"headers\":[]}}\n", n * 7919 % 100)
-        })
+        }))
         .collect();
     let options =
         ["--batch", "10", "--segment-bytes", "2000", "--durability", "os", "--config", "cleanup.policy=compact"];

@@ -150,7 +150,7 @@ fn deletions_by_size_say_so_and_a_log_start_that_was_moved_by_hand_is_heard_at_t
 
 #[test]
 fn a_round_of_compaction_is_heard_from_its_begin_to_its_end() {
-    let bench = Bench::with(|builder| builder.compaction_step_bytes(1));
+    let bench = Bench::with(|builder| builder.compaction_step_bytes(1).key_index_memory_bytes(0));
     let topic = bench.store.create_topic("t", compacted()).unwrap();
     for n in 0..40 {
         topic.append(at(T0, &format!("k{}", n % 3))).unwrap();
@@ -185,7 +185,7 @@ fn a_round_of_compaction_is_heard_from_its_begin_to_its_end() {
 
 #[test]
 fn a_round_that_ends_early_is_heard_to_stop() {
-    let bench = Bench::with(|builder| builder.compaction_step_bytes(1));
+    let bench = Bench::with(|builder| builder.compaction_step_bytes(1).key_index_memory_bytes(0));
     let topic = bench.store.create_topic("t", compacted()).unwrap();
     for n in 0..40 {
         topic.append(at(T0, &format!("k{}", n % 3))).unwrap();

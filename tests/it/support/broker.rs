@@ -210,7 +210,7 @@ impl Bench {
     ) -> Self {
         let clock = Arc::new(ManualClock::new(T0 + 100_000));
         let builder = Store::builder().vfs(Arc::clone(&vfs) as _).clock(Arc::clone(&clock) as _);
-        let builder = change(builder.upkeep(Upkeep::Manual));
+        let builder = change(super::upkeep::with_or_without_key_index(builder.upkeep(Upkeep::Manual)));
         builder.adopt(ROOT, &AdoptOptions::new().broker_is_gone(true).config("t", config)).unwrap();
         let store = builder.clone().open(ROOT).unwrap();
         Self { vfs, clock, store, builder }

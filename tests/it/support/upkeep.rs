@@ -1,6 +1,28 @@
-//! Upkeep by hand, until there is nothing left to do.
+//! Upkeep by hand, until there is nothing left to do; with key indexes, or without.
 
-use topiclog::{Store, TickReport};
+use std::cell::Cell;
+
+use topiclog::{Store, StoreBuilder, TickReport};
+
+thread_local! {
+    static HAS_KEY_INDEX: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs tests in which compaction has no key index to go by, as where the memory for it is spent.
+pub(crate) fn without_key_index(tests: impl FnOnce()) {
+    HAS_KEY_INDEX.set(false);
+    tests();
+    HAS_KEY_INDEX.set(true);
+}
+
+pub(crate) fn has_key_index() -> bool {
+    HAS_KEY_INDEX.get()
+}
+
+/// Stores of tests that run both ways.
+pub(crate) fn with_or_without_key_index(builder: StoreBuilder) -> StoreBuilder {
+    if has_key_index() { builder } else { builder.key_index_memory_bytes(0) }
+}
 
 /// Ticks until there is nothing to do. What was done in all.
 #[track_caller]
