@@ -4,8 +4,8 @@
 //! its key compared, so that no hash and no place is ever trusted. Appends put their hashes into a queue
 //! ([`crate::partition::key_queue`]) and read nothing; whoever uses the index takes them over ([`feed`]). Offsets of one key
 //! that a newer one supersedes are taken out of the table by upkeep, or by an appender once too many wait. The table is kept
-//! in a file at close and caught up from the log: by upkeep after an open, or by its first use ([`making`]). It knows partitions. It does not know topics,
-//! nor what a value means.
+//! in a file at close and caught up from the log: by upkeep, or by its first use ([`making`]). It tells compaction which
+//! records are the newest ([`newest_records`]). It knows partitions. It does not know topics, nor what a value means.
 
 mod counts;
 mod expiring;
@@ -72,8 +72,6 @@ pub(crate) struct KeyIndex {
     log: Arc<Log>,
     budget: Arc<Budget>,
     state: Mutex<State>,
-    /// Upkeep was woken and has not come yet.
-    is_woken: AtomicBool,
     /// Upkeep is to make it.
     is_expected: AtomicBool,
     expiry: Mutex<Expiry>,
@@ -139,8 +137,6 @@ pub struct KeyIndexStats {
 const TRIES: usize = 4;
 /// How often one look-up begins anew because segments were exchanged under it.
 const LOOKS: usize = 100;
-/// So many wait in the queue, and upkeep is woken to take them over.
-const WAKE_AT: usize = 1 << 14;
 /// More of these wait in the queue and an appender helps.
 const QUEUED_MAX: usize = 1 << 16;
 /// The same where a thread does the upkeep, which has the time to come.
@@ -158,7 +154,6 @@ impl KeyIndex {
             log,
             budget,
             state: Mutex::new(State::Unused),
-            is_woken: AtomicBool::new(false),
             is_expected: AtomicBool::new(false),
             expiry: Mutex::new(Expiry::default()),
             notices: Mutex::default(),
@@ -230,7 +225,6 @@ impl KeyIndex {
     /// Takes over what was appended, compares some of what waits for it, and learns where compaction has put records. Returns
     /// how many were looked at.
     pub(crate) fn upkeep(&self) -> Result<usize> {
-        self.is_woken.store(false, Ordering::Relaxed);
         let compared = {
             let Some(mut state) = self.state.try_lock() else { return Ok(0) };
             let counted = match &*state {
@@ -250,23 +244,16 @@ impl KeyIndex {
         Ok(compared + self.learn_places()?)
     }
 
-    /// Lets an appender help once too much waits: it wakes the thread that does the upkeep, and if that does not come, or there
-    /// is none, it empties the queue itself, and compares some once very many wait for that.
+    /// Lets an appender help once too much waits: where nobody does upkeep, or the thread that does it has been woken and did not
+    /// come, it empties the queue itself, and compares some once very many wait for that.
     #[inline]
     pub(crate) fn relieve(&self) -> Result<()> {
         let waiting = self.log.key_queue.len();
-        if waiting < WAKE_AT {
+        if waiting < QUEUED_MAX {
             return Ok(());
         }
         let most = if self.log.env.has_upkeep { QUEUED_MAX_BESIDE_UPKEEP } else { QUEUED_MAX };
-        if waiting >= most {
-            return self.relieve_now();
-        }
-        if self.log.env.has_upkeep && !self.is_woken.load(Ordering::Relaxed) {
-            self.is_woken.store(true, Ordering::Relaxed);
-            (self.log.env.wake_upkeep)();
-        }
-        Ok(())
+        if waiting >= most { self.relieve_now() } else { Ok(()) }
     }
 
     #[cold]

@@ -35,6 +35,8 @@ pub(crate) struct KeyQueue {
     state: Mutex<State>,
 }
 
+/// So many, and whoever takes them is to be called.
+const CALL_AT: usize = 1 << 14;
 /// More than this and the gathering ends: whoever wants the keys reads the log again. They take 16 MiB.
 const WAITING_MAX: usize = 1 << 20;
 
@@ -97,16 +99,18 @@ impl KeyQueue {
     /// writer is held, so that the queue and the log end can be looked at together. If the gathering has begun since the keys
     /// were hashed, or with another secret, the offsets alone are noted; if too much waits, or the offset is too far from the
     /// base, the gathering ends here: whoever wants the keys finds this append in the log.
+    ///
+    /// True once so many wait that whoever takes them is to be called.
     pub(crate) fn push(
         &self,
         (first_offset, next_offset): (i64, i64),
         position: u64,
         secret: Option<&HashKey>,
         hashes: &[Option<u64>],
-    ) {
+    ) -> bool {
         let mut state = self.state.lock();
         if !self.is_wanted() {
-            return;
+            return false;
         }
         let mut is_whole = true;
         if secret == Some(&state.secret) {
@@ -127,7 +131,9 @@ impl KeyQueue {
             (state.waiting, state.unhashed) = (Vec::new(), Vec::new());
             self.is_wanted.store(false, Ordering::Release);
         }
-        self.waiting.store(state.waiting.len() + state.unhashed.len(), Ordering::Relaxed);
+        let waiting = state.waiting.len() + state.unhashed.len();
+        let before = self.waiting.swap(waiting, Ordering::Relaxed);
+        before < CALL_AT && waiting >= CALL_AT
     }
 
     /// Takes what is waiting; `None` if the gathering has ended meanwhile.
@@ -173,6 +179,18 @@ mod tests {
         queue.push((6, 7), 0, None, &[]);
         check(&queue, &[4], &[(1, 4), (6, 7)]);
         check(&queue, &[], &[]);
+    }
+
+    #[test]
+    fn whoever_takes_them_is_called_once_for_each_time_that_many_wait() {
+        let queue = KeyQueue::default();
+        queue.start(SECRET, 0);
+        let hashes = [Some(1); CALL_AT / 4];
+        let call = || queue.push((0, 1), 0, Some(&SECRET), &hashes);
+        for _ in 0..2 {
+            assert_eq!([call(), call(), call(), call(), call()], [false, false, false, true, false]);
+            queue.take().unwrap();
+        }
     }
 
     #[test]

@@ -193,9 +193,9 @@ impl Log {
         self.written_bytes.store(written_bytes, Ordering::Release);
         self.end_offset.store(last + 1, Ordering::Release);
         self.env.bell.ring();
-        if self.key_queue.is_wanted() {
-            self.key_queue.push((base, last + 1), position, secret, hashes);
-        }
+        let keys_wait = self.key_queue.is_wanted()
+            && self.key_queue.push((base, last + 1), position, secret, hashes)
+            && self.env.has_upkeep;
         let timestamp_ms = match writer.settings.timestamp_type {
             TimestampType::LogAppendTime => now_ms,
             TimestampType::CreateTime => summary.base_timestamp,
@@ -209,12 +209,15 @@ impl Log {
             leader_epoch: writer.manifest.epoch(),
             timestamp_ms,
         };
-        Ok((metadata, Awaited { window_bytes: sync_window(durability, &writer.settings) }))
+        Ok((metadata, Awaited { window_bytes: sync_window(durability, &writer.settings), keys_wait }))
     }
 
     /// What has to happen after the bytes were published, before the caller may be told.
     #[inline]
     pub(crate) fn acknowledge(&self, awaited: Awaited, metadata: &RecordMetadata) -> Result<()> {
+        if awaited.keys_wait {
+            (self.env.wake_upkeep)();
+        }
         awaited.window_bytes.map_or(Ok(()), |window_bytes| self.keep_window(window_bytes, metadata))
     }
 
@@ -533,12 +536,13 @@ pub(crate) struct TakenKeys {
     pub(crate) set: Arc<SegmentSet>,
 }
 
-/// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
 /// What an append waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited {
     /// How many bytes may wait for a sync; any number if there is no bound.
     window_bytes: Option<u64>,
+    /// So many keys wait for the key index that upkeep is to be woken.
+    keys_wait: bool,
 }
 
 impl Awaited {
@@ -548,7 +552,7 @@ impl Awaited {
     }
 }
 
-/// How many bytes may wait for a sync once an append of this durability is answered.
+/// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
 fn sync_window(durability: Durability, settings: &LogSettings) -> Option<u64> {
     match durability {
         Durability::Sync => Some(0),

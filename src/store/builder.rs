@@ -167,16 +167,17 @@ impl StoreBuilder {
 
     /// Memory for the key indexes of all topics together, in bytes; 256 MiB by default, which is enough for about 12 million
     /// keys. An index that would take more is given up: [`Topic::get`](crate::Topic::get) then answers
-    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made at its first use; after
-    /// an open, by upkeep, if it was used before or its topic is compacted. With 0 there are none.
+    /// [`Error::Unsupported`](crate::Error::Unsupported). An index is made by upkeep if
+    /// its topic is compacted, or if it was used before the open; at its first use otherwise. With 0 there are none, and compaction
+    /// reads what is new in a log twice.
     #[must_use]
     pub fn key_index_memory_bytes(mut self, bytes: usize) -> Self {
         self.key_index_memory_bytes = bytes;
         self
     }
 
-    /// Memory for the keys of one compaction, in bytes; 32 MiB by default (Kafka's `log.cleaner.dedupe.buffer.size`). More
-    /// keys than fit are compacted in several rounds.
+    /// Memory for the keys of one compaction and for their places in the log, in bytes; 32 MiB by default (Kafka's
+    /// `log.cleaner.dedupe.buffer.size`). More keys than fit are compacted in several rounds.
     #[must_use]
     pub fn compaction_memory_bytes(mut self, bytes: usize) -> Self {
         self.compaction_memory_bytes = bytes;

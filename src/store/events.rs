@@ -102,7 +102,8 @@ pub enum UpkeepEvent {
         /// What it did.
         counts: CompactionCounts,
     },
-    /// A round of compaction ends here: it failed, or the topic is no longer to be compacted. What it has exchanged holds.
+    /// A round of compaction ends here: it failed, its key index was wrong, or the topic is no longer to be compacted. What it has
+    /// exchanged holds.
     #[non_exhaustive]
     CompactionStopped {
         /// Where.

@@ -62,9 +62,9 @@ impl Store {
     /// moves, one closed segment of each partition is sealed, preallocated space that was not used for a minute is given
     /// back; an idle active segment whose age asks for it is closed, retention deletes what is too old or too much, and
     /// the compaction of one partition, that with the most to gain, reads its next
-    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). Key indexes that were in use before the open are made, from as many
-    /// bytes at a step. With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does
-    /// no harm.
+    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). Key indexes of compacted topics, and those that were in use
+    /// before the open, are made from as many bytes at a step. With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often
+    /// as the windows ask; beside the thread it does no harm.
     ///
     /// # Errors
     /// The first that a partition met; the others had their step all the same.

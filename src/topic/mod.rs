@@ -58,7 +58,7 @@ pub(crate) struct TopicInner {
     /// Partitions that a read-only open could not open, and why.
     unreadable: BTreeMap<u32, Error>,
     sticky: Sticky,
-    /// By partition, like the logs; each is made at its first use.
+    /// By partition, like the logs; each is made by upkeep or at its first use.
     indexes: BTreeMap<u32, KeyIndex>,
     /// What upkeep did.
     pub(crate) upkept: UpkeepLog,
@@ -227,9 +227,9 @@ impl Topic {
     /// The newest record of a key, `None` if there is none or it is a tombstone. Answered by the partition that Kafka's
     /// partitioner gives the key; a record that was sent elsewhere is found by [`get_in`](Self::get_in).
     ///
-    /// The first call makes the key index: it is loaded from its file, or the partition is read once. After an open upkeep does
-    /// that, in steps, so that a call need not. From then on it is kept up to date: a get sees every append that returned before it. Records of aborted and open transactions are no
-    /// answer.
+    /// The first call makes the key index: it is loaded from its file, or the partition is read once. Upkeep does that for a
+    /// compacted topic, in steps, so that a call need not. From then on it is kept up to date: a get sees every append that returned
+    /// before it. Records of aborted and open transactions are no answer.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the index would take more than
@@ -367,7 +367,8 @@ impl Topic {
     ///     users.append(Record::keyed("1", "v".repeat(150)))?;
     /// }
     /// while !store.tick()?.is_idle() {}
-    /// assert_eq!(users.upkeep_stats().records_compacted, 1);
+    /// // The one in the active segment supersedes both that are not.
+    /// assert_eq!(users.upkeep_stats().records_compacted, 2);
     /// # store.close()?;
     /// # Ok::<(), topiclog::Error>(())
     /// ```

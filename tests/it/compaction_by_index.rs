@@ -157,3 +157,20 @@ fn records_that_are_younger_than_the_lag_supersede_nothing() {
     let left: Vec<i64> = partition.read_from(0).map(|record| record.unwrap().offset().get()).collect();
     assert_eq!(left, [1, 2, 3], "the second is the newest of those that are old enough");
 }
+
+/// The index forgets what lies below the log start; the segment there still has it, and once that was taken for an index that is
+/// wrong.
+#[test]
+fn records_below_the_log_start_are_not_missed_in_the_index() {
+    let store = builder(Arc::new(MemoryVfs::new())).open("/s").unwrap();
+    let topic = store.create_topic("t", compacted().min_cleanable_dirty_ratio(1.0)).unwrap();
+    let partition = topic.partition(0).unwrap();
+    fill(&partition, 1000, 50);
+    fill(&partition, 10, 100);
+    settle(&store);
+    partition.delete_records(10).unwrap();
+    store.alter_topic("t", compacted()).unwrap();
+    settle(&store);
+    assert_eq!((partition.start().get(), fold(&partition).len()), (10, 50));
+    assert!(partition.clean_end().get() > 50);
+}

@@ -39,6 +39,7 @@ fn text(output: &Output) -> String {
 }
 
 /// Timestamp, key, value and headers of each record line.
+#[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 fn contents(lines: &str) -> Vec<String> {
     let fields = |line: &str| {
         let json: serde_json::Value = serde_json::from_str(line).unwrap();
