@@ -16,7 +16,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use topiclog::client::OffsetAndMetadata;
-use topiclog::group::Groups;
+use topiclog::group::{CommittedOffset, Groups};
 use topiclog::{Store, TopicPartition, Upkeep};
 
 #[path = "support/args.rs"]
@@ -90,7 +90,7 @@ fn print(out: &mut impl Write, groups: &Groups) -> Result<bool, Box<dyn Error>> 
     let mut all_lags_are_known = true;
     for group in groups.list()? {
         for (partition, committed) in groups.offsets(&group)? {
-            let lag = lag(groups, &partition, committed.offset).unwrap_or_else(|error| {
+            let lag = lag(groups, &partition, &committed).unwrap_or_else(|error| {
                 // What was committed is known all the same.
                 writeln!(std::io::stderr(), "groups: the lag of {group} in {partition}: {error}").ok();
                 all_lags_are_known = false;
@@ -110,8 +110,14 @@ fn print(out: &mut impl Write, groups: &Groups) -> Result<bool, Box<dyn Error>> 
     Ok(all_lags_are_known)
 }
 
-fn lag(groups: &Groups, partition: &TopicPartition, offset: i64) -> topiclog::Result<String> {
-    match groups.lag(partition, offset) {
+fn lag(groups: &Groups, partition: &TopicPartition, committed: &CommittedOffset) -> topiclog::Result<String> {
+    let topic = match groups.store().topic(partition.topic.as_str()) {
+        Err(topiclog::Error::UnknownTopic { .. }) => return Ok("null".into()),
+        topic => topic?,
+    };
+    // Of another topic of the same name nothing of this one was read.
+    let is_of_this = committed.topic_id.is_none_or(|of| of == topic.id());
+    match groups.lag(partition, if is_of_this { committed.offset } else { 0 }) {
         Ok(lag) => Ok(lag.records.to_string()),
         Err(topiclog::Error::UnknownTopic { .. }) => Ok("null".into()),
         Err(error) => Err(error),

@@ -107,7 +107,8 @@ fn tail(
         }
         out.flush()?;
     }
-    commit(&mut out, &mut consumer, &mut passed)
+    commit(&mut out, &mut consumer, &mut passed)?;
+    Ok(consumer.close()?)
 }
 
 /// What could not be shown is not committed.

@@ -254,6 +254,10 @@ impl Error {
         Error::Unsupported { what: what.into() }
     }
 
+    pub(crate) fn topic_made_again(partition: &TopicPartition) -> Self {
+        Error::PositionLost { partition: partition.clone(), why: "the topic was deleted and made again".to_owned() }
+    }
+
     pub(crate) fn corrupt(path: &Path, position: u64, what: impl Into<String>) -> Self {
         Error::Corrupt { path: path.to_owned(), position, offsets: None, what: what.into() }
     }

@@ -1,6 +1,6 @@
 //! A consumer: polls the partitions that it has, in order per partition, and commits how far its group has come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +78,10 @@ pub struct Consumer {
     is_in_callback: bool,
     /// Assigned, and without a position yet.
     unplaced: Vec<TopicPartition>,
+    /// The caller was told that some of these can get none, and polls on.
+    is_told_of_unplaced: bool,
+    /// What was revoked or lost, if somebody asks for it: a stream does.
+    given_up: Option<BTreeSet<TopicPartition>>,
     /// What is committed, as far as this consumer knows.
     committed: BTreeMap<TopicPartition, Offset>,
     resets: Vec<ResetPosition>,
@@ -136,6 +140,8 @@ impl Consumer {
             on_rebalance,
             is_in_callback: false,
             unplaced: Vec::new(),
+            is_told_of_unplaced: false,
+            given_up: None,
             committed: BTreeMap::new(),
             resets: Vec::new(),
         }
@@ -155,8 +161,9 @@ impl Consumer {
     ///
     /// # Errors
     /// With [`Reset::Error`], [`Error::Invalid`] where nothing was committed, and [`Error::OffsetOutOfRange`] or
-    /// [`Error::PositionLost`] where the log no longer has it: [`seek`](Self::seek) helps. [`Error::Corrupt`],
-    /// [`Error::Unsupported`]; [`Error::Fenced`] if another has taken this static name; [`Error::UnknownTopic`] or
+    /// [`Error::PositionLost`] where the log no longer has it: [`seek`](Self::seek) helps. [`Error::PositionLost`] with every reset
+    /// for a partition that was given to this consumer, if its topic was made again. [`Error::Corrupt`], [`Error::Unsupported`]: other
+    /// partitions have their turn at the next poll. [`Error::Fenced`] if another has taken this static name; [`Error::UnknownTopic`] or
     /// [`Error::Closed`], at once, if a topic was deleted or the store closed; what a rebalance callback returned. No record is
     /// passed by then, and the next poll goes on.
     pub fn poll(&mut self, timeout: Duration) -> Result<Records> {
@@ -172,11 +179,15 @@ impl Consumer {
         }
         let deadline = Deadline::after(&*self.clock, timeout);
         loop {
-            if !self.unplaced.is_empty() {
-                self.place()?;
+            let placed = if self.unplaced.is_empty() { Ok(()) } else { self.place() };
+            // Told once, a partition that gets no position keeps nobody from the others, nor from staying a member.
+            if placed.is_err() && !std::mem::replace(&mut self.is_told_of_unplaced, true) {
+                return placed.map(|()| Records::new());
             }
-            let polled = self.inner.poll(deadline.left(&*self.clock));
+            let wait = if placed.is_ok() { deadline.left(&*self.clock) } else { Duration::ZERO };
+            let polled = self.inner.poll(wait);
             match polled {
+                Ok(Polled::Records(records)) if records.is_empty() => return placed.map(|()| records),
                 Ok(Polled::Records(records)) => return Ok(records),
                 Ok(Polled::Assigned(partitions)) => self.unplaced.extend(partitions),
                 Ok(Polled::Revoked(partitions)) => {
@@ -196,8 +207,17 @@ impl Consumer {
     }
 
     fn forget(&mut self, partitions: &[TopicPartition]) {
+        if let Some(given_up) = &mut self.given_up {
+            given_up.extend(partitions.iter().cloned());
+        }
         self.committed.retain(|id, _| !partitions.contains(id));
         self.unplaced.retain(|id| !partitions.contains(id));
+    }
+
+    /// What was revoked or lost since the last call; the first one makes it being noted.
+    #[cfg(feature = "async")]
+    pub(super) fn take_given_up(&mut self) -> BTreeSet<TopicPartition> {
+        self.given_up.replace(BTreeSet::new()).unwrap_or_default()
     }
 
     fn call_back(&mut self, what: &Rebalance) -> Result<()> {
@@ -209,13 +229,30 @@ impl Consumer {
         called
     }
 
-    /// Gives new partitions their positions.
+    /// Gives new partitions their positions. One whose topic is gone gets none, until the group takes it away.
     fn place(&mut self) -> Result<()> {
+        let assigned = self.inner.assignment();
+        self.unplaced.retain(|id| assigned.binary_search(id).is_ok());
         let known = self.inner.position();
-        let waiting: Vec<_> = self.unplaced.iter().filter(|id| known.get(id).is_none()).cloned().collect();
-        self.begin_at_committed(&waiting)?;
-        let placed = std::mem::take(&mut self.unplaced);
-        self.call_back(&Rebalance::Assigned(placed))
+        let (mut without, mut placed) = (Vec::new(), std::mem::take(&mut self.unplaced));
+        loop {
+            let waiting: Vec<_> = placed.iter().filter(|id| known.get(id).is_none()).cloned().collect();
+            match self.begin_at_committed(&waiting) {
+                Ok(()) => break,
+                Err(Error::UnknownTopic { name }) if placed.iter().any(|id| is_of(id, &name)) => {
+                    without.extend(placed.iter().filter(|id| is_of(id, &name)).cloned());
+                    placed.retain(|id| !is_of(id, &name));
+                }
+                Err(error) => {
+                    placed.append(&mut without);
+                    self.unplaced = placed;
+                    return Err(error);
+                }
+            }
+        }
+        self.unplaced = without;
+        self.is_told_of_unplaced = false;
+        if placed.is_empty() { Ok(()) } else { self.call_back(&Rebalance::Assigned(placed)) }
     }
 
     /// Begins where the group has come to, or where the reset says.
@@ -263,7 +300,8 @@ impl Consumer {
         std::mem::take(&mut self.resets)
     }
 
-    /// Commits everything that was polled, as one batch. What has not moved since the last commit is left out.
+    /// Commits everything that was polled, as one batch. What has not moved since the last commit is left out, and so is a
+    /// partition whose topic was deleted, or made again, since it was read.
     ///
     /// Durable when this returns: the offsets, as [`ConsumerBuilder::commit_durability`] says.
     ///
@@ -273,18 +311,33 @@ impl Consumer {
     pub fn commit(&mut self) -> Result<()> {
         let offset = |at: &PartitionPosition| {
             let next = OffsetAndMetadata::new(at.next_offset());
+            let next = at.known_topic_id().map_or(next.clone(), |topic_id| next.topic_id(topic_id));
             at.known_leader_epoch().map_or(next.clone(), |epoch| next.leader_epoch(epoch))
         };
         let position = self.inner.position();
         let moved = position.iter().filter(|(id, at)| self.committed.get(id) != Some(&at.next_offset()));
-        let offsets: Offsets = moved.map(|(id, at)| (id.clone(), offset(at))).collect();
-        if offsets.is_empty() { Ok(()) } else { self.commit_offsets(&offsets) }
+        let mut offsets: Offsets = moved.map(|(id, at)| (id.clone(), offset(at))).collect();
+        while !offsets.is_empty() {
+            let count = offsets.len();
+            match self.commit_offsets(&offsets) {
+                Err(Error::PositionLost { partition, .. }) if offsets.remove(&partition).is_some() => {}
+                Err(Error::UnknownTopic { name }) => {
+                    offsets.retain(|id, _| !is_of(id, &name));
+                    if offsets.len() == count {
+                        return Err(Error::UnknownTopic { name });
+                    }
+                }
+                committed => return committed,
+            }
+        }
+        Ok(())
     }
 
     /// Commits these offsets, as one batch, of whichever partitions.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit); [`Error::UnknownTopic`], and [`Error::PositionLost`] for a topic that was made again since this
+    /// consumer read it. Nothing is committed then.
     pub fn commit_offsets(&mut self, offsets: &Offsets) -> Result<()> {
         self.inner.commit(offsets)?;
         self.committed.extend(offsets.iter().map(|(id, offset)| (id.clone(), offset.offset())));
@@ -423,6 +476,11 @@ impl Consumer {
         let left = self.inner.close(Duration::ZERO);
         committed.and(left)
     }
+}
+
+fn is_of(id: &TopicPartition, topic: &str) -> bool {
+    // A partition that its topic does not have is called by both.
+    id.topic.as_str() == topic || id.to_string() == topic
 }
 
 fn not_read(partition: &TopicPartition) -> Error {

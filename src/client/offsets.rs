@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::{Offset, TopicPartition};
+use crate::ids::{Offset, TopicPartition, Uuid};
 
 /// How far a group has come in a partition, as it is committed.
 ///
@@ -15,19 +15,27 @@ use crate::ids::{Offset, TopicPartition};
 pub struct OffsetAndMetadata {
     offset: i64,
     leader_epoch: Option<i32>,
+    topic_id: Option<Uuid>,
     metadata: String,
 }
 
 impl OffsetAndMetadata {
     /// The next offset to read: one past the last record that was processed.
     pub fn new(offset: impl Into<Offset>) -> Self {
-        Self { offset: offset.into().get(), leader_epoch: None, metadata: String::new() }
+        Self { offset: offset.into().get(), leader_epoch: None, topic_id: None, metadata: String::new() }
     }
 
     /// The leader epoch of the last record that was processed.
     #[must_use]
     pub fn leader_epoch(mut self, leader_epoch: i32) -> Self {
         self.leader_epoch = Some(leader_epoch);
+        self
+    }
+
+    /// The identity of the topic that was read: a commit for another topic of the same name is refused then.
+    #[must_use]
+    pub fn topic_id(mut self, topic_id: Uuid) -> Self {
+        self.topic_id = Some(topic_id);
         self
     }
 
@@ -46,6 +54,11 @@ impl OffsetAndMetadata {
     /// The leader epoch, if there is one.
     pub fn known_leader_epoch(&self) -> Option<i32> {
         self.leader_epoch
+    }
+
+    /// The topic's identity, if it was said.
+    pub fn known_topic_id(&self) -> Option<Uuid> {
+        self.topic_id
     }
 
     /// The note.

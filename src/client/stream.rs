@@ -48,7 +48,8 @@ pub struct ConsumerStream {
 impl Consumer {
     /// Hands the records out as a stream.
     #[must_use]
-    pub fn into_stream(self) -> ConsumerStream {
+    pub fn into_stream(mut self) -> ConsumerStream {
+        self.take_given_up();
         ConsumerStream { consumer: self, waiting: VecDeque::new(), passed: Offsets::new(), listener: None }
     }
 }
@@ -96,7 +97,11 @@ impl Stream for ConsumerStream {
             }
             // Made before the look, so that nothing comes between them.
             let listener = this.listener.get_or_insert_with(|| this.consumer.listen());
-            match this.consumer.poll(Duration::ZERO) {
+            let polled = this.consumer.poll(Duration::ZERO);
+            // Another may have come further with what this member had, and has it again.
+            let given_up = this.consumer.take_given_up();
+            this.passed.retain(|id, _| !given_up.contains(id));
+            match polled {
                 Err(error) => return Poll::Ready(Some(Err(error))),
                 Ok(records) if records.is_empty() => ready!(listener.poll_wait(context)),
                 Ok(records) => this.waiting.extend(records),

@@ -66,6 +66,9 @@ impl Groups {
             for (place, offset) in offsets {
                 check_offset(offset)?;
                 let (topic_id, partition) = self.store().locate(place)?;
+                if offset.known_topic_id().is_some_and(|known| known != topic_id) {
+                    return Err(Error::topic_made_again(place));
+                }
                 commits.push(Commit::new(group, partition, value(offset, topic_id, now_ms)));
             }
         }

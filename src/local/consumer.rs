@@ -85,51 +85,78 @@ impl LocalConsumer {
     /// What has become of the assignment, if anything has.
     fn next_event(&mut self) -> Result<Option<Polled>> {
         self.notice_new_topics()?;
-        if let Some(event) = self.events.pop_front() {
-            return Ok(Some(event));
-        }
-        let Some(member) = &mut self.member else { return Ok(None) };
-        // What was revoked could be committed until now.
-        if self.slots.len() != member.owned().len() {
-            self.slots.retain(|slot| member.owned().contains(slot.id()));
-        }
-        let Some(event) = member.step()? else { return Ok(None) };
-        match &event {
-            Polled::Assigned(partitions) => {
-                let new = partitions.iter().map(|id| self.new_slot(id)).collect::<Result<Vec<_>>>()?;
-                self.slots.extend(new);
-                self.slots.sort_unstable_by(|one, other| one.id().cmp(other.id()));
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
             }
-            Polled::Lost(partitions) => self.slots.retain(|slot| !partitions.contains(slot.id())),
-            Polled::Revoked(_) | Polled::Records(_) => {}
+            let Some(member) = &mut self.member else { return Ok(None) };
+            // What was revoked could be committed until now.
+            if self.slots.len() != member.owned().len() {
+                self.slots.retain(|slot| member.owned().contains(slot.id()));
+            }
+            match member.step()? {
+                Some(Polled::Assigned(partitions)) => {
+                    let there = self.begin_to_read(partitions)?;
+                    self.events.extend(Some(there).filter(|there| !there.is_empty()).map(Polled::Assigned));
+                }
+                Some(Polled::Lost(partitions)) => {
+                    self.slots.retain(|slot| !partitions.contains(slot.id()));
+                    return Ok(Some(Polled::Lost(partitions)));
+                }
+                event => return Ok(event),
+            }
         }
-        Ok(Some(event))
     }
 
-    /// A topic that was deleted and made again is another one: a member loses its partitions and gets those of the new one.
+    /// Makes slots for what was assigned. Returns which of it is there: a topic may have been deleted since the leader looked,
+    /// and the group assigns anew then.
+    fn begin_to_read(&mut self, assigned: Vec<TopicPartition>) -> Result<Vec<TopicPartition>> {
+        let (mut there, mut gone) = (Vec::with_capacity(assigned.len()), Vec::new());
+        for id in assigned {
+            match self.new_slot(&id) {
+                Ok(slot) => {
+                    self.slots.push(slot);
+                    there.push(id);
+                }
+                Err(Error::UnknownTopic { .. }) => gone.push(id),
+                Err(error) => return Err(error),
+            }
+        }
+        self.slots.sort_unstable_by(|one, other| one.id().cmp(other.id()));
+        self.let_go(&gone);
+        Ok(there)
+    }
+
+    /// The member does not count these partitions as its own any more, so that it hears of them if it gets them again.
+    fn let_go(&mut self, partitions: &[TopicPartition]) {
+        if let Some(member) = &mut self.member {
+            member.let_go(partitions);
+        }
+    }
+
+    /// A topic that was deleted and made again is another one: a member loses its partitions and gets those of the new one, as
+    /// far as it has them.
     fn notice_new_topics(&mut self) -> Result<()> {
         let version = self.store.topics_version();
         if version == self.seen_topics_version || self.member.is_none() {
             return Ok(());
         }
-        let mut renewed = Vec::new();
-        for at in 0..self.slots.len() {
-            let (id, known) = (self.slots[at].id().clone(), self.slots[at].topic_id);
-            match self.store.topic(id.topic.as_str()) {
-                Ok(topic) if topic.id() != known => {
-                    self.slots[at] = self.new_slot(&id)?;
-                    renewed.push(id);
-                }
+        let (mut lost, mut renewed) = (Vec::new(), Vec::new());
+        for slot in &self.slots {
+            match self.store.topic(slot.id().topic.as_str()) {
+                Ok(topic) if topic.id() != slot.topic_id => lost.push(slot.id().clone()),
                 // The group assigns anew without it.
                 Ok(_) | Err(Error::UnknownTopic { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.seen_topics_version = version;
-        if !renewed.is_empty() {
-            self.events.push_back(Polled::Lost(renewed.clone()));
-            self.events.push_back(Polled::Assigned(renewed));
+        if !lost.is_empty() {
+            self.slots.retain(|slot| lost.binary_search(slot.id()).is_err());
+            renewed = self.begin_to_read(lost.clone())?;
         }
+        self.seen_topics_version = version;
+        self.events.extend(Some(lost).filter(|lost| !lost.is_empty()).map(Polled::Lost));
+        self.events.extend(Some(renewed).filter(|new| !new.is_empty()).map(Polled::Assigned));
         Ok(())
     }
 
@@ -141,9 +168,15 @@ impl LocalConsumer {
         let first = if self.next_slot < count { self.next_slot } else { 0 };
         for nth in 0..count {
             let at = (first + nth) % count;
-            if let Err(error) = self.slots[at].take(&mut taken, &mut budget) {
-                // What was taken of others is handed out first; the reader fails again at the next poll.
-                return if taken.is_empty() { Err(self.explained(at, error)) } else { Ok(taken) };
+            if let Err(error) = self.slots[at].take(&mut taken, &mut budget, self.store.clock_ref()) {
+                if !taken.is_empty() {
+                    // What was taken of others is handed out first; this one fails again at the next poll.
+                    self.next_slot = at;
+                    return Ok(taken);
+                }
+                // And then the others have their turn before it fails again.
+                self.next_slot = (at + 1) % count;
+                return Err(self.explained(at, error));
             }
             self.next_slot = (at + 1) % count;
             if budget.is_spent() {
@@ -157,8 +190,16 @@ impl LocalConsumer {
     fn explained(&self, at: usize, error: Error) -> Error {
         let slot = &self.slots[at];
         match (error, self.store.topic(slot.id().topic.as_str())) {
-            (Error::Closed { .. }, Ok(topic)) if topic.id() != slot.topic_id => made_again(slot.id()),
+            (Error::Closed { .. }, Ok(topic)) if topic.id() != slot.topic_id => Error::topic_made_again(slot.id()),
             (error, _) => error,
+        }
+    }
+
+    /// An offset to commit belongs to the topic that is read, and to no other of its name.
+    fn of_topic_read(&self, id: &TopicPartition, offset: &OffsetAndMetadata) -> OffsetAndMetadata {
+        match self.slot_index(id) {
+            Ok(at) if offset.known_topic_id().is_none() => offset.clone().topic_id(self.slots[at].topic_id),
+            _ => offset.clone(),
         }
     }
 
@@ -166,15 +207,11 @@ impl LocalConsumer {
     fn check_position(&self, id: &TopicPartition, at: &PartitionPosition) -> Result<Slot> {
         let slot = self.new_slot(id)?;
         if at.known_topic_id().is_some_and(|known| known != slot.topic_id) {
-            return Err(made_again(id));
+            return Err(Error::topic_made_again(id));
         }
         slot.partition.check_position(at)?;
         Ok(slot)
     }
-}
-
-fn made_again(id: &TopicPartition) -> Error {
-    Error::PositionLost { partition: id.clone(), why: "the topic was deleted and made again".to_owned() }
 }
 
 impl Consume for LocalConsumer {
@@ -278,7 +315,7 @@ impl Consume for LocalConsumer {
             options = options.durability(durability);
         }
         let offsets: Vec<(TopicPartition, OffsetAndMetadata)> =
-            offsets.iter().map(|(id, offset)| (id.clone(), offset.clone())).collect();
+            offsets.iter().map(|(id, offset)| (id.clone(), self.of_topic_read(id, offset))).collect();
         let Some(member) = &self.member else {
             return self.groups.commit_all(&[(group, &offsets)], &options);
         };

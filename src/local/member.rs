@@ -148,6 +148,11 @@ impl Member {
         &self.owned
     }
 
+    /// It has nothing of these, whatever it was assigned.
+    pub(super) fn let_go(&mut self, partitions: &[TopicPartition]) {
+        self.owned.retain(|id| !partitions.contains(id));
+    }
+
     /// Whether it keeps what it has while the group joins again: if all its assignors allow it.
     fn is_cooperative(&self) -> bool {
         self.assignors.iter().all(|&assignor| assignor == Assignor::CooperativeSticky)
@@ -236,7 +241,8 @@ impl Member {
             client_id: self.client_id.clone(),
             client_host: IN_PROCESS.to_owned(),
             group_instance_id: self.instance.clone(),
-            session_timeout_ms: self.poll_interval_ms,
+            // A poll tells the group that it is alive only once in a third of the interval.
+            session_timeout_ms: self.poll_interval_ms.saturating_add(self.poll_interval_ms.div_ceil(3)),
             rebalance_timeout_ms: self.poll_interval_ms,
             protocols: self.assignors.iter().map(|one| (one.name().to_owned(), told.clone())).collect(),
         };
@@ -263,6 +269,8 @@ impl Member {
             Ok(joined) => joined,
             Err(refusal) => return self.refused(refusal),
         };
+        // If anything fails from here on it joins again: its answer is taken, and there will be no other.
+        self.stage = Stage::Unjoined;
         self.is_leader = joined.leader == joined.member_id;
         (self.member_id, self.generation) = (joined.member_id.clone(), joined.generation);
         let assignments = if self.is_leader { self.assign(&joined)? } else { Vec::new() };
@@ -348,7 +356,9 @@ impl Member {
     fn stay(&mut self) -> Result<bool> {
         let now = store(self).clock_ref().monotonic();
         let version = self.live.version();
-        if version != self.seen_live_version || now >= self.heard_at + self.heartbeat_interval() {
+        // A deadline of others is over, and nobody else may be there to notice.
+        let is_due = now >= self.heard_at + self.heartbeat_interval() || self.quiet_for().is_zero();
+        if version != self.seen_live_version || is_due {
             self.seen_live_version = version;
             self.heard_at = now;
             match self.groups.heartbeat(&self.standing())? {

@@ -1,6 +1,7 @@
 //! One partition that a consumer reads: where it is, and the reader that stands there.
 
 use crate::client::Records;
+use crate::clock::Clock;
 use crate::error::Result;
 use crate::ids::{TopicPartition, Uuid};
 use crate::partition::{Isolation, Partition, ReadOptions, Reader};
@@ -15,7 +16,7 @@ pub(super) struct Slot {
     position: Option<i64>,
     /// Leader epoch of the record handed out last.
     leader_epoch: Option<i32>,
-    /// Wall clock of the last move.
+    /// Wall clock of the last move, by polls or by seeks.
     pub(super) moved_at_ms: i64,
     pub(super) is_paused: bool,
     reader: Option<Reader>,
@@ -66,7 +67,7 @@ impl Slot {
     }
 
     /// Hands out what is there, as far as the budget goes. What was found before an error is handed out first.
-    pub(super) fn take(&mut self, taken: &mut Records, budget: &mut Budget) -> Result<()> {
+    pub(super) fn take(&mut self, taken: &mut Records, budget: &mut Budget, clock: &dyn Clock) -> Result<()> {
         let Some(position) = self.position else { return Ok(()) };
         if self.is_paused {
             return Ok(());
@@ -77,10 +78,13 @@ impl Slot {
         };
         let ahead = usize::try_from(self.partition.end().get().saturating_sub(position)).unwrap_or(0);
         let mut records = Vec::with_capacity(ahead.min(budget.records).min(RECORDS_AHEAD_MAX));
-        let mut ended = Ok(());
+        let (mut ended, mut has_ended) = (Ok(()), false);
         while !budget.is_spent() {
             match reader.next() {
-                None => break,
+                None => {
+                    has_ended = true;
+                    break;
+                }
                 Some(Ok(record)) => {
                     budget.records -= 1;
                     budget.bytes = budget.bytes.saturating_sub(record.key_and_value_bytes());
@@ -96,7 +100,12 @@ impl Slot {
         }
         if let Some(last) = records.last() {
             self.position = Some(last.offset().get() + 1);
+            self.moved_at_ms = clock.now_ms();
             self.leader_epoch = Some(last.leader_epoch()).filter(|&epoch| epoch >= 0);
+        }
+        if has_ended && let Some(reader) = &self.reader {
+            // Markers and gaps at the end are behind it as well.
+            self.position = Some(reader.position().get());
         }
         taken.push(self.partition.id(), records);
         ended

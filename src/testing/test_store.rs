@@ -194,7 +194,13 @@ impl TestStore {
         let mut back = Vec::new();
         let mut count = 0;
         for (id, committed) in groups.offsets(group)? {
-            let partition = store.topic(id.topic.as_str())?.partition(id.partition)?;
+            let topic = match store.topic(id.topic.as_str()) {
+                Ok(topic) if committed.topic_id.is_none_or(|of| of == topic.id()) => topic,
+                // Of a topic that is gone, or was made again, there is nothing to deliver once more.
+                Ok(_) | Err(Error::UnknownTopic { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let partition = topic.partition(id.partition)?;
             let options = ReadOptions::new().isolation(Isolation::Committed);
             let mut offsets = Vec::new();
             for record in partition.reader(partition.start(), &options)? {

@@ -21,6 +21,7 @@ mod compaction_by_index;
 mod compaction_crashes;
 mod compaction_model;
 mod consumers;
+mod consumers_go_on;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
