@@ -148,8 +148,8 @@ impl<'a> ConsumerBuilder<'a> {
         self
     }
 
-    /// A member that has not polled for so long is taken for dead, and its partitions go to others; 300,000 ms by default. It is
-    /// also how long the group waits for a member to join again, and Kafka's session time-out, for a member that shares the
+    /// A member that has not polled for so long, or up to a third longer, is taken for dead, and its partitions go to others;
+    /// 300,000 ms by default. It is also how long the group waits for a member to join again, and Kafka's session time-out, for a member that shares the
     /// process of its group needs none of its own.
     #[doc(alias = "max.poll.interval.ms")]
     #[doc(alias = "session.timeout.ms")]

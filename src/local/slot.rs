@@ -80,6 +80,14 @@ impl Slot {
         let mut records = Vec::with_capacity(ahead.min(budget.records).min(RECORDS_AHEAD_MAX));
         let (mut ended, mut has_ended) = (Ok(()), false);
         while !budget.is_spent() {
+            let before = records.len();
+            let bytes = reader.take_at_hand(&mut records, budget.records, budget.bytes);
+            budget.records -= records.len() - before;
+            budget.bytes = budget.bytes.saturating_sub(bytes);
+            if budget.is_spent() {
+                break;
+            }
+            // The first of the next batch, or one that takes more to decode.
             match reader.next() {
                 None => {
                     has_ended = true;

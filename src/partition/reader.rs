@@ -603,6 +603,28 @@ impl Iterator for Reader {
     }
 }
 
+impl Reader {
+    /// Adds what is at hand of the batch that is being handed out, up to so many records, and until their keys and values have so
+    /// many bytes. Returns how many these have. What the iterator would do, with each record put together where it stays.
+    pub(crate) fn take_at_hand(
+        &mut self,
+        records: &mut Vec<StoredRecord>,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> usize {
+        let Some(Current { batch, at, .. }) = &mut self.current else { return 0 };
+        let end = records.len().saturating_add(records_max);
+        let mut bytes = 0_usize;
+        while records.len() < end && bytes < bytes_max {
+            let Some(view) = at.next_short(&batch.body) else { break };
+            let record = StoredRecord::new(&batch.body, &batch.header, view.place());
+            bytes = bytes.saturating_add(record.key_and_value_bytes());
+            records.push(record);
+        }
+        bytes
+    }
+}
+
 /// What [`Reader::find_next`] came to.
 enum Next {
     /// `current.found` says where the record is.
