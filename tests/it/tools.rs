@@ -4,6 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use topiclog::client::OffsetAndMetadata;
+use topiclog::group::Groups;
+use topiclog::{Record, Store, TopicConfig, Upkeep};
+
 use crate::kafka_dirs::fixtures;
 
 /// An example that `cargo test` built beside this binary.
@@ -364,6 +368,27 @@ fn groups_prints_what_kafka_says_and_the_lag() {
             &["holds no store", "adopt"],
         );
     }
+}
+
+#[test]
+fn of_a_topic_that_was_made_again_a_group_has_read_nothing() {
+    let Some(groups) = tool("groups") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let fill = |records: usize| {
+        let topic = store.create_topic("t", TopicConfig::default()).unwrap();
+        (0..records).for_each(|_| drop(topic.append(Record::of_value("x")).unwrap()));
+        topic.partition(0).unwrap()
+    };
+    let partition = fill(10);
+    let at_end = [(partition.id().clone(), OffsetAndMetadata::new(10))];
+    Groups::open(&store).unwrap().commit("g", &at_end).unwrap();
+    store.delete_topic("t").unwrap();
+    fill(3);
+    store.close().unwrap();
+    let printed = text(&run(&groups, &[root.to_str().unwrap()], ""));
+    assert_eq!(place_of(&printed, "g"), [(10, 3)]);
 }
 
 /// Each group's line for the one partition: offset and lag.
