@@ -22,6 +22,7 @@ mod compaction_crashes;
 mod compaction_model;
 mod consumers;
 mod consumers_go_on;
+mod consumers_model;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
