@@ -10,6 +10,7 @@ use super::membership::{Answer, GroupDescription, IN_PROCESS, LiveGroup, LiveSta
 use super::offset_store::Groups;
 use super::protocol::Subscription;
 use super::schema::{GroupMetadataValue, Key, partition_for_group};
+use super::wire::{STRING_BYTES_MAX, SchemaError};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
@@ -27,18 +28,11 @@ impl Groups {
     /// comes when the members that the group waits for have joined, or their time is over.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an empty or too long name of the group, no assignor, more than 1 MiB of names and data, or a
-    /// group of 1,000 members;
+    /// [`Error::Invalid`] for an empty name of the group, a name of more than 32,767 bytes, be it of the group, of the member or
+    /// of an assignor, no assignor, more than 1 MiB of names and data, or a group of 1,000 members;
     /// [`Error::Unsupported`] if a broker keeps the group in the newer protocol; [`Error::ReadOnly`]; those of reading the
     /// group. A refusal by the rules of the protocol is the answer.
     pub fn join(&self, group: &str, mut join: JoinRequest) -> Result<Answer> {
-        let names = [&join.member_id, &join.new_member_id, &join.protocol_type, &join.client_id, &join.client_host];
-        let names = names.into_iter().chain(&join.group_instance_id).map(String::len).sum::<usize>();
-        let said = names + join.protocols.iter().map(|(name, told)| name.len() + told.len()).sum::<usize>();
-        if said > JOIN_BYTES_MAX || names > i16::MAX as usize {
-            let limit = format!("must have at most 32,767 bytes of names and {JOIN_BYTES_MAX} bytes in all");
-            return Err(Error::invalid("what a member says", limit));
-        }
         if join.protocols.is_empty() {
             return Err(Error::invalid("assignors of a member", "must have at least one"));
         }
@@ -46,6 +40,7 @@ impl Groups {
             let name = join.group_instance_id.as_deref().unwrap_or(&join.client_id);
             join.new_member_id = format!("{name}-{}", self.store().new_id()?);
         }
+        check_said(&join)?;
         let is_of_this_process = join.client_host == IN_PROCESS;
         let answer = self.step(group, |state, now_ms, bell| {
             let is_new = join.member_id.is_empty() && join.group_instance_id.is_none();
@@ -291,15 +286,17 @@ impl Groups {
             return Ok(None);
         }
         let Some(record) = state.coordinator_mut().record(self.store().clock().now_ms()) else { return Ok(None) };
-        let (key, value) = (Key::Group { group }.encode(), record.encode());
+        let unreadable = |error: SchemaError| Error::invalid("record of a group", error.to_string());
+        let (key, value) = (Key::Group { group }.encode(), record.encode().map_err(unreadable)?);
+        // Nothing goes into the log that the next open could not read.
+        let record = GroupMetadataValue::decode(&value).map_err(unreadable)?;
         let shards = self.writable_shards()?;
         let shard = shards.at(partition_for_group(group, shards.count))?;
         let mut of_shard = shard.state.lock();
         let table = of_shard.loaded(&shard.partition)?;
         let (placed, awaited) =
             shard.append(&[RecordRef::new(Some(&key), Some(&value))], &CommitOptions::default(), None)?;
-        let applied = table.apply(placed.offset.get(), None, &key, Some(&value));
-        applied.map_err(|error| Error::invalid("group", error.to_string()))?;
+        table.describe(group, record);
         state.kept_revision = revision;
         Ok(Some((placed, awaited)))
     }
@@ -337,6 +334,29 @@ impl Groups {
             Err(refusal) => Err(fenced(member, refusal)),
         }
     }
+}
+
+/// What a member says goes into the group's record, where each name has a length of 16 bits.
+fn check_said(join: &JoinRequest) -> Result<()> {
+    let mut names = vec![
+        ("member id", join.member_id.as_str()),
+        // Where none was given it is the static name, or what the client calls itself, and 37 bytes more.
+        ("new member id", &join.new_member_id),
+        ("protocol type", &join.protocol_type),
+        ("client id", &join.client_id),
+        ("client host", &join.client_host),
+    ];
+    names.extend(join.group_instance_id.iter().map(|name| ("group.instance.id", name.as_str())));
+    names.extend(join.protocols.iter().map(|(name, _)| ("name of an assignor", name.as_str())));
+    if let Some((field, _)) = names.iter().find(|(_, name)| name.len() > STRING_BYTES_MAX) {
+        return Err(Error::invalid(*field, format!("must have at most {STRING_BYTES_MAX} bytes")));
+    }
+    let said = names.iter().map(|(_, name)| name.len()).chain(join.protocols.iter().map(|(_, told)| told.len()));
+    if said.sum::<usize>() > JOIN_BYTES_MAX {
+        let limit = format!("must have at most {JOIN_BYTES_MAX} bytes of names and data");
+        return Err(Error::invalid("what a member says", limit));
+    }
+    Ok(())
 }
 
 /// What a refusal is to a caller of this crate.

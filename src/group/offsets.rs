@@ -96,8 +96,7 @@ impl GroupTable {
                 self.forget(group, &place);
             }
             (Key::Group { group }, Some(value)) => {
-                let metadata = GroupMetadataValue::decode(value)?;
-                self.entry(group).metadata = Some(metadata);
+                self.describe(group, GroupMetadataValue::decode(value)?);
             }
             (Key::Group { group }, None) => self.change(group, |group| group.metadata = None),
             (Key::ConsumerGroup { group }, Some(_)) => self.entry(group).is_of_newer_protocol = true,
@@ -105,6 +104,11 @@ impl GroupTable {
             (Key::Other(_), _) => {}
         }
         Ok(())
+    }
+
+    /// Takes in what is kept of a classic group.
+    pub(crate) fn describe(&mut self, group: &str, metadata: GroupMetadataValue) {
+        self.entry(group).metadata = Some(metadata);
     }
 
     /// Takes a commit in. Returns the offset that it took the place of.
@@ -394,7 +398,7 @@ mod tests {
         let mut table = fold(&[Commit("g", 0, 5)]);
         let group_key = Key::Group { group: "g" }.encode();
         let newer_key = Key::ConsumerGroup { group: "g" }.encode();
-        table.apply(1, None, &group_key, Some(&GroupMetadataValue::default().encode())).unwrap();
+        table.apply(1, None, &group_key, Some(&GroupMetadataValue::default().encode().unwrap())).unwrap();
         table.apply(2, None, &newer_key, Some(&[0, 0])).unwrap();
         for (key, is_there) in [(&key("g", 0), true), (&group_key, true), (&newer_key, false)] {
             table.apply(3, None, key, None).unwrap();

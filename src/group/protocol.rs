@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::wire::{Decoded, FieldReader, FieldWriter, SchemaError};
+use super::wire::{Decoded, FieldReader, FieldWriter, STRING_BYTES_MAX, SchemaError};
 
 /// What a member wants to read, and what it reads now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,12 @@ fn partitions(fields: &mut FieldReader<'_>) -> Decoded<BTreeMap<String, Vec<i32>
     Ok(by_topic.into_iter().collect())
 }
 
+fn fits(text: &str) -> bool {
+    text.len() <= STRING_BYTES_MAX
+}
+
 fn put_partitions(fields: &mut FieldWriter, by_topic: &BTreeMap<String, Vec<i32>>) {
+    let by_topic: Vec<_> = by_topic.iter().filter(|(topic, _)| fits(topic)).collect();
     fields.count(Some(by_topic.len()));
     for (topic, partitions) in by_topic {
         fields.string(topic);
@@ -64,17 +69,20 @@ impl Subscription {
         })
     }
 
-    /// The bytes: version 1, or 3 if there is something that only it can say.
+    /// The bytes: version 1, or 3 if there is something that only it can say. Names of more than 32,767 bytes are left out: no
+    /// topic has one, and there is no room for them.
     pub fn encode(&self) -> Vec<u8> {
-        let is_short = self.generation <= 0 && self.rack.is_none() && self.owned.is_empty();
+        let topics: Vec<&String> = self.topics.iter().filter(|topic| fits(topic)).collect();
+        let rack = self.rack.as_ref().filter(|rack| fits(rack));
+        let is_short = self.generation <= 0 && rack.is_none() && self.owned.is_empty();
         let mut fields = FieldWriter::of_version(if is_short { 1 } else { 3 }, false);
-        fields.count(Some(self.topics.len()));
-        self.topics.iter().for_each(|topic| fields.string(topic));
+        fields.count(Some(topics.len()));
+        topics.into_iter().for_each(|topic| fields.string(topic));
         fields.nullable_bytes(self.user_data.as_deref());
         put_partitions(&mut fields, &self.owned);
         if !is_short {
             fields.int32(self.generation);
-            fields.nullable_string(self.rack.as_deref());
+            fields.nullable_string(rack.map(String::as_str));
         }
         fields.into_bytes()
     }
@@ -106,7 +114,7 @@ impl Assignment {
         Ok(Self { partitions: partitions(&mut fields)?, user_data: fields.nullable_bytes()?.map(<[u8]>::to_vec) })
     }
 
-    /// The bytes: version 1.
+    /// The bytes: version 1. Names of more than 32,767 bytes are left out, as in a [`Subscription`].
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = FieldWriter::of_version(1, false);
         put_partitions(&mut fields, &self.partitions);
@@ -137,6 +145,8 @@ mod tests {
         for length in 0..newer.len() {
             assert!(Subscription::decode(&newer[..length]).is_err(), "{length}");
         }
+        let named = Subscription { topics: vec!["é".repeat(20_000), "a".into()], ..Subscription::default() };
+        assert_eq!(Subscription::decode(&named.encode()).map(|said| said.topics), Ok(vec!["a".to_owned()]));
         let assignment = Assignment::of([("a".to_owned(), vec![0, 1])]);
         assert_eq!(Assignment::decode(&assignment.encode()), Ok(assignment));
     }

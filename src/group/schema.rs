@@ -208,7 +208,10 @@ impl GroupMetadataValue {
     }
 
     /// Version 3.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// A name is longer than the record holds.
+    pub(crate) fn encode(&self) -> Decoded<Vec<u8>> {
         let mut fields = FieldWriter::of_version(3, false);
         fields.string(&self.protocol_type);
         fields.int32(self.generation);
@@ -226,7 +229,7 @@ impl GroupMetadataValue {
             fields.nullable_bytes(Some(&member.subscription));
             fields.nullable_bytes(Some(&member.assignment));
         }
-        fields.into_bytes()
+        fields.finish()
     }
 }
 
@@ -350,11 +353,11 @@ mod tests {
     fn group_metadata_is_kafkas() {
         let bytes = example("GroupMetadataValue v3");
         assert_eq!(GroupMetadataValue::decode(&bytes), Ok(group()));
-        assert_eq!(group().encode(), bytes);
+        assert_eq!(group().encode(), Ok(bytes));
         assert_eq!(GroupMetadataValue::decode(&example("GroupMetadataValue v4")), Ok(group()));
         let empty = GroupMetadataValue { state_timestamp_ms: T0, ..GroupMetadataValue::default() };
         let bytes = example("GroupMetadataValue v3 empty group");
-        assert_eq!((GroupMetadataValue::decode(&bytes), empty.encode()), (Ok(empty), bytes));
+        assert_eq!((GroupMetadataValue::decode(&bytes), empty.encode()), (Ok(empty.clone()), Ok(bytes)));
         for length in 0..example("GroupMetadataValue v4").len() {
             assert!(GroupMetadataValue::decode(&example("GroupMetadataValue v4")[..length]).is_err(), "{length}");
         }

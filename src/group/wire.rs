@@ -31,6 +31,9 @@ impl fmt::Display for SchemaError {
 
 pub(crate) type Decoded<T> = Result<T, SchemaError>;
 
+/// Longest string, in bytes: Kafka holds to it in the flexible form too.
+pub(crate) const STRING_BYTES_MAX: usize = i16::MAX as usize;
+
 fn malformed<T>(what: &'static str) -> Decoded<T> {
     Err(SchemaError::Malformed(what))
 }
@@ -111,6 +114,9 @@ impl<'a> FieldReader<'a> {
 
     pub(crate) fn nullable_string(&mut self) -> Decoded<Option<&'a str>> {
         let Some(length) = self.length(|reader| reader.int16().map(i32::from))? else { return Ok(None) };
+        if length > STRING_BYTES_MAX {
+            return malformed("a string has more than 32,767 bytes");
+        }
         match std::str::from_utf8(self.take(length)?) {
             Ok(text) => Ok(Some(text)),
             Err(_) => malformed("a string is not UTF-8"),
@@ -154,11 +160,13 @@ impl<'a> FieldReader<'a> {
     }
 }
 
-/// Writes fields one after the other, into bytes that grow. Strings and arrays were checked to fit their lengths.
+/// Writes fields one after the other, into bytes that grow. What does not fit its length is written as null, and noted: see
+/// [`finish`](Self::finish).
 #[derive(Debug, Default)]
 pub(crate) struct FieldWriter {
     bytes: Vec<u8>,
     is_flexible: bool,
+    too_long: Option<&'static str>,
 }
 
 impl FieldWriter {
@@ -169,13 +177,23 @@ impl FieldWriter {
 
     /// The same, behind bytes that are there already.
     pub(crate) fn behind(bytes: Vec<u8>, version: i16, is_flexible: bool) -> Self {
-        let mut writer = Self { bytes, is_flexible };
+        let mut writer = Self { bytes, is_flexible, too_long: None };
         writer.int16(version);
         writer
     }
 
+    /// The bytes of fields that were checked to fit.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
+        debug_assert_eq!(self.too_long, None, "it was checked to fit");
         self.bytes
+    }
+
+    /// The bytes.
+    ///
+    /// # Errors
+    /// Something does not fit the length that the schema has for it.
+    pub(crate) fn finish(self) -> Decoded<Vec<u8>> {
+        self.too_long.map_or(Ok(self.bytes), malformed)
     }
 
     pub(crate) fn int16(&mut self, value: i16) {
@@ -203,15 +221,18 @@ impl FieldWriter {
     }
 
     pub(crate) fn nullable_string(&mut self, text: Option<&str>) {
-        let length = text.map_or(-1, |text| i16::try_from(text.len()).unwrap_or(i16::MAX));
+        let fits = |text: &&str| text.len() <= STRING_BYTES_MAX;
+        if !text.iter().all(fits) {
+            self.too_long = Some("a string has more than 32,767 bytes");
+        }
+        let text = text.filter(fits);
+        let length = text.and_then(|text| i16::try_from(text.len()).ok()).unwrap_or(-1);
         if self.is_flexible {
             self.unsigned_varint((i32::from(length) + 1) as u32);
         } else {
             self.int16(length);
         }
-        if let Some(text) = text {
-            self.raw(&text.as_bytes()[..length as usize]);
-        }
+        self.raw(text.unwrap_or_default().as_bytes());
     }
 
     pub(crate) fn string(&mut self, text: &str) {
@@ -219,18 +240,25 @@ impl FieldWriter {
     }
 
     pub(crate) fn nullable_bytes(&mut self, bytes: Option<&[u8]>) {
-        self.count(bytes.map(<[u8]>::len));
-        self.raw(bytes.unwrap_or_default());
+        if self.count(bytes.map(<[u8]>::len)) {
+            self.raw(bytes.unwrap_or_default());
+        }
     }
 
-    /// The count of an array, or the length of bytes.
-    pub(crate) fn count(&mut self, count: Option<usize>) {
-        let count = count.map_or(-1, |count| i32::try_from(count).unwrap_or(i32::MAX));
-        if self.is_flexible {
-            self.unsigned_varint(count.wrapping_add(1) as u32);
-        } else {
-            self.int32(count);
+    /// The count of an array, or the length of bytes. Returns whether it fits; else it is that of null.
+    pub(crate) fn count(&mut self, count: Option<usize>) -> bool {
+        let fitting = count.and_then(|count| i32::try_from(count).ok());
+        let fits = fitting.is_some() == count.is_some();
+        if !fits {
+            self.too_long = Some("an array or bytes of 2 GiB");
         }
+        let length = fitting.unwrap_or(-1);
+        if self.is_flexible {
+            self.unsigned_varint(length.wrapping_add(1) as u32);
+        } else {
+            self.int32(length);
+        }
+        fits
     }
 }
 
@@ -252,6 +280,25 @@ mod tests {
         assert!(reader(&[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0], false).elements(4, FieldReader::int32).is_err());
         assert!(reader(&[0x80, 0x00, 0x00, 0x00], false).nullable_bytes().is_err(), "a negative length");
         assert!(reader(&[0xff; 6], true).string().is_err(), "a varint of more than 32 bits");
+    }
+
+    #[test]
+    fn a_string_that_does_not_fit_is_refused_and_not_cut() {
+        for is_flexible in [false, true] {
+            for (length, fits) in [(STRING_BYTES_MAX, true), (STRING_BYTES_MAX + 1, false)] {
+                let text = "x".repeat(length);
+                let mut fields = FieldWriter::of_version(0, is_flexible);
+                fields.string(&text);
+                let written = fields.finish();
+                assert_eq!(written.is_ok(), fits, "{length}");
+                if let Ok(bytes) = written {
+                    assert_eq!(reader(&bytes[2..], is_flexible).string(), Ok(&*text));
+                }
+            }
+        }
+        let mut longer = vec![0x81, 0x80, 0x02];
+        longer.resize(longer.len() + STRING_BYTES_MAX + 1, b'x');
+        assert!(reader(&longer, true).string().is_err(), "Kafka does not read it either");
     }
 
     #[test]

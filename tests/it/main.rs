@@ -32,6 +32,7 @@ mod golden;
 mod group_coordinator;
 mod group_crashes;
 mod group_kills;
+mod group_rules;
 mod groups;
 mod interop;
 mod kafka_compaction;
