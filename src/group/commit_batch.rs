@@ -33,10 +33,13 @@ impl Groups {
         }
         let shard = shards.at(number)?;
         self.store().hold_for_groups(&shard.partition)?;
+        if member.is_none() {
+            groups.iter().try_for_each(|(group, _)| self.let_go(group))?;
+        }
         let appended = self.append_while_allowed(shard, groups, &commits, options, member);
-        if let (Err(_), Some(member)) = (&appended, member) {
-            // Of a group that nobody is in.
-            self.forget_unused(&member.group);
+        if member.is_none() || appended.is_err() {
+            // They may be groups that nobody is in.
+            groups.iter().for_each(|(group, _)| self.forget_unused(group));
         }
         let appended = appended?;
         let passed = match appended {
@@ -85,15 +88,15 @@ impl Groups {
         member: Option<&GroupMetadata>,
     ) -> Result<Appended> {
         if let &[(group, _)] = groups {
-            let live = self.live_of(group, member);
-            let _locked = live.as_ref().map(|live| self.lock_for_commit(live, group, member)).transpose()?;
+            let live = self.live(group);
+            let _locked = self.lock_for_commit(&live, group, member)?;
             return shard.append_commits(commits, options);
         }
         // Locked in the order of their names.
         let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
         names.sort_unstable();
         names.dedup();
-        let live: Vec<_> = names.into_iter().filter_map(|name| Some((name, self.live_of(name, member)?))).collect();
+        let live: Vec<_> = names.into_iter().map(|name| (name, self.live(name))).collect();
         let lock = |(name, live)| self.lock_for_commit(live, name, member);
         let _locked = live.iter().map(|(name, live)| lock((name, live))).collect::<Result<Vec<_>>>()?;
         shard.append_commits(commits, options)

@@ -6,10 +6,12 @@ use bytes::Bytes;
 
 use super::commit::{CommitOptions, check_group};
 use super::coordinator::{GroupCoordinator, GroupState, JoinRequest, Refusal, Replies};
-use super::membership::{Answer, GroupDescription, IN_PROCESS, LiveGroup, LiveState, may_live, take_back};
+use super::membership::{
+    Answer, GroupDescription, IN_PROCESS, LiveGroup, LiveState, OTHERS_AT_ONCE, may_live, take_back,
+};
 use super::offset_store::Groups;
 use super::protocol::Subscription;
-use super::schema::{GroupMetadataValue, Key, partition_for_group};
+use super::schema::{GroupMetadataValue, Key, MemberMetadata, partition_for_group};
 use super::wire::{STRING_BYTES_MAX, SchemaError};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
@@ -117,11 +119,23 @@ impl Groups {
     /// # Errors
     /// As [`join`](Self::join); the first, after all groups were looked at.
     pub fn tick(&self) -> Result<()> {
-        let names: Vec<String> = self.shared.live.lock().keys().cloned().collect();
-        let mut first = Ok(());
+        let names: Vec<String> = self.shared.live.lock().by_name.keys().cloned().collect();
+        self.tick_all(names)
+    }
+
+    /// Lets time pass for these groups. What all of them keep is appended before any of it is waited for, so that one sync of a
+    /// partition serves all groups that are in it.
+    pub(super) fn tick_all(&self, names: Vec<String>) -> Result<()> {
+        let (mut first, mut begun) = (Ok(()), Vec::new());
         for name in names {
-            let ticked = self.tick_group(&name);
-            first = first.and(ticked);
+            match self.begin(&name, |state, now_ms, _| ((), state.coordinator_mut().tick(now_ms))) {
+                Ok(step) => begun.push((name, step)),
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        for (name, step) in begun {
+            let ended = self.end(&name, step);
+            first = first.and(ended);
         }
         first
     }
@@ -147,17 +161,23 @@ impl Groups {
         self.commit_batch(&[(&member.group, offsets)], options, Some(member))
     }
 
-    /// Where a group stands and who is in it; `None` for one that nobody knows.
+    /// Where a group stands and who is in it; `None` for one that nobody knows. Members that cannot be there any more are not
+    /// shown: of an earlier process that had the store open, or silent for longer than their session.
     ///
     /// # Errors
     /// As [`list`](Self::list).
     pub fn describe(&self, group: &str) -> Result<Option<GroupDescription>> {
         let now_ms = self.store().clock().now_ms();
-        let live = self.shared.live.lock().get(group).cloned();
+        let live = self.shared.live.lock().by_name.get(group).cloned();
         if let Some(live) = live {
-            let state = live.state.lock();
+            let (departed, state) = (live.departed(), live.state.lock());
             if let Some(coordinator) = &state.coordinator {
-                return Ok(Some(GroupDescription::of(coordinator.state(), coordinator.snapshot(now_ms))));
+                let monotonic_ms = self.monotonic_ms();
+                let is_there = |member: &MemberMetadata| {
+                    !departed.contains(&member.member_id) && !coordinator.is_overdue(monotonic_ms, &member.member_id)
+                };
+                let record = coordinator.snapshot(now_ms);
+                return Ok(Some(GroupDescription::of_present(coordinator.state(), record, is_there)));
             }
         }
         let metadata = self.read(group, |table| {
@@ -166,16 +186,37 @@ impl Groups {
         let of_table = |(metadata, is_of_newer_protocol): (Option<GroupMetadataValue>, bool)| {
             let metadata = metadata.unwrap_or_default();
             let is_empty = metadata.members.is_empty() && !is_of_newer_protocol;
-            GroupDescription::of(if is_empty { GroupState::Empty } else { GroupState::Stable }, metadata)
+            let state = if is_empty { GroupState::Empty } else { GroupState::Stable };
+            GroupDescription::of_present(state, metadata, may_live)
         };
         Ok(metadata.flatten().map(of_table))
     }
 
-    /// Refuses to take from members what they use: one of these topics, or the group if there are none.
-    pub(super) fn check_unused(&self, group: &str, topics: Option<&[TopicPartition]>) -> Result<()> {
-        let Some(live) = self.shared.live.lock().get(group).cloned() else { return Ok(()) };
+    /// Takes out who is gone before a group is asked for what its members may refuse: those that were dropped, and those whose
+    /// session is over.
+    pub(super) fn let_go(&self, group: &str) -> Result<()> {
+        let live = self.shared.live.lock().by_name.get(group).cloned();
+        let is_due = live.is_some_and(|live| live.is_due(self.monotonic_ms()));
+        if is_due { self.tick_group(group) } else { Ok(()) }
+    }
+
+    /// Whether a step of a group that has members by its record may take one out: also of one that was not looked at since the
+    /// store was opened.
+    pub(super) fn may_let_go(&self, group: &str) -> bool {
+        let live = self.shared.live.lock().by_name.get(group).cloned();
+        live.is_none_or(|live| live.is_due(self.monotonic_ms()) || live.state.lock().coordinator.is_none())
+    }
+
+    /// Refuses to take from members what they use: one of these topics, or the group if there are none. As long as the lock is
+    /// held nobody joins.
+    pub(super) fn lock_unused<'a>(
+        &self,
+        live: &'a LiveGroup,
+        group: &str,
+        topics: Option<&[TopicPartition]>,
+    ) -> Result<MutexGuard<'a, LiveState>> {
         let state = live.state.lock();
-        let Some(coordinator) = &state.coordinator else { return Ok(()) };
+        let Some(coordinator) = &state.coordinator else { return Ok(state) };
         let reads = |told: &[u8], place: &TopicPartition| {
             let said = Subscription::from_bytes(told);
             said.is_none_or(|said| said.topics.iter().any(|topic| topic == place.topic.as_str()))
@@ -187,20 +228,12 @@ impl Groups {
                 return Err(Error::invalid("group", limit));
             }
         }
-        Ok(())
+        Ok(state)
     }
 
     /// The members of a group in this process; made at the first use.
     pub(crate) fn live(&self, group: &str) -> Arc<LiveGroup> {
-        Arc::clone(self.shared.live.lock().entry(group.to_owned()).or_default())
-    }
-
-    /// The group that a commit has to look at: a member's own, or one that has members.
-    pub(super) fn live_of(&self, group: &str, member: Option<&GroupMetadata>) -> Option<Arc<LiveGroup>> {
-        match member {
-            Some(_) => Some(self.live(group)),
-            None => self.shared.live.lock().get(group).cloned(),
-        }
+        self.shared.live.lock().get_or_make(group, self.monotonic_ms())
     }
 
     /// Locks a group, with its coordinator read in.
@@ -220,7 +253,8 @@ impl Groups {
                 Some(metadata) => GroupCoordinator::restore(now_ms, metadata, may_live),
                 None => GroupCoordinator::default(),
             };
-            state.kept_revision = coordinator.revision();
+            // What is in the log has the revision 0.
+            state.kept_revision = 0;
             state.coordinator = Some(coordinator);
         }
         Ok(state)
@@ -236,6 +270,22 @@ impl Groups {
         group: &str,
         decide: impl FnOnce(&mut LiveState, u64, &Arc<crate::clock::notify::Bell>) -> (T, Replies),
     ) -> Result<T> {
+        let step = self.begin(group, decide)?;
+        let ended = self.end(group, step);
+        for _ in 0..OTHERS_AT_ONCE {
+            let due = self.shared.live.lock().look_at_next(self.monotonic_ms());
+            // Of what fails there nothing is lost: who was taken out is out, and the next step of that group keeps it.
+            due.map(|name| self.tick_all(vec![name]).ok());
+        }
+        ended
+    }
+
+    /// The first half of a step: what is decided is in the log, and not yet waited for.
+    fn begin<T>(
+        &self,
+        group: &str,
+        decide: impl FnOnce(&mut LiveState, u64, &Arc<crate::clock::notify::Bell>) -> (T, Replies),
+    ) -> Result<Step<T>> {
         check_group(group)?;
         self.writable_shards()?;
         let live = self.live(group);
@@ -252,6 +302,12 @@ impl Groups {
         let kept = self.keep(group, &mut state);
         let has_changed = state.coordinator_mut().stage() != before;
         drop(state);
+        Ok(Step { live, value, replies, kept, has_changed, now_ms })
+    }
+
+    /// The other half: waits until it is kept, and answers.
+    fn end<T>(&self, group: &str, step: Step<T>) -> Result<T> {
+        let Step { live, value, mut replies, kept, has_changed, now_ms } = step;
         let kept = kept.and_then(|placed| match placed {
             Some((placed, awaited)) => self.await_kept(group, &placed, awaited),
             None => Ok(()),
@@ -263,7 +319,7 @@ impl Groups {
         if has_changed || !replies.is_empty() || kept.is_err() {
             live.deliver(replies);
             live.changed();
-            bell.ring();
+            self.store().bell().ring();
         }
         drop(live);
         self.forget_unused(group);
@@ -272,11 +328,7 @@ impl Groups {
 
     /// Forgets a group without members that nobody holds on to: everything about it is in the log.
     pub(super) fn forget_unused(&self, group: &str) {
-        let mut all = self.shared.live.lock();
-        // Others take hold of it under this lock alone.
-        if all.get(group).is_some_and(|live| Arc::strong_count(live) == 1 && live.is_unused()) {
-            all.remove(group);
-        }
+        self.shared.live.lock().forget_unused(group);
     }
 
     /// Appends what is new in a group that is to be kept.
@@ -296,7 +348,7 @@ impl Groups {
         let table = of_shard.loaded(&shard.partition)?;
         let (placed, awaited) =
             shard.append(&[RecordRef::new(Some(&key), Some(&value))], &CommitOptions::default(), None)?;
-        table.describe(group, record);
+        table.describe(placed.offset.get(), group, record);
         state.kept_revision = revision;
         Ok(Some((placed, awaited)))
     }
@@ -308,7 +360,7 @@ impl Groups {
     }
 
     /// Holds a group in the state in which a commit is allowed, until the commit is appended. A commit of nobody is allowed
-    /// while the group has no members.
+    /// while the group has no members: as long as the lock is held nobody joins.
     pub(super) fn lock_for_commit<'a>(
         &self,
         live: &'a LiveGroup,
@@ -334,6 +386,16 @@ impl Groups {
             Err(refusal) => Err(fenced(member, refusal)),
         }
     }
+}
+
+/// A step that is in the log.
+struct Step<T> {
+    live: Arc<LiveGroup>,
+    value: T,
+    replies: Replies,
+    kept: Result<Option<(RecordMetadata, Awaited)>>,
+    has_changed: bool,
+    now_ms: u64,
 }
 
 /// What a member says goes into the group's record, where each name has a length of 16 bits.

@@ -6,6 +6,7 @@
 //! then the answers go out.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,51 @@ impl Answer {
     }
 }
 
+/// How many others each use of a group looks at, to find what nobody uses any more.
+pub(super) const OTHERS_AT_ONCE: usize = 2;
+
+/// Groups that somebody uses in this process, or has used until a moment ago.
+#[derive(Default)]
+pub(super) struct LiveGroups {
+    pub(super) by_name: BTreeMap<String, Arc<LiveGroup>>,
+    /// The one that was looked at last.
+    looked_at: String,
+}
+
+impl LiveGroups {
+    /// The group; made if it is not there.
+    pub(super) fn get_or_make(&mut self, name: &str, now_ms: u64) -> Arc<LiveGroup> {
+        if let Some(found) = self.by_name.get(name) {
+            return Arc::clone(found);
+        }
+        // Who only ever makes new ones, and takes no step in them, is not to pile them up.
+        for _ in 0..OTHERS_AT_ONCE {
+            self.look_at_next(now_ms);
+        }
+        Arc::clone(self.by_name.entry(name.to_owned()).or_default())
+    }
+
+    /// Forgets a group without members that nobody holds on to: everything about it is in the log.
+    pub(super) fn forget_unused(&mut self, name: &str) {
+        // Others take hold of it under the lock of all groups alone.
+        if self.by_name.get(name).is_some_and(|live| Arc::strong_count(live) == 1 && live.is_unused()) {
+            self.by_name.remove(name);
+        }
+    }
+
+    /// Looks at the next group in turn: it is forgotten if it is not used. Returns its name if a step of it has something to do
+    /// and nobody is there who takes one.
+    pub(super) fn look_at_next(&mut self, now_ms: u64) -> Option<String> {
+        let behind = (Bound::Excluded(self.looked_at.as_str()), Bound::Unbounded);
+        let next = self.by_name.range::<str, _>(behind).next().or_else(|| self.by_name.iter().next());
+        let name = next.map(|(name, _)| name.clone())?;
+        self.looked_at.clone_from(&name);
+        self.forget_unused(&name);
+        let is_left_alone = |live: &&Arc<LiveGroup>| Arc::strong_count(live) == 1 && live.is_due(now_ms);
+        self.by_name.get(&name).filter(is_left_alone).map(|_| name)
+    }
+}
+
 /// A group with members, as they are in this process.
 #[derive(Default)]
 pub(crate) struct LiveGroup {
@@ -137,6 +183,16 @@ impl LiveGroup {
         std::mem::take(&mut *self.departed.lock())
     }
 
+    /// Members that were dropped, and have not been taken out yet.
+    pub(super) fn departed(&self) -> Vec<String> {
+        self.departed.lock().clone()
+    }
+
+    /// Whether a step would take somebody out, or end what has waited long enough.
+    pub(super) fn is_due(&self, now_ms: u64) -> bool {
+        !self.departed.lock().is_empty() || self.next_deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms)
+    }
+
     /// When a step has something to do without anybody asking, in milliseconds of the monotonic clock.
     pub(crate) fn next_deadline_ms(&self) -> Option<u64> {
         self.state.lock().coordinator.as_ref().and_then(GroupCoordinator::next_deadline_ms)
@@ -196,7 +252,26 @@ pub struct GroupDescription {
 }
 
 impl GroupDescription {
-    pub(super) fn of(state: GroupState, record: super::schema::GroupMetadataValue) -> Self {
+    /// Of those members alone that are there. The others are taken out by the next step of the group.
+    pub(super) fn of_present(
+        state: GroupState,
+        mut record: super::schema::GroupMetadataValue,
+        is_there: impl Fn(&MemberMetadata) -> bool,
+    ) -> Self {
+        let had = record.members.len();
+        record.members.retain(is_there);
+        let state = match record.members.len() {
+            left if left == had => state,
+            0 => GroupState::Empty,
+            _ => GroupState::PreparingRebalance,
+        };
+        if record.members.is_empty() {
+            record.protocol = None;
+        }
+        Self::of(state, record)
+    }
+
+    fn of(state: GroupState, record: super::schema::GroupMetadataValue) -> Self {
         let member = |member: MemberMetadata| MemberDescription {
             member_id: member.member_id,
             group_instance_id: member.group_instance_id,

@@ -71,8 +71,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
             _ => table.end_transaction(i64::from(producer & 127), producer & 1 == 0),
         }
     }
-    let names: Vec<_> = table.groups().map(|(name, _)| name.clone()).collect();
-    names.iter().for_each(|name| drop(table.expired(name, 1 << 40, 1)));
+    drop(table.over(1 << 40, 1, std::iter::empty()));
 }
 
 #[cfg(test)]

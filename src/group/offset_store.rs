@@ -7,16 +7,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::commit::{CommitOptions, GROUP_BYTES_MAX, check_group, key};
+use super::commit::{CommitOptions, GROUP_BYTES_MAX, check_group};
 use super::lag::lag;
-use super::offsets::{CommittedOffset, GroupTable};
-use super::schema::{Key, partition_for_group};
-use super::shards::{Known, Seen, Shards, Shared};
+use super::offsets::{CommittedOffset, GroupTable, Removed};
+use super::schema::partition_for_group;
+use super::shards::{Known, Removal, Seen, Shard, Shards, Shared};
 use crate::client::{Lag, OffsetAndMetadata};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
-use crate::record::Record;
 use crate::store::Store;
 use crate::store::holds::OFFSETS_TOPIC;
 use crate::topic::{CleanupPolicy, Topic, TopicConfig};
@@ -145,15 +144,13 @@ impl Groups {
     /// # Errors
     /// As [`commit`](Self::commit); [`Error::Invalid`] for a topic that a member of the group reads.
     pub fn delete_offsets(&self, group: &str, partitions: &[TopicPartition]) -> Result<()> {
-        self.check_unused(group, Some(partitions))?;
-        self.remove(group, |table, in_flight| {
+        self.remove(group, Some(partitions), |table, in_flight| {
             let committed = table.group(group).map(|found| &found.offsets);
             let is_there = |place: &&TopicPartition| {
                 committed.is_some_and(|committed| committed.contains_key(place)) || in_flight.contains(place)
             };
             (partitions.iter().filter(is_there).cloned().collect(), false)
         })
-        .map(drop)
     }
 
     /// Takes a group away, with all its offsets. One that is not there is no error.
@@ -164,22 +161,25 @@ impl Groups {
     /// As [`commit`](Self::commit); [`Error::Invalid`] while the group has members; [`Error::Unsupported`] for a group of the newer protocol, whose members a broker keeps: its
     /// offsets alone can be taken away ([`delete_offsets`](Self::delete_offsets)).
     pub fn delete(&self, group: &str) -> Result<()> {
-        self.check_unused(group, None)?;
-        self.remove(group, |table, in_flight| {
+        self.remove(group, None, |table, in_flight| {
             let committed = table.group(group).into_iter().flat_map(|found| found.offsets.keys());
             let mut places: Vec<TopicPartition> = committed.chain(in_flight).cloned().collect();
             places.sort_unstable();
             places.dedup();
             (places, true)
         })
-        .map(drop)
     }
 
     /// Takes away every committed offset whose time is over, by Kafka's rule (`offsets.retention.minutes`), and then each
     /// classic group that is left without members and offsets. Nothing does this by itself. Returns how many offsets went.
     ///
     /// The retention counts from the commit; of an empty group from the time that it became empty. A group with members loses
-    /// only offsets of topics that none of them has subscribed to.
+    /// only offsets of topics that none of them has subscribed to. Who is gone is no member: one that was dropped, one that was
+    /// silent for longer than its session, one of an earlier process that had the store open. Where this call is the first to
+    /// notice, the group becomes empty now, and a later call takes its offsets.
+    ///
+    /// Durable when this returns, as [`commit`](Self::commit). All that goes of one partition of `__consumer_offsets` is synced
+    /// at once.
     ///
     /// # Errors
     /// As [`commit`](Self::commit); [`Error::Invalid`] for a negative retention.
@@ -188,67 +188,79 @@ impl Groups {
         if retention_ms < 0 {
             return Err(Error::invalid("retention_ms", "must not be negative"));
         }
+        let Some(shards) = self.shards()? else { return Ok(0) };
+        if let Some(error) = shards.unreadable.values().next() {
+            return Err(error.duplicate());
+        }
+        self.let_all_go(&shards)?;
         let now_ms = self.store.clock().now_ms();
         let mut expired = 0;
-        for group in self.list()? {
-            expired += self.remove(&group, |table, in_flight| {
-                let mut over = table.expired(&group, now_ms, retention_ms);
-                // What is committed right now is not over.
-                over.retain(|place| !in_flight.contains(place));
-                let found = table.group(&group);
-                let is_last = found.is_some_and(|found| over.len() == found.offsets.len() && !over.is_empty());
-                let is_empty =
-                    found.and_then(|found| found.metadata.as_ref()).is_some_and(|metadata| metadata.members.is_empty());
-                let takes_group = in_flight.is_empty() && (table.is_over(&group) || (is_last && is_empty));
-                (over, takes_group)
+        for shard in shards.by_number.values() {
+            let removal = shard.append_removed(true, |table, in_flight| {
+                let in_flight = in_flight.iter().map(|(_, group, place)| (group.as_str(), place));
+                Ok(table.over(now_ms, retention_ms, in_flight))
             })?;
+            expired += self.settle_removed(shard, removal)?;
         }
         Ok(expired)
     }
 
-    /// Appends the tombstones of what `what` names: offsets, and whether the group's metadata goes too. Returns how many
-    /// offsets there were.
+    /// Takes out, of all groups that have members by their records, those who are gone.
+    fn let_all_go(&self, shards: &Shards) -> Result<()> {
+        let mut names: Vec<String> = Vec::new();
+        for (&number, shard) in &shards.by_number {
+            let mut state = shard.state.lock();
+            for (name, group) in state.loaded(&shard.partition)?.groups() {
+                // Where only some partitions of a broker are, a group may be in another than its members would be kept in.
+                let is_in_place = partition_for_group(name, shards.count) == number && !name.is_empty();
+                if group.has_members() && is_in_place {
+                    names.push(name.to_string());
+                }
+            }
+        }
+        names.retain(|name| self.may_let_go(name));
+        self.tick_all(names)
+    }
+
+    /// Appends the tombstones of what `what` names: offsets, and whether the group's metadata goes too. Refused while members of
+    /// the group read one of these topics, or while it has any if there are none.
     fn remove(
         &self,
         group: &str,
+        topics: Option<&[TopicPartition]>,
         what: impl FnOnce(&GroupTable, &[TopicPartition]) -> (Vec<TopicPartition>, bool),
-    ) -> Result<usize> {
+    ) -> Result<()> {
         // An empty name is one that Kafka takes as well: it can be taken away, though not committed to.
         if group.len() > GROUP_BYTES_MAX {
-            return check_group(group).map(|()| 0);
+            return check_group(group);
         }
-        let Some(shards) = self.shards()? else { return Ok(0) };
+        let Some(shards) = self.shards()? else { return Ok(()) };
         let shard = shards.at(partition_for_group(group, shards.count))?;
-        let places = {
-            let mut state = shard.state.lock();
-            let of_group = state.in_flight.iter().filter(|(_, name, _)| name == group);
+        self.let_go(group)?;
+        let pick = |table: &GroupTable, in_flight: &[(i64, String, TopicPartition)]| {
+            let of_group = in_flight.iter().filter(|(_, name, _)| name == group);
             let in_flight: Vec<TopicPartition> = of_group.map(|(.., place)| place.clone()).collect();
-            let table = state.loaded(&shard.partition)?;
             let (places, takes_group) = what(table, &in_flight);
-            if takes_group && table.group(group).is_some_and(|found| found.is_of_newer_protocol) {
+            let found = table.group(group);
+            if takes_group && found.is_some_and(|found| found.is_of_newer_protocol) {
                 let what = format!("to delete {group:?}, a group of the newer protocol, whose members a broker keeps");
                 return Err(Error::unsupported(what));
             }
-            let mut records: Vec<Record> =
-                places.iter().map(|place| Record::tombstone(key(group, place).encode())).collect();
-            if table.group(group).is_some_and(|found| takes_group && found.metadata.is_some()) {
-                records.push(Record::tombstone(Key::Group { group }.encode()));
-            }
-            if records.is_empty() {
-                // Of commits whose sync failed nobody knows whether they are there.
-                return shard.partition.log.poison_error().map_or(Ok(0), Err);
-            }
-            let options = CommitOptions::default();
-            let (placed, awaited) = shard.append(&records, &options, None)?;
-            // Deletions are rare: nothing is to come between the sync and what is seen of it.
-            shard.partition.log.acknowledge(awaited, &placed)?;
-            for (offset, record) in (placed.offset.get()..).zip(&records) {
-                let key = record.key().unwrap_or_default();
-                table.apply(offset, None, key, None).map_err(|error| Error::invalid("group", error.to_string()))?;
-            }
-            state.in_flight.retain(|(_, name, place)| name != group || !places.contains(place));
-            places
+            let name: Arc<str> = group.into();
+            let has_metadata = found.is_some_and(|found| takes_group && found.metadata.is_some());
+            let places = places.into_iter().map(Some).chain(has_metadata.then_some(None));
+            Ok(places.map(|place| Removed { group: Arc::clone(&name), place }).collect())
         };
+        let live = self.live(group);
+        let appended = self.lock_unused(&live, group, topics).and_then(|_locked| shard.append_removed(false, pick));
+        drop(live);
+        self.forget_unused(group);
+        self.settle_removed(shard, appended?).map(drop)
+    }
+
+    /// Lets tombstones hold, and tells who waits for what went. Returns how many offsets there were.
+    fn settle_removed(&self, shard: &Shard, removal: Removal) -> Result<usize> {
+        let places = shard.settle_removed(removal)?;
         for place in &places {
             if let Ok(partition) =
                 self.store.topic(place.topic.as_str()).and_then(|topic| topic.partition(place.partition))
@@ -474,11 +486,64 @@ mod tests {
         check(|groups, place| groups.delete_offsets("g", std::slice::from_ref(place)).unwrap(), None);
         check(|groups, _| groups.delete("g").unwrap(), None);
     }
+
+    /// Who joins meanwhile would else commit first, and be overtaken by somebody who is no member.
+    #[test]
+    fn a_commit_of_nobody_holds_its_group_until_it_is_in_the_log() {
+        let (groups, place, _) = committed_five(&MemoryVfs::new());
+        let shards = groups.writable_shards().unwrap();
+        let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
+        let check = |what: &(dyn Fn() + Sync)| {
+            let held = shard.state.lock();
+            std::thread::scope(|scope| {
+                scope.spawn(what);
+                let is_held = || {
+                    let live = groups.shared.live.lock().by_name.get("g").cloned();
+                    live.is_some_and(|live| live.state.try_lock().is_none())
+                };
+                let is_seen = (0..100_000_000).any(|_| {
+                    std::thread::yield_now();
+                    is_held()
+                });
+                drop(held);
+                assert!(is_seen);
+            });
+        };
+        check(&|| groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(6))]).unwrap());
+        check(&|| groups.delete_offsets("g", std::slice::from_ref(&place)).unwrap());
+        check(&|| groups.delete("g").unwrap());
+        assert_eq!(groups.shared.live.lock().by_name.len(), 0);
+    }
+
+    /// Nobody has to call for it: the next use of any group lets go.
+    #[test]
+    fn groups_under_ever_new_names_do_not_pile_up_in_memory() {
+        let (groups, place, _) = committed_five(&MemoryVfs::new());
+        let live = || groups.shared.live.lock().by_name.len();
+        for number in 0..50 {
+            // Dropped before it has joined.
+            drop(Consumer::join(groups.store(), &format!("unused-{number}"), ["t"]).unwrap());
+            assert!(live() < 5, "{}", live());
+        }
+        for number in 0..50 {
+            let mut consumer = Consumer::join(groups.store(), &format!("used-{number}"), ["t"]).unwrap();
+            consumer.poll(std::time::Duration::ZERO).unwrap();
+            drop(consumer);
+            assert!(live() < 5, "{}", live());
+        }
+        for number in 0..50 {
+            groups.commit(&format!("assigned-{number}"), &[(place.clone(), OffsetAndMetadata::new(6))]).unwrap();
+        }
+        assert!(live() < 5, "{}", live());
+        let members = |number| groups.describe(&format!("used-{number}")).unwrap().map(|found| found.members.len());
+        assert!((0..40).all(|number| members(number) == Some(0)));
+    }
+
     /// What was once in use is in the log; in memory nothing is left of it.
     #[test]
     fn a_group_that_nobody_is_in_takes_no_memory() {
         let (groups, place, _) = committed_five(&MemoryVfs::new());
-        let live = || groups.shared.live.lock().len();
+        let live = || groups.shared.live.lock().by_name.len();
         let offsets = [(place, OffsetAndMetadata::new(6))];
         let member = GroupMetadata::new("nobody", 3, "m", None);
         assert!(groups.commit_as(&member, &offsets, &CommitOptions::default()).is_err());

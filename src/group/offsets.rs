@@ -39,14 +39,36 @@ pub(crate) struct Group {
     pub(crate) offsets: BTreeMap<TopicPartition, CommittedOffset>,
     /// Of a classic group.
     pub(crate) metadata: Option<GroupMetadataValue>,
+    /// Where the record is that says so.
+    metadata_offset: i64,
     /// It is of the newer protocol, whose members are not looked at.
     pub(crate) is_of_newer_protocol: bool,
 }
 
 impl Group {
+    /// Whether it is a classic group that has members, by its record.
+    pub(crate) fn has_members(&self) -> bool {
+        let has_members = self.metadata.as_ref().is_some_and(|metadata| !metadata.members.is_empty());
+        has_members && !self.is_of_newer_protocol
+    }
+
+    /// Whether it is a classic group that once had members, or was made to have some, and has none.
+    fn is_left(&self) -> bool {
+        let is_empty = self.metadata.as_ref().is_some_and(|metadata| metadata.members.is_empty());
+        is_empty && !self.is_of_newer_protocol
+    }
+
     fn is_nothing(&self) -> bool {
         self.offsets.is_empty() && self.metadata.is_none() && !self.is_of_newer_protocol
     }
+}
+
+/// What a tombstone takes away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Removed {
+    pub(crate) group: Arc<str>,
+    /// What the group has committed there; `None` for what is kept of the group itself.
+    pub(crate) place: Option<TopicPartition>,
 }
 
 /// A commit that waits for the marker of its transaction.
@@ -93,12 +115,12 @@ impl GroupTable {
             }
             (Key::OffsetCommit { group, topic, partition }, None) => {
                 let place = self.place(topic, partition)?;
-                self.forget(group, &place);
+                self.forget(record_offset, group, &place);
             }
             (Key::Group { group }, Some(value)) => {
-                self.describe(group, GroupMetadataValue::decode(value)?);
+                self.describe(record_offset, group, GroupMetadataValue::decode(value)?);
             }
-            (Key::Group { group }, None) => self.change(group, |group| group.metadata = None),
+            (Key::Group { group }, None) => self.forget_group(record_offset, group),
             (Key::ConsumerGroup { group }, Some(_)) => self.entry(group).is_of_newer_protocol = true,
             (Key::ConsumerGroup { group }, None) => self.change(group, |group| group.is_of_newer_protocol = false),
             (Key::Other(_), _) => {}
@@ -107,8 +129,17 @@ impl GroupTable {
     }
 
     /// Takes in what is kept of a classic group.
-    pub(crate) fn describe(&mut self, group: &str, metadata: GroupMetadataValue) {
-        self.entry(group).metadata = Some(metadata);
+    pub(crate) fn describe(&mut self, record_offset: i64, group: &str, metadata: GroupMetadataValue) {
+        let group = self.entry(group);
+        (group.metadata, group.metadata_offset) = (Some(metadata), record_offset);
+    }
+
+    /// A tombstone at this offset holds. What stands behind it in the log stays.
+    pub(crate) fn remove(&mut self, record_offset: i64, removed: &Removed) {
+        match &removed.place {
+            Some(place) => self.forget(record_offset, &removed.group, place),
+            None => self.forget_group(record_offset, &removed.group),
+        }
     }
 
     /// Takes a commit in. Returns the offset that it took the place of.
@@ -153,12 +184,23 @@ impl GroupTable {
         }
     }
 
-    fn forget(&mut self, group: &str, place: &TopicPartition) {
+    fn forget(&mut self, record_offset: i64, group: &str, place: &TopicPartition) {
+        let is_older = |committed: &CommittedOffset| committed.record_offset < record_offset;
         for pending in self.pending.values_mut() {
-            pending.retain(|pending| *pending.group != *group || pending.place != *place);
+            pending.retain(|one| *one.group != *group || one.place != *place || !is_older(&one.committed));
         }
         self.change(group, |group| {
-            group.offsets.remove(place);
+            if group.offsets.get(place).is_some_and(is_older) {
+                group.offsets.remove(place);
+            }
+        });
+    }
+
+    fn forget_group(&mut self, record_offset: i64, group: &str) {
+        self.change(group, |group| {
+            if group.metadata_offset < record_offset {
+                group.metadata = None;
+            }
         });
     }
 
@@ -185,38 +227,41 @@ impl GroupTable {
         }
     }
 
-    /// Offsets of a group whose time is over. `retention_ms` counts from the last commit, or from the time that the group
-    /// became empty; a group with members loses only what none of them has subscribed to, one of the newer protocol nothing.
-    pub(crate) fn expired(&self, name: &str, now_ms: Timestamp, retention_ms: i64) -> Vec<TopicPartition> {
-        let Some(group) = self.groups.get(name) else { return Vec::new() };
-        let waiting: HashSet<&TopicPartition> = self
-            .pending
-            .values()
-            .flatten()
-            .filter(|pending| *pending.group == *name)
-            .map(|pending| &pending.place)
-            .collect();
-        let Some(rule) = ExpiryRule::of(group) else { return Vec::new() };
-        let is_over = |(place, committed): &(&TopicPartition, &CommittedOffset)| {
-            if waiting.contains(place) || rule.is_kept(place) {
-                return false;
+    /// Everything whose time is over: offsets, and behind them each classic group that is left without members and offsets.
+    /// `retention_ms` counts from the last commit, or from the time that the group became empty; a group with members loses
+    /// only what none of them has subscribed to, one of the newer protocol nothing. What is being committed is not over.
+    pub(crate) fn over<'a>(
+        &'a self,
+        now_ms: Timestamp,
+        retention_ms: i64,
+        in_flight: impl Iterator<Item = (&'a str, &'a TopicPartition)>,
+    ) -> Vec<Removed> {
+        let pending = self.pending.values().flatten().map(|pending| (&*pending.group, &pending.place));
+        let mut waiting: HashMap<&str, HashSet<&TopicPartition>> = HashMap::new();
+        for (group, place) in pending.chain(in_flight) {
+            waiting.entry(group).or_default().insert(place);
+        }
+        let mut over = Vec::new();
+        for (name, group) in &self.groups {
+            let waiting = waiting.get(&**name);
+            let Some(rule) = ExpiryRule::of(group) else { continue };
+            let is_over = |(place, committed): &(&TopicPartition, &CommittedOffset)| {
+                if waiting.is_some_and(|waiting| waiting.contains(place)) || rule.is_kept(place) {
+                    return false;
+                }
+                match committed.expire_timestamp_ms {
+                    Some(end) => now_ms >= end,
+                    None => now_ms.saturating_sub(rule.base_ms(committed)) >= retention_ms,
+                }
+            };
+            let before = over.len();
+            let removed = |place: Option<&TopicPartition>| Removed { group: Arc::clone(name), place: place.cloned() };
+            over.extend(group.offsets.iter().filter(is_over).map(|(place, _)| removed(Some(place))));
+            if over.len() - before == group.offsets.len() && waiting.is_none() && group.is_left() {
+                over.push(removed(None));
             }
-            match committed.expire_timestamp_ms {
-                Some(end) => now_ms >= end,
-                None => now_ms.saturating_sub(rule.base_ms(committed)) >= retention_ms,
-            }
-        };
-        group.offsets.iter().filter(is_over).map(|(place, _)| place.clone()).collect()
-    }
-
-    /// Whether a classic group is empty, has no offsets and nothing that waits for a marker: its metadata may go.
-    pub(crate) fn is_over(&self, name: &str) -> bool {
-        let is_waiting = self.pending.values().flatten().any(|pending| *pending.group == *name);
-        let group = self.groups.get(name);
-        !is_waiting
-            && group.is_some_and(|group| {
-                group.offsets.is_empty() && group.metadata.as_ref().is_some_and(|metadata| metadata.members.is_empty())
-            })
+        }
+        over
     }
 
     fn place(&mut self, topic: &str, partition: i32) -> Decoded<TopicPartition> {
@@ -406,7 +451,30 @@ mod tests {
         }
     }
 
+    /// A tombstone may wait for its sync while something newer is taken in.
+    #[test]
+    fn a_tombstone_leaves_what_stands_behind_it() {
+        let mut table = fold(&[Commit("g", 0, 5), InTransaction(7, "g", 1, 6), Commit("g", 0, 7)]);
+        table.describe(4, "g", GroupMetadataValue::default());
+        let removed = |place| Removed { group: "g".into(), place };
+        table.remove(1, &removed(Some(t(0))));
+        table.remove(1, &removed(Some(t(1))));
+        table.remove(3, &removed(None));
+        table.end_transaction(7, true);
+        assert_eq!(shown(&table), [("g".to_owned(), 0, 7), ("g".to_owned(), 1, 6)]);
+        assert!(table.group("g").unwrap().metadata.is_some());
+        for (offset, place) in [(5, Some(t(0))), (6, Some(t(1))), (7, None)] {
+            table.remove(offset, &removed(place));
+        }
+        assert!(table.group("g").is_none());
+    }
+
     const DAY: i64 = 86_400_000;
+
+    fn over(table: &GroupTable, name: &str, now_ms: i64, retention_ms: i64) -> Vec<Option<TopicPartition>> {
+        let all = table.over(now_ms, retention_ms, std::iter::empty()).into_iter();
+        all.filter(|removed| *removed.group == *name).map(|removed| removed.place).collect()
+    }
 
     /// Whether the one offset, committed at day 1, has expired on a day, with a retention of seven.
     fn is_expired(metadata: Option<GroupMetadataValue>, expire_timestamp_ms: i64, on_day: i64) -> bool {
@@ -414,7 +482,7 @@ mod tests {
         let value = OffsetCommitValue { expire_timestamp_ms, ..value(3, DAY) };
         table.commit(0, None, "g", &t(0), &value);
         table.entry("g").metadata = metadata;
-        !table.expired("g", on_day * DAY, 7 * DAY).is_empty()
+        over(&table, "g", on_day * DAY, 7 * DAY).contains(&Some(t(0)))
     }
 
     fn with_member(protocol_type: &str, topic: &str) -> Option<GroupMetadataValue> {
@@ -449,24 +517,28 @@ mod tests {
     fn an_offset_that_a_transaction_is_about_to_move_does_not_expire() {
         let mut table = fold(&[Commit("g", 0, 5), Commit("g", 1, 5), InTransaction(7, "g", 0, 6)]);
         let expired = |table: &GroupTable| {
-            table.expired("g", 100 * DAY, DAY).iter().map(|place| place.partition.get()).collect::<Vec<_>>()
+            over(table, "g", 100 * DAY, DAY).iter().flatten().map(|place| place.partition.get()).collect::<Vec<_>>()
         };
         assert_eq!(expired(&table), [1]);
         table.end_transaction(7, false);
         assert_eq!(expired(&table), [0, 1]);
         table.entry("h").is_of_newer_protocol = true;
         table.commit(9, None, "h", &t(0), &value(1, 0));
-        assert!(table.expired("h", 100 * DAY, DAY).is_empty());
+        assert!(over(&table, "h", 100 * DAY, DAY).is_empty());
     }
 
     #[test]
     fn the_metadata_of_a_group_goes_last() {
         let mut table = fold(&[Commit("g", 0, 5)]);
         table.entry("g").metadata = Some(GroupMetadataValue::default());
-        assert!(!table.is_over("g"));
-        table.forget("g", &t(0));
-        assert!(table.is_over("g"));
+        assert_eq!(over(&table, "g", 0, DAY), []);
+        assert_eq!(over(&table, "g", DAY, DAY), [Some(t(0)), None]);
+        let waits = [("g", &t(1))];
+        let beside: Vec<_> = table.over(DAY, DAY, waits.into_iter()).into_iter().map(|removed| removed.place).collect();
+        assert_eq!(beside, [Some(t(0))], "something of the group is being committed");
+        table.forget(9, "g", &t(0));
+        assert_eq!(over(&table, "g", 0, DAY), [None]);
         table.entry("g").metadata = with_member("consumer", "t");
-        assert!(!table.is_over("g") && !table.is_over("nobody"));
+        assert_eq!(over(&table, "g", 0, DAY), []);
     }
 }

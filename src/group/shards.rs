@@ -1,29 +1,34 @@
 //! The partitions of `__consumer_offsets`, and what was read of each. All handles of one store share them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::commit::{Commit, CommitOptions};
+use super::commit::{Commit, CommitOptions, key};
 use super::load::load;
-use super::membership::LiveGroup;
-use super::offsets::GroupTable;
+use super::membership::LiveGroups;
+use super::offsets::{GroupTable, Removed};
+use super::schema::Key;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
 use crate::partition::Partition;
 use crate::partition::append_options::AppendSpec;
 use crate::partition::writer::{Awaited, RecordMetadata};
-use crate::record::AsRecord;
+use crate::record::{AsRecord, Record};
 use crate::store::holds::{OFFSETS_TOPIC, Readers};
 use crate::sync::Mutex;
 use crate::topic::Topic;
+
+/// More than the header of a batch takes.
+const BATCH_BYTES: usize = 64;
+/// More than a record takes besides its key and value: lengths, deltas and attributes.
+pub(super) const RECORD_BYTES: usize = 32;
 
 /// What all handles of a store share. Holds partitions and no handle of the store, which holds it.
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) shards: Mutex<Seen>,
-    /// Groups that had members since the store was opened.
-    pub(super) live: Mutex<BTreeMap<String, Arc<LiveGroup>>>,
+    pub(super) live: Mutex<LiveGroups>,
 }
 
 /// What was found of `__consumer_offsets` when it was looked at last.
@@ -168,6 +173,76 @@ impl Shard {
         self.state.lock().in_flight.retain(|(offset, ..)| !range.contains(offset));
     }
 
+    /// Appends the tombstones of what `pick` names of the groups, and of the commits that wait for their sync: in one batch, or
+    /// in as many as it takes if they may be split.
+    pub(super) fn append_removed(
+        &self,
+        may_split: bool,
+        pick: impl FnOnce(&GroupTable, &[(i64, String, TopicPartition)]) -> Result<Vec<Removed>>,
+    ) -> Result<Removal> {
+        let mut state = self.state.lock();
+        state.loaded(&self.partition)?;
+        let ShardState { table: Some(table), in_flight } = &mut *state else { return Ok(Removal::default()) };
+        let mut removed = pick(table, in_flight)?;
+        let mut removal = Removal::default();
+        if removed.is_empty() {
+            // Of commits whose sync failed nobody knows whether they are there.
+            return self.partition.log.poison_error().map_or(Ok(removal), Err);
+        }
+        let bytes_max = if may_split { self.record_bytes_max() } else { usize::MAX };
+        while !removed.is_empty() {
+            let (mut records, mut bytes) = (Vec::new(), 0_usize);
+            for one in &removed {
+                let tombstone = Record::tombstone(tombstone_key(one));
+                bytes = bytes.saturating_add(tombstone.key().map_or(0, <[u8]>::len) + RECORD_BYTES);
+                if bytes > bytes_max && !records.is_empty() {
+                    break;
+                }
+                records.push(tombstone);
+            }
+            let rest = removed.split_off(records.len());
+            let batch = std::mem::replace(&mut removed, rest);
+            match self.append(&records, &CommitOptions::default(), None) {
+                Ok((placed, awaited)) => {
+                    if !in_flight.is_empty() {
+                        // They stand before their tombstones, and are not to hold once they are synced.
+                        let gone: HashSet<(&str, &TopicPartition)> =
+                            batch.iter().filter_map(|one| Some((&*one.group, one.place.as_ref()?))).collect();
+                        in_flight.retain(|(_, group, place)| !gone.contains(&(group.as_str(), place)));
+                    }
+                    removal.appended.push((placed, awaited, batch));
+                }
+                Err(error) => {
+                    removal.failed = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(removal)
+    }
+
+    /// Waits for the sync of tombstones, without the lock, and then lets them hold. Returns the partitions whose committed offsets
+    /// went.
+    pub(super) fn settle_removed(&self, removal: Removal) -> Result<Vec<TopicPartition>> {
+        let mut places = Vec::new();
+        for (placed, awaited, removed) in removal.appended {
+            self.partition.log.acknowledge(awaited, &placed)?;
+            let mut state = self.state.lock();
+            let table = state.loaded(&self.partition)?;
+            for (offset, one) in (placed.offset.get()..).zip(removed) {
+                table.remove(offset, &one);
+                places.extend(one.place);
+            }
+        }
+        removal.failed.map_or(Ok(places), Err)
+    }
+
+    /// How many bytes the records of one batch may have here.
+    pub(super) fn record_bytes_max(&self) -> usize {
+        let batch_bytes_max = usize::try_from(self.partition.log.settings().batch_bytes_max).unwrap_or(usize::MAX);
+        batch_bytes_max.saturating_sub(BATCH_BYTES)
+    }
+
     pub(super) fn append<R: AsRecord>(
         &self,
         records: &[R],
@@ -177,6 +252,21 @@ impl Shard {
         let spec = AppendSpec { durability: options.durability, now_ms, ..AppendSpec::default() };
         self.partition.log.append_unacknowledged(records, &spec)
     }
+}
+
+fn tombstone_key(removed: &Removed) -> Vec<u8> {
+    match &removed.place {
+        Some(place) => key(&removed.group, place).encode(),
+        None => Key::Group { group: &removed.group }.encode(),
+    }
+}
+
+/// Tombstones that are in the log, and do not hold yet.
+#[derive(Debug, Default)]
+pub(super) struct Removal {
+    appended: Vec<(RecordMetadata, Awaited, Vec<Removed>)>,
+    /// Why the others are not.
+    failed: Option<Error>,
 }
 
 /// What became of appended commits.

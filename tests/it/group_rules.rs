@@ -1,12 +1,13 @@
 //! What a group refuses, what it lets go, and what is kept of it: members of a broker and of this process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use topiclog::client::{GroupMetadata, OffsetAndMetadata};
+use topiclog::client::{ConsumerBuilder, GroupMetadata, OffsetAndMetadata, Reset};
 use topiclog::clock::ManualClock;
-use topiclog::group::{Groups, JoinRequest, Joined, Reply};
+use topiclog::group::{CommitOptions, GroupState, Groups, JoinRequest, Joined, Reply};
 use topiclog::io::FaultVfs;
-use topiclog::{Error, Store, TopicConfig, TopicPartition, Upkeep};
+use topiclog::{Consumer, Error, Record, Store, TopicConfig, TopicPartition, Upkeep};
 
 const INTERVAL_MS: u64 = 1000;
 
@@ -36,6 +37,11 @@ impl Place {
     fn reopen(self) -> Self {
         let vfs = FaultVfs::from_image(&self.vfs.image());
         Self::open(vfs, self.clock)
+    }
+
+    fn builder(&self) -> ConsumerBuilder<'_> {
+        let builder = Consumer::builder(&self.store).group("g").topic("t").reset(Reset::Earliest);
+        builder.max_poll_interval_ms(INTERVAL_MS)
     }
 
     fn partition(&self, number: u32) -> TopicPartition {
@@ -82,6 +88,10 @@ fn joined(groups: &Groups, group: &str, join: JoinRequest) -> Joined {
     }
 }
 
+fn poll(consumer: &mut Consumer) -> usize {
+    consumer.poll(Duration::ZERO).unwrap().len()
+}
+
 #[test]
 fn a_name_that_the_record_cannot_hold_is_refused_before_anything_is_written() {
     let place = Place::new();
@@ -116,4 +126,148 @@ fn a_name_that_the_record_cannot_hold_is_refused_before_anything_is_written() {
     let place = place.reopen();
     let described = place.groups.describe("g").unwrap().unwrap();
     assert_eq!((described.members[0].member_id.as_str(), described.protocol.as_ref()), (&*longest, Some(&longest)));
+}
+
+/// A member of this process that has committed.
+fn consumer_of_g(place: &Place) -> Consumer {
+    for partition in place.store.topic("t").unwrap().partitions() {
+        partition.append(Record::of_value("x")).unwrap();
+    }
+    let mut consumer = place.builder().open().unwrap();
+    assert_eq!(poll(&mut consumer), 4);
+    consumer.commit().unwrap();
+    consumer
+}
+
+#[test]
+fn offsets_of_a_group_whose_members_died_with_their_process_expire() {
+    for is_killed in [true, false] {
+        let place = Place::new();
+        let consumer = consumer_of_g(&place);
+        if is_killed {
+            std::mem::forget(consumer);
+        } else {
+            drop(consumer);
+            place.store.close().unwrap();
+        }
+        let place = place.reopen();
+        let described = place.groups.describe("g").unwrap().unwrap();
+        assert_eq!((described.state, described.members.len()), (GroupState::Empty, 0), "nobody of them can live");
+        assert_eq!(place.groups.expire(5000).unwrap(), 0, "it is empty from now on");
+        place.clock.advance_ms(4999);
+        assert_eq!(place.groups.expire(5000).unwrap(), 0);
+        place.clock.advance_ms(1);
+        assert_eq!(place.groups.expire(5000).unwrap(), 4);
+        assert!(place.groups.list().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn offsets_of_a_group_whose_members_were_dropped_expire() {
+    let place = Place::new();
+    drop(consumer_of_g(&place));
+    let described = place.groups.describe("g").unwrap().unwrap();
+    assert_eq!((described.state, described.members.len()), (GroupState::Empty, 0));
+    assert_eq!(place.groups.expire(5000).unwrap(), 0, "it is empty from now on");
+    place.clock.advance_ms(5000);
+    assert_eq!(place.groups.expire(5000).unwrap(), 4);
+    assert!(place.groups.list().unwrap().is_empty());
+}
+
+#[test]
+fn members_that_may_come_back_keep_their_offsets_until_their_session_is_over() {
+    let place = Place::new();
+    let mut consumer = place.builder().group_instance_id("i").open().unwrap();
+    poll(&mut consumer);
+    consumer.close().unwrap();
+    let of_broker = place.broker_member("of a broker", join());
+    let one = [(place.partition(0), OffsetAndMetadata::new(0))];
+    place.groups.commit_as(&of_broker, &one, &CommitOptions::new()).unwrap();
+    let place = place.reopen();
+    place.clock.advance_ms(100_000);
+    let members = |group| place.groups.describe(group).unwrap().unwrap().members.len();
+    for _ in 0..2 {
+        assert_eq!(place.groups.expire(5000).unwrap(), 0);
+        assert_eq!((members("g"), members("of a broker")), (1, 1), "a session begins anew with the open");
+        place.clock.advance_ms(INTERVAL_MS as u32 / 2);
+    }
+    assert_eq!((members("g"), members("of a broker")), (0, 0));
+    assert_eq!(place.groups.expire(5000).unwrap(), 0);
+    place.clock.advance_ms(5000);
+    assert_eq!(place.groups.expire(5000).unwrap(), 1);
+    assert!(place.groups.list().unwrap().is_empty());
+}
+
+#[test]
+fn a_group_that_is_found_with_fewer_members_is_kept_so() {
+    let place = Place::new();
+    std::mem::forget(consumer_of_g(&place));
+    let place = place.reopen();
+    let before = place.batches("g");
+    assert!(place.groups.leave("g", "nobody").unwrap().is_err());
+    assert_eq!(place.batches("g"), before + 1);
+    assert!(place.groups.leave("g", "nobody").unwrap().is_err());
+    assert_eq!(place.batches("g"), before + 1, "once is enough");
+}
+
+#[test]
+fn a_group_whose_members_are_gone_takes_commits_and_deletions_of_anybody() {
+    let one = |place: &Place| [(place.partition(0), OffsetAndMetadata::new(1))];
+    let check = |what: fn(&Groups, &TopicPartition)| {
+        let place = Place::new();
+        drop(consumer_of_g(&place));
+        what(&place.groups, &place.partition(0));
+
+        // The same once its session is over.
+        let place = Place::new();
+        let mut silent = consumer_of_g(&place);
+        assert!(matches!(place.groups.commit("g", &one(&place)), Err(Error::Fenced { .. })));
+        assert!(matches!(place.groups.delete("g"), Err(Error::Invalid { .. })));
+        place.clock.advance_ms(INTERVAL_MS as u32);
+        what(&place.groups, &place.partition(0));
+        let late = silent.commit_offsets(&one(&place).into());
+        assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+    };
+    check(|groups, at| groups.commit("g", &[(at.clone(), OffsetAndMetadata::new(1))]).unwrap());
+    check(|groups, at| {
+        let two = [(at.clone(), OffsetAndMetadata::new(1))];
+        let number = groups.partition_of("g").unwrap();
+        let mut others = (0..).map(|number| format!("g{number}"));
+        let other = others.find(|name| groups.partition_of(name).unwrap() == number).unwrap();
+        groups.commit_all(&[("g", &two), (&other, &two)], &CommitOptions::new()).unwrap();
+    });
+    check(|groups, _| groups.delete("g").unwrap());
+    check(|groups, at| groups.delete_offsets("g", std::slice::from_ref(at)).unwrap());
+}
+
+#[test]
+fn what_expires_of_many_groups_is_one_batch_of_each_partition() {
+    let place = Place::new();
+    let groups: Vec<String> = (0..200).map(|number| format!("retired-{number}")).collect();
+    for group in &groups {
+        place.groups.commit(group, &[(place.partition(0), OffsetAndMetadata::new(1))]).unwrap();
+    }
+    let of_all = |place: &Place| -> usize {
+        let mut partitions: Vec<(u32, usize)> =
+            groups.iter().map(|group| (place.groups.partition_of(group).unwrap(), place.batches(group))).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        partitions.iter().map(|(_, batches)| batches).sum()
+    };
+    let before = of_all(&place);
+    place.clock.advance_ms(1000);
+    assert_eq!(place.groups.expire(1000).unwrap(), 200);
+    assert_eq!(of_all(&place), before + 4);
+    let place = place.reopen();
+    assert!(place.groups.list().unwrap().is_empty());
+
+    // Where one batch may not have them all there are more.
+    let offsets = place.store.topic("__consumer_offsets").unwrap().config();
+    place.store.alter_topic("__consumer_offsets", offsets.batch_bytes_max(500)).unwrap();
+    for group in &groups {
+        place.groups.commit(group, &[(place.partition(0), OffsetAndMetadata::new(1))]).unwrap();
+    }
+    place.clock.advance_ms(1000);
+    assert_eq!(place.groups.expire(1000).unwrap(), 200);
+    assert!(place.reopen().groups.list().unwrap().is_empty());
 }

@@ -44,7 +44,8 @@ impl GroupCoordinator {
         }
     }
 
-    /// A group as it was kept. Its members have a whole session to be heard of; those that cannot be alive are left out.
+    /// A group as it was kept. Its members have a whole session to be heard of; those that cannot be alive are left out, and
+    /// that is then to be kept too: the revision is not 0.
     pub(crate) fn restore(
         now_ms: u64,
         record: &GroupMetadataValue,
@@ -73,6 +74,7 @@ impl GroupCoordinator {
         let members: BTreeMap<String, Member> = living().map(member).collect();
         let instance = |kept: &MemberMetadata| Some((kept.group_instance_id.clone()?, kept.member_id.clone()));
         let instances = living().filter_map(instance).collect();
+        let has_fewer = members.len() < record.members.len();
         let mut group = Self {
             state: if members.is_empty() { State::Empty } else { State::Stable },
             generation: record.generation.max(0),
@@ -81,9 +83,9 @@ impl GroupCoordinator {
             leader: record.leader.clone().unwrap_or_default(),
             members,
             instances,
-            revision: 0,
+            revision: has_fewer.into(),
         };
-        if group.members.len() < record.members.len() && !group.members.is_empty() {
+        if has_fewer && !group.members.is_empty() {
             // What the missing had is nobody's: those that are left have to join again.
             let replies = group.begin_again(now_ms);
             debug_assert!(replies.is_empty(), "nobody waits for a group that was just read");

@@ -468,7 +468,7 @@ impl GroupCoordinator {
         generation: i32,
     ) -> Result<(), Refusal> {
         self.check(member_id, group_instance_id, generation)?;
-        if self.members.get(member_id).is_some_and(|member| self.is_late(member, now_ms)) {
+        if self.is_overdue(now_ms, member_id) {
             return Err(Refusal::UnknownMember);
         }
         match self.state {
@@ -500,6 +500,11 @@ impl GroupCoordinator {
         }
         self.complete_join(now_ms, &mut replies);
         replies
+    }
+
+    /// Whether a member was not heard of for so long that the next step takes it out.
+    pub(crate) fn is_overdue(&self, now_ms: u64, member_id: &str) -> bool {
+        self.members.get(member_id).is_some_and(|member| self.is_late(member, now_ms))
     }
 
     /// Whoever waits for an answer is alive.
