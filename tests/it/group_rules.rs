@@ -92,6 +92,15 @@ fn poll(consumer: &mut Consumer) -> usize {
     consumer.poll(Duration::ZERO).unwrap().len()
 }
 
+/// Polls all in turn until nothing moves any more.
+fn settle(members: &mut [&mut Consumer]) {
+    for _ in 0..6 {
+        for member in members.iter_mut() {
+            poll(member);
+        }
+    }
+}
+
 #[test]
 fn a_name_that_the_record_cannot_hold_is_refused_before_anything_is_written() {
     let place = Place::new();
@@ -270,4 +279,89 @@ fn what_expires_of_many_groups_is_one_batch_of_each_partition() {
     place.clock.advance_ms(1000);
     assert_eq!(place.groups.expire(1000).unwrap(), 200);
     assert!(place.reopen().groups.list().unwrap().is_empty());
+}
+
+fn is_static(place: &Place, name: &str) -> Consumer {
+    place.builder().group_instance_id(name).open().unwrap()
+}
+
+fn stand(members: &[&Consumer]) -> Vec<(i32, Vec<TopicPartition>)> {
+    members.iter().map(|member| (member.group_metadata().unwrap().generation, member.assignment())).collect()
+}
+
+#[test]
+fn whichever_static_member_starts_again_there_is_no_rebalance() {
+    let place = Place::new();
+    let (mut a, mut b) = (is_static(&place, "a"), is_static(&place, "b"));
+    settle(&mut [&mut a, &mut b]);
+    let before = stand(&[&a, &b]);
+    assert_eq!((before[0].1.len(), before[1].1.len()), (2, 2));
+    for _ in 0..2 {
+        drop(a);
+        a = is_static(&place, "a");
+        settle(&mut [&mut a, &mut b]);
+        assert_eq!(stand(&[&a, &b]), before);
+        b.close().unwrap();
+        b = is_static(&place, "b");
+        settle(&mut [&mut a, &mut b]);
+        assert_eq!(stand(&[&a, &b]), before);
+    }
+    drop((a, b));
+    let (mut a, mut b) = (is_static(&place, "a"), is_static(&place, "b"));
+    settle(&mut [&mut b, &mut a]);
+    assert_eq!(stand(&[&a, &b]), before);
+}
+
+#[test]
+fn static_members_come_back_without_a_rebalance_after_their_process_died_or_closed_the_store() {
+    for is_killed in [true, false] {
+        let mut place = Place::new();
+        let (mut a, mut b) = (is_static(&place, "a"), is_static(&place, "b"));
+        settle(&mut [&mut a, &mut b]);
+        let before = stand(&[&a, &b]);
+        for _ in 0..2 {
+            if is_killed {
+                std::mem::forget((a, b));
+            } else {
+                a.close().unwrap();
+                b.close().unwrap();
+                place.store.close().unwrap();
+            }
+            place = place.reopen();
+            (a, b) = (is_static(&place, "a"), is_static(&place, "b"));
+            settle(&mut [&mut b, &mut a]);
+            assert_eq!(stand(&[&a, &b]), before);
+        }
+    }
+}
+
+#[test]
+fn a_static_member_that_comes_back_to_read_something_else_is_assigned_anew() {
+    let place = Place::new();
+    place.store.create_topic("u", TopicConfig::default()).unwrap();
+    let (mut a, mut b) = (is_static(&place, "a"), is_static(&place, "b"));
+    settle(&mut [&mut a, &mut b]);
+    let before = stand(&[&a, &b]);
+    drop(b);
+    let mut b = place.builder().topic("u").group_instance_id("b").open().unwrap();
+    settle(&mut [&mut a, &mut b]);
+    assert!(b.assignment().iter().any(|id| id.topic.as_str() == "u"));
+    assert!(stand(&[&a, &b])[0].0 > before[0].0);
+
+    // So is one with which another assignor would be chosen.
+    let place = Place::new();
+    let open = |assignors: &[&str]| {
+        place.builder().assignors(assignors.iter().copied()).group_instance_id("a").open().unwrap()
+    };
+    let mut a = open(&["range", "roundrobin"]);
+    settle(&mut [&mut a]);
+    drop(a);
+    let mut a = open(&["range", "cooperative-sticky"]);
+    settle(&mut [&mut a]);
+    assert_eq!(stand(&[&a])[0].0, 1, "range it is still");
+    drop(a);
+    let mut a = open(&["roundrobin", "range"]);
+    settle(&mut [&mut a]);
+    assert_eq!(stand(&[&a])[0].0, 2);
+    assert_eq!(place.groups.describe("g").unwrap().unwrap().protocol.as_deref(), Some("roundrobin"));
 }

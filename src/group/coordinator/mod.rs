@@ -17,9 +17,11 @@
 mod kept;
 mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+
+use super::protocol::Subscription;
 
 pub use requests::{JoinRequest, Joined, Refusal, Replies, Reply, RequestId};
 
@@ -183,16 +185,11 @@ impl GroupCoordinator {
             (false, _) => join.member_id.clone(),
         };
         let known = self.members.get(&id);
-        let is_the_same = known.is_some_and(|known| known.protocols == join.protocols);
         let comes_back = join.group_instance_id.is_some() && join.member_id.is_empty();
-        // Who asks once more for what it was told already does not disturb the others. A leader that joins again has seen
-        // something that asks for another assignment.
-        let keeps_generation = is_the_same
-            && match self.state {
-                State::Stable => comes_back || self.leader != id,
-                State::Completing { .. } => !comes_back,
-                State::Empty | State::Preparing { .. } => false,
-            };
+        let says_the_same = known.is_some_and(|known| match comes_back {
+            true => self.asks_for_the_same(&known.protocols, &join.protocols),
+            false => known.protocols == join.protocols,
+        });
         let assignment = known.map(|known| known.assignment.clone()).unwrap_or_default();
         if let Some(instance) = &join.group_instance_id {
             self.instances.insert(instance.clone(), id.clone());
@@ -222,6 +219,15 @@ impl GroupCoordinator {
         {
             replies.push((sync, Reply::Synced(Err(Refusal::RebalanceInProgress))));
         }
+        // Who asks once more for what it was told already does not disturb the others. A leader that joins again has seen
+        // something that asks for another assignment; one that comes back has not, as long as the same assignor is chosen.
+        let keeps_generation = says_the_same
+            && match self.state {
+                State::Stable if comes_back => self.vote() == self.protocol,
+                State::Stable => self.leader != id,
+                State::Completing { .. } => !comes_back,
+                State::Empty | State::Preparing { .. } => false,
+            };
         if keeps_generation {
             let joined = self.joined(&id);
             if let Some(member) = self.members.get_mut(&id) {
@@ -233,6 +239,25 @@ impl GroupCoordinator {
             self.prepare(now_ms, replies);
         }
         Ok(())
+    }
+
+    /// Whether a static member that comes back is to read what it read. What else it says is of its process, not of what it
+    /// wants: what it owns, in which generation, and what its assignor remembers.
+    fn asks_for_the_same(&self, before: &[(String, Bytes)], now: &[(String, Bytes)]) -> bool {
+        let told = |of: &[(String, Bytes)]| {
+            let found = of.iter().find(|(name, _)| *name == self.protocol);
+            found.map(|(_, told)| told.clone())
+        };
+        let topics = |told: &Bytes| {
+            let said = Subscription::from_bytes(told).filter(|_| self.protocol_type == "consumer");
+            said.map(|said| said.topics.into_iter().collect::<BTreeSet<_>>())
+        };
+        match (told(before), told(now)) {
+            (Some(before), Some(now)) => {
+                before == now || topics(&before).is_some_and(|asked| topics(&now) == Some(asked))
+            }
+            _ => false,
+        }
     }
 
     fn knows_a_protocol_of(&self, join: &JoinRequest) -> bool {
