@@ -112,12 +112,13 @@ impl Holds {
 impl Store {
     /// Sets, or moves, the hold of a named reader: it has read everything below these offsets. Tombstones at or above them
     /// stay until it moves on, for at most `topiclog.tombstone.hold.max.ms` after compaction first saw them. Replaces what the name
-    /// held before.
+    /// held before; no offsets release it.
     ///
     /// Durable when this returns: the hold.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an empty or too long name, or too many holds; [`Error::UnknownTopic`]; [`Error::ReadOnly`],
+    /// [`Error::Invalid`] for an empty or too long name, one that begins with `topiclog-`, which is for the library's own, or too many
+    /// holds; [`Error::UnknownTopic`]; [`Error::ReadOnly`],
     /// [`Error::Closed`]; an error of the disk, and then the hold is as before.
     ///
     /// ```
@@ -134,16 +135,18 @@ impl Store {
     /// ```
     pub fn hold_tombstones(&self, name: &str, read_up_to: &[(TopicPartition, Offset)]) -> Result<()> {
         self.inner.check_writable("hold tombstones")?;
-        if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(Error::invalid("name of a hold", format!("must have 1 to {NAME_BYTES_MAX} bytes")));
-        }
+        check_name(name)?;
         for (id, _) in read_up_to {
             self.topic(id.topic.as_str())?.partition(id.partition)?;
         }
         let mut held: BTreeMap<TopicPartition, i64> = BTreeMap::new();
         held.extend(read_up_to.iter().map(|(id, offset)| (id.clone(), offset.get())));
         self.inner.change_holds(|by_name| {
-            by_name.insert(name.to_owned(), held);
+            if held.is_empty() {
+                by_name.remove(name);
+            } else {
+                by_name.insert(name.to_owned(), held);
+            }
         })
     }
 
@@ -152,9 +155,11 @@ impl Store {
     /// Durable when this returns.
     ///
     /// # Errors
+    /// [`Error::Invalid`] for a name of the library's own: that of groups goes with the topic of their offsets.
     /// [`Error::ReadOnly`], [`Error::Closed`]; an error of the disk.
     pub fn release_tombstones(&self, name: &str) -> Result<()> {
         self.inner.check_writable("release tombstones")?;
+        check_name(name)?;
         self.inner.change_holds(|by_name| {
             by_name.remove(name);
         })
@@ -168,6 +173,19 @@ impl Store {
     }
 }
 
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        return Err(Error::invalid("name of a hold", format!("must have 1 to {NAME_BYTES_MAX} bytes")));
+    }
+    if name.starts_with(OWN) {
+        return Err(Error::invalid(
+            "name of a hold",
+            format!("must not begin with {OWN}: {name:?} is the library's own"),
+        ));
+    }
+    Ok(())
+}
+
 /// What a layer above keeps with an open store, one for all handles: it knows readers of its own, and where they are.
 pub(crate) trait Readers: Any + Send + Sync {
     /// The lowest position that one of them has in a partition; `i64::MAX` if none reads it.
@@ -179,6 +197,8 @@ pub(crate) const OFFSETS_TOPIC: &str = "__consumer_offsets";
 /// The name that says that groups commit in this store: until they were read after an open, each may be anywhere. It holds
 /// nothing itself, and goes with the topic of the offsets.
 const GROUPS: &str = "topiclog-groups";
+/// What names of that kind begin with.
+const OWN: &str = "topiclog-";
 
 impl Store {
     /// What the layer above keeps with this store; made at the first call.
@@ -194,7 +214,9 @@ impl Store {
         if self.inner.has_groups() {
             return Ok(());
         }
-        self.hold_tombstones(GROUPS, &[(offsets.id().clone(), Offset::new(i64::MAX))])
+        self.inner.check_writable("hold tombstones")?;
+        let held = BTreeMap::from([(offsets.id().clone(), i64::MAX)]);
+        self.inner.change_holds(|by_name| drop(by_name.insert(GROUPS.to_owned(), held)))
     }
 
     /// Readers have moved past what compaction looked at: tombstones that waited for them are looked at again.

@@ -370,7 +370,11 @@ fn a_deleted_topic_takes_what_was_held_of_it_along() {
     let bench = Bench::new();
     let id = with_a_tombstone(&bench, 0).id().clone();
     bench.store.hold_tombstones("reader", &[(id.clone(), Offset::new(0))]).unwrap();
-    assert!(matches!(bench.store.hold_tombstones("", &[]), Err(Error::Invalid { .. })));
+    for name in ["", "topiclog-groups", "topiclog-"] {
+        let refused = bench.store.hold_tombstones(name, &[]);
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{name}: {refused:?}");
+        assert!(matches!(bench.store.release_tombstones(name), Err(Error::Invalid { .. })), "{name}");
+    }
     bench.store.delete_topic("t").unwrap();
     assert!(bench.store.holds().is_empty());
     let refused = bench.store.hold_tombstones("reader", &[(id, Offset::new(0))]);

@@ -266,43 +266,57 @@ const SCRIPTS: [&[Act]; 9] = [
 
 const POLICIES: [CleanupPolicy; 3] = [CleanupPolicy::Compact, CleanupPolicy::Delete, CleanupPolicy::CompactAndDelete];
 
+/// What is done to which store, and by how many operations the disk stops.
+struct Crash<'a> {
+    image: &'a Image,
+    appended: &'a Appended,
+    policy: CleanupPolicy,
+    script: &'static [Act],
+    seed: u64,
+    stop: u64,
+    end: u64,
+}
+
 pub(crate) fn crash_sweep(states: u64) -> Sweep {
     let mut sweep = Sweep::new("crash states of compaction and retention", states);
-    let mut seen = HashSet::new();
+    let mut stores = Vec::new();
     for (seed, durability) in [(1, Durability::Sync), (2, Durability::Os), (3, Durability::Sync)] {
-        for policy in POLICIES {
-            let (image, appended) = filled(durability, policy, seed, &[]);
-            for script in SCRIPTS {
-                crash_script(&mut sweep, &mut seen, &image, &appended, policy, script, seed);
-            }
+        stores.extend(POLICIES.map(|policy| (filled(durability, policy, seed, &[]), policy, seed)));
+    }
+    let mut crashes = Vec::new();
+    for ((image, appended), policy, seed) in &stores {
+        for script in SCRIPTS {
+            let whole = Crash { image, appended, policy: *policy, script, seed: *seed, stop: u64::MAX, end: 0 };
+            let Some(end) = sweep.guard(&whole.what(), || Ok(whole.run().disk.operations())) else { continue };
+            crashes.extend((0..=end).map(|stop| Crash { stop, end, ..whole }));
         }
     }
+    // In an order of its own, so that however many states are asked for there are some of every kind.
+    let mut random = Random(11);
+    for at in (1..crashes.len()).rev() {
+        crashes.swap(at, random.below(at + 1));
+    }
+    let mut seen = HashSet::new();
+    crashes.iter().for_each(|crash| crash.sweep(&mut sweep, &mut seen));
     sweep
 }
 
-fn crash_script(
-    sweep: &mut Sweep,
-    seen: &mut HashSet<(u64, usize)>,
-    image: &Image,
-    appended: &Appended,
-    policy: CleanupPolicy,
-    script: &[Act],
-    seed: u64,
-) {
-    let run_to = |stop: Option<u64>| {
-        let mut run = Run::new(image, appended, seed + 100);
-        if let Some(stop) = stop {
-            run.disk.stop_after(stop);
-        }
-        script.iter().for_each(|act| run.act(*act));
+impl Crash<'_> {
+    fn what(&self) -> String {
+        format!("{:?} {:?} seed {} stopped after {} of {}", self.policy, self.script, self.seed, self.stop, self.end)
+    }
+
+    fn run(&self) -> Run {
+        let mut run = Run::new(self.image, self.appended, self.seed + 100);
+        run.disk.stop_after(self.stop);
+        self.script.iter().for_each(|act| run.act(*act));
         run
-    };
-    let what = format!("{policy:?} {script:?}");
-    let Some(end) = sweep.guard(&what, || Ok(run_to(None).disk.operations())) else { return };
-    for stop in 0..=end {
-        let what = format!("{what} stopped after {stop} of {end}");
-        let Some(run) = sweep.guard(&what, || Ok(run_to(Some(stop)))) else { return };
-        for state in run.disk.crash_states(&profile(stop)) {
+    }
+
+    fn sweep(&self, sweep: &mut Sweep, seen: &mut HashSet<(u64, usize)>) {
+        let what = self.what();
+        let Some(run) = sweep.guard(&what, || Ok(self.run())) else { return };
+        for state in run.disk.crash_states(&profile(self.stop)) {
             if sweep.is_over() {
                 return;
             }
@@ -311,7 +325,7 @@ fn crash_script(
             let kept = kept.min(run.appended.rows.len());
             if seen.insert((state.hash, kept)) {
                 sweep.count += 1;
-                sweep.guard(&format!("{what}: {state}"), || check(&state.image, &run.appended, kept, policy));
+                sweep.guard(&format!("{what}: {state}"), || check(&state.image, &run.appended, kept, self.policy));
             }
         }
     }
