@@ -12,17 +12,19 @@ use super::membership::{
 use super::offset_store::Groups;
 use super::protocol::Subscription;
 use super::schema::{GroupMetadataValue, Key, MemberMetadata, partition_for_group};
+use super::shards::RECORD_BYTES;
 use super::wire::{STRING_BYTES_MAX, SchemaError};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
 use crate::partition::writer::{Awaited, RecordMetadata};
 use crate::record::RecordRef;
+use crate::store::holds::OFFSETS_TOPIC;
 use crate::sync::MutexGuard;
 
 /// Most bytes of what a member says when it joins: its names, and what it tells the leader. Kafka bounds a request as a whole.
 const JOIN_BYTES_MAX: usize = 1 << 20;
-/// Most members of a group (Kafka's `group.max.size`). Static members come back whatever it says.
+/// Most members of a group (Kafka's `group.max.size`). A static member that is one already comes back whatever it says.
 const MEMBERS_MAX: usize = 1000;
 
 impl Groups {
@@ -31,7 +33,8 @@ impl Groups {
     ///
     /// # Errors
     /// [`Error::Invalid`] for an empty name of the group, a name of more than 32,767 bytes, be it of the group, of the member or
-    /// of an assignor, no assignor, more than 1 MiB of names and data, or a group of 1,000 members;
+    /// of an assignor, no assignor, more than 1 MiB of names and data, a group of 1,000 members, or one whose record this member
+    /// would make larger than `max.message.bytes` of `__consumer_offsets`;
     /// [`Error::Unsupported`] if a broker keeps the group in the newer protocol; [`Error::ReadOnly`]; those of reading the
     /// group. A refusal by the rules of the protocol is the answer.
     pub fn join(&self, group: &str, mut join: JoinRequest) -> Result<Answer> {
@@ -44,23 +47,37 @@ impl Groups {
         }
         check_said(&join)?;
         let is_of_this_process = join.client_host == IN_PROCESS;
-        let answer = self.step(group, |state, now_ms, bell| {
-            let is_new = join.member_id.is_empty() && join.group_instance_id.is_none();
-            if is_new && state.coordinator_mut().members().count() >= MEMBERS_MAX {
-                return (None, Replies::new());
-            }
-            let mut replies = Replies::new();
+        let bytes_max = self.record_bytes_max(group)?;
+        self.step(group, |state, now_ms, bell| {
+            // Who is gone counts no more.
+            let mut replies = state.coordinator_mut().tick(now_ms);
             if is_of_this_process {
                 // Where consumers share the process of the group, nobody serves those that an earlier broker had.
-                replies = state.coordinator_mut().forget_unheard(now_ms, |host| host != IN_PROCESS);
+                replies.extend(state.coordinator_mut().forget_unheard(now_ms, |host| host != IN_PROCESS));
+            }
+            let coordinator = state.coordinator_mut();
+            let comes_back = join.group_instance_id.as_ref().is_some_and(|instance| coordinator.has_instance(instance));
+            let is_new = join.member_id.is_empty() && !comes_back;
+            if is_new && coordinator.members().count() >= MEMBERS_MAX {
+                let limit = format!("must be at most {MEMBERS_MAX}: let others leave first");
+                return (Err(Error::invalid("members of a group", limit)), replies);
+            }
+            let bytes = coordinator.bytes_with(&join, is_new);
+            if bytes > bytes_max {
+                return (Err(too_large(group, bytes, bytes_max)), replies);
             }
             let (request, answer) = state.request(bell);
             replies.extend(state.coordinator_mut().join(now_ms, request, join));
-            (Some(answer), replies)
-        })?;
-        let limit =
-            || Error::invalid("members of a group", format!("must be at most {MEMBERS_MAX}: let others leave first"));
-        answer.ok_or_else(limit)
+            (Ok(answer), replies)
+        })?
+    }
+
+    /// How many bytes the record of a group may have.
+    fn record_bytes_max(&self, group: &str) -> Result<usize> {
+        check_group(group)?;
+        let shards = self.writable_shards()?;
+        let shard = shards.at(partition_for_group(group, shards.count))?;
+        Ok(shard.record_bytes_max().saturating_sub(RECORD_BYTES + Key::Group { group }.encode().len()))
     }
 
     /// A member asks for its assignment; the leader brings those of all.
@@ -72,11 +89,16 @@ impl Groups {
     pub fn sync(&self, member: &GroupMetadata, assignments: Vec<(String, Bytes)>) -> Result<Answer> {
         let GroupMetadata { group, generation, member_id, group_instance_id } = member;
         let instance = group_instance_id.as_deref();
+        let bytes_max = self.record_bytes_max(group)?;
         self.step(group, |state, now_ms, bell| {
+            let bytes = state.coordinator_mut().bytes_assigned(member_id, &assignments);
+            if bytes > bytes_max {
+                return (Err(too_large(group, bytes, bytes_max)), Replies::new());
+            }
             let (request, answer) = state.request(bell);
             let replies = state.coordinator_mut().sync(now_ms, request, member_id, instance, *generation, assignments);
-            (answer, replies)
-        })
+            (Ok(answer), replies)
+        })?
     }
 
     /// A member is alive. The inner result is the protocol's: whether it may go on.
@@ -275,7 +297,9 @@ impl Groups {
         for _ in 0..OTHERS_AT_ONCE {
             let due = self.shared.live.lock().look_at_next(self.monotonic_ms());
             // Of what fails there nothing is lost: who was taken out is out, and the next step of that group keeps it.
-            due.map(|name| self.tick_all(vec![name]).ok());
+            if let Some(name) = due {
+                self.tick_all(vec![name]).ok();
+            }
         }
         ended
     }
@@ -386,6 +410,14 @@ impl Groups {
             Err(refusal) => Err(fenced(member, refusal)),
         }
     }
+}
+
+fn too_large(group: &str, bytes: usize, bytes_max: usize) -> Error {
+    let limit = format!(
+        "of {group:?} may come to {bytes} bytes and must have at most {bytes_max}: raise max.message.bytes of \
+         {OFFSETS_TOPIC}, or let fewer members join, or with fewer topics each"
+    );
+    Error::invalid("record of a group", limit)
 }
 
 /// A step that is in the log.

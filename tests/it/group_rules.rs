@@ -367,3 +367,57 @@ fn a_static_member_that_comes_back_to_read_something_else_is_assigned_anew() {
     assert_eq!(stand(&[&a])[0].0, 2);
     assert_eq!(place.groups.describe("g").unwrap().unwrap().protocol.as_deref(), Some("roundrobin"));
 }
+
+#[test]
+fn static_members_count_as_well_but_for_one_that_comes_back() {
+    let place = Place::new();
+    let named = |number: u32| JoinRequest { group_instance_id: Some(format!("i-{number}")), ..join() };
+    for number in 0..1000 {
+        place.groups.join("g", named(number)).unwrap();
+    }
+    let refused = place.groups.join("g", named(1000));
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    place.groups.join("g", named(500)).unwrap();
+    // Who is gone does not count.
+    place.clock.advance_ms(INTERVAL_MS as u32);
+    place.groups.join("h", join()).unwrap();
+    place.groups.remove_members("g").unwrap();
+    place.groups.join("g", named(1000)).unwrap();
+}
+
+#[test]
+fn a_member_or_an_assignment_that_makes_the_record_of_the_group_too_large_is_refused() {
+    let place = Place::new();
+    place.groups.commit("g", &[(place.partition(0), OffsetAndMetadata::new(0))]).unwrap();
+    let limited = |bytes| {
+        let config = place.store.topic("__consumer_offsets").unwrap().config();
+        place.store.alter_topic("__consumer_offsets", config.batch_bytes_max(bytes)).unwrap();
+    };
+    limited(10_000);
+    let long = || JoinRequest { protocols: vec![("range".into(), "x".repeat(2000).into())], ..join() };
+    let first = joined(&place.groups, "g", long());
+    let member = GroupMetadata::new("g", first.generation, &first.member_id, None);
+    let before = place.batches("g");
+    let assigned = |bytes: usize| vec![(first.member_id.clone(), "x".repeat(bytes).into())];
+    for _ in 0..2 {
+        let refused = place.groups.sync(&member, assigned(9000));
+        let Err(Error::Invalid { limit, .. }) = refused else { panic!("{refused:?}") };
+        assert!(limit.contains("max.message.bytes"), "{limit}");
+    }
+    assert_eq!(place.batches("g"), before, "nothing was appended");
+    place.groups.sync(&member, assigned(3000)).unwrap();
+    place.groups.join("g", JoinRequest { new_member_id: "second".into(), ..long() }).unwrap();
+    let third = || place.groups.join("g", JoinRequest { new_member_id: "third".into(), ..long() });
+    let refused = third();
+    let Err(Error::Invalid { field, limit }) = refused else { panic!("{refused:?}") };
+    assert_eq!(field, "record of a group");
+    assert!(limit.contains("max.message.bytes"), "{limit}");
+    let again = JoinRequest { member_id: first.member_id.clone(), ..long() };
+    place
+        .groups
+        .join("g", JoinRequest { protocols: vec![("range".into(), "x".repeat(4000).into())], ..again })
+        .unwrap();
+    limited(20_000);
+    third().unwrap();
+    assert_eq!(place.groups.remove_members("g").unwrap(), 3);
+}

@@ -2,9 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::{GroupCoordinator, Member, Replies, State};
+use bytes::Bytes;
+
+use super::{GroupCoordinator, JoinRequest, Member, Replies, State};
 use crate::clock::Timestamp;
 use crate::group::schema::{GroupMetadataValue, MemberMetadata};
+
+/// What a group's record has besides names: version, generation, time, lengths.
+const GROUP_BYTES: usize = 32;
+/// What a member has there besides names and data: lengths and time-outs.
+const MEMBER_BYTES: usize = 24;
 
 impl GroupCoordinator {
     /// Changes with each outcome that is to be kept: an assignment, an empty group, a static member under a new id.
@@ -42,6 +49,38 @@ impl GroupCoordinator {
             state_timestamp_ms: now_ms,
             members: self.members.iter().map(member).collect(),
         }
+    }
+
+    /// How many bytes the record may come to have once this member is in. For one that is new what each member says counts
+    /// twice, since what it is assigned may name all of it again. One that is in already is not to lose its place to a guess.
+    pub(crate) fn bytes_with(&self, join: &JoinRequest, is_new: bool) -> usize {
+        let told = |protocols: &[(String, Bytes)]| protocols.iter().map(|(_, told)| told.len()).max().unwrap_or(0);
+        let names = |names: [&str; 3], instance: &Option<String>| {
+            MEMBER_BYTES + names.map(str::len).iter().sum::<usize>() + instance.as_ref().map_or(0, String::len)
+        };
+        let id = if join.member_id.is_empty() { &join.new_member_id } else { &join.member_id };
+        let was = join.group_instance_id.as_ref().and_then(|instance| self.instances.get(instance));
+        let others = self.members.iter().filter(|(other, _)| *other != id && Some(*other) != was);
+        let of_other = |(id, member): (&String, &Member)| {
+            let told = told(&member.protocols);
+            let names = names([id, &member.client_id, &member.client_host], &member.instance);
+            names + told + if is_new { told.max(member.assignment.len()) } else { 0 }
+        };
+        let of_new = names([id, &join.client_id, &join.client_host], &join.group_instance_id)
+            + told(&join.protocols) * (1 + usize::from(is_new));
+        let leader = self.members.keys().map(String::len).max().unwrap_or(0).max(id.len());
+        let protocol = join.protocols.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        GROUP_BYTES + join.protocol_type.len() + protocol + leader + of_new + others.map(of_other).sum::<usize>()
+    }
+
+    /// How many bytes the record has with what a leader assigns; 0 if it is not its turn to assign.
+    pub(crate) fn bytes_assigned(&self, member_id: &str, assignments: &[(String, Bytes)]) -> usize {
+        if self.leader != member_id || !matches!(self.state, State::Completing { .. }) {
+            return 0;
+        }
+        let unassigned = self.snapshot(0).encode().map_or(0, |record| record.len());
+        let of_members = assignments.iter().filter(|(id, _)| self.members.contains_key(id));
+        unassigned + of_members.map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     /// A group as it was kept. Its members have a whole session to be heard of; those that cannot be alive are left out, and

@@ -527,6 +527,11 @@ impl GroupCoordinator {
         replies
     }
 
+    /// Whether a static name is taken: who comes back under it is nobody new.
+    pub(crate) fn has_instance(&self, instance: &str) -> bool {
+        self.instances.contains_key(instance)
+    }
+
     /// Whether a member was not heard of for so long that the next step takes it out.
     pub(crate) fn is_overdue(&self, now_ms: u64, member_id: &str) -> bool {
         self.members.get(member_id).is_some_and(|member| self.is_late(member, now_ms))
