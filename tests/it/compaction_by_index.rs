@@ -73,6 +73,13 @@ fn compact(change: impl FnOnce(StoreBuilder) -> StoreBuilder, keys: usize, recor
     round
 }
 
+/// Those that find a bug that is planted.
+#[cfg(topiclog_planted)]
+pub(crate) fn all() {
+    what_supersedes_is_durable_before_anything_goes();
+    records_behind_an_open_transaction_supersede_nothing();
+}
+
 #[test]
 fn the_dirty_part_is_read_once_and_the_newest_records_beside_it() {
     let by_index = compact(|builder| builder, 10, 1000);
@@ -124,6 +131,8 @@ fn what_supersedes_is_durable_before_anything_goes() {
     drop((partition, store));
     let store = builder(Arc::new(FaultVfs::from_image(&disk.durable_image()))).open("/s").unwrap();
     let partition = store.topic("t").unwrap().partition(0).unwrap();
+    let keys = |table: BTreeMap<String, String>| table.into_keys().collect::<Vec<_>>();
+    assert_eq!(keys(fold(&partition)), keys(before.clone()), "no key is lost");
     assert_eq!((partition.end(), fold(&partition)), (end, before));
 }
 

@@ -48,11 +48,15 @@ struct Run {
     store: Option<Store>,
     random: Random,
     keys: usize,
+    files_max: usize,
 }
 
-fn open(disk: &FaultVfs, clock: &Arc<ManualClock>) -> topiclog::Result<Store> {
+/// So few open files that most are closed, and synced for that, while others are used; and so many that none is.
+const FILES_MAX: [usize; 2] = [64, 4];
+
+fn open(disk: &FaultVfs, clock: &Arc<ManualClock>, files_max: usize) -> topiclog::Result<Store> {
     let builder = Store::builder().vfs(Arc::new(disk.clone())).clock(Arc::clone(clock) as _).upkeep(Upkeep::Manual);
-    builder.id_seed(7).open_files_max(4).open(ROOT)
+    builder.id_seed(7).open_files_max(files_max).open(ROOT)
 }
 
 fn config(durability: Durability, policy: CleanupPolicy) -> TopicConfig {
@@ -75,12 +79,20 @@ fn partition(store: &Store) -> Option<Partition> {
 impl Run {
     fn new(image: &Image, appended: &Appended, seed: u64) -> Self {
         let (disk, clock) = (FaultVfs::from_image(image), Arc::new(ManualClock::new(T0)));
-        Self { disk, clock, appended: appended.clone(), store: None, random: Random(seed), keys: 5 }
+        Self {
+            disk,
+            clock,
+            appended: appended.clone(),
+            store: None,
+            random: Random(seed),
+            keys: 5,
+            files_max: FILES_MAX[seed as usize % 2],
+        }
     }
 
     fn act(&mut self, act: Act) {
         if self.store.is_none() {
-            self.store = open(&self.disk, &self.clock).ok();
+            self.store = open(&self.disk, &self.clock, self.files_max).ok();
         }
         let Some(store) = self.store.clone() else { return };
         match act {
@@ -140,7 +152,7 @@ impl Run {
 /// A store with some segments of records, all of it on the disk.
 fn filled(durability: Durability, policy: CleanupPolicy, seed: u64, before: &[Act]) -> (Image, Appended) {
     let mut run = Run::new(&Image::new(), &Appended::default(), seed);
-    let store = open(&run.disk, &run.clock).unwrap();
+    let store = open(&run.disk, &run.clock, run.files_max).unwrap();
     store.create_topic("t", config(durability, policy)).unwrap();
     run.store = Some(store);
     for _ in 0..4 {
@@ -169,13 +181,13 @@ fn fold<'a>(rows: impl Iterator<Item = &'a Row>) -> Table {
 fn check(image: &Image, appended: &Appended, kept: usize, policy: CleanupPolicy) -> Result<(), String> {
     let disk = FaultVfs::from_image(image);
     let clock = Arc::new(ManualClock::new(T0 + 1));
-    let store = open(&disk, &clock).map_err(|error| format!("open: {error}"))?;
+    let store = open(&disk, &clock, FILES_MAX[1]).map_err(|error| format!("open: {error}"))?;
     let end = check_records(&store, appended, kept, policy)?;
     disk.kill();
     drop(store);
     let before = disk.durable_image();
     let disk = FaultVfs::from_image(&before);
-    let store = open(&disk, &clock).map_err(|error| format!("second open: {error}"))?;
+    let store = open(&disk, &clock, FILES_MAX[1]).map_err(|error| format!("second open: {error}"))?;
     if let Some(repair) = store.recovery_report().repairs().next() {
         return Err(format!("the second open repaired {repair:?}"));
     }

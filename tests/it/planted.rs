@@ -8,13 +8,14 @@ use std::time::Instant;
 use topiclog::planted::{Bug, plant};
 
 /// The sweeps, at small budgets, cheapest first.
-fn sweeps() -> [(&'static str, fn()); 13] {
+fn sweeps() -> [(&'static str, fn()); 14] {
     [
         ("Kafka's bytes", crate::golden::a_plain_batch),
         ("regressions", crate::regressions::all),
         ("recoveries", crate::recoveries::all),
         ("durability", crate::durability::all),
         ("compaction", crate::compaction::all),
+        ("compaction by the key index", crate::compaction_by_index::all),
         ("one writer", crate::processes::a_second_writer_is_refused_in_this_process_and_in_another),
         ("byte flips", crate::damage::no_changed_byte_is_passed_over_in_silence),
         ("lengths", crate::damage::no_other_length_is_passed_over_in_silence),
