@@ -38,7 +38,8 @@ const WAITING_BYTES: usize = 8;
 /// No more offsets than these wait under one hash.
 const CHAIN_MAX: usize = 4;
 /// Of a batch with more records than these only the newest of each key is taken: a key that comes again and again would be
-/// compared again and again, each time by a walk through the batch.
+/// compared again and again, each time by a walk through the batch. Where the hashes of one that was just appended show such a
+/// key, the batch is read once instead.
 const BATCH_RECORDS: i32 = 16;
 /// So many of its keys are held at once.
 const KEYS_AT_ONCE: usize = 1 << 14;
@@ -212,7 +213,8 @@ impl KeyIndex {
         Ok(if put? { Taken::All(taken.end, taken.set) } else { Taken::NoRoom })
     }
 
-    /// Reads what was appended by threads that had hashed their keys before the index began to be made.
+    /// Reads what lies between these offsets: it was appended by threads that had hashed their keys before the index began to be
+    /// made, or has keys that come again and again.
     fn take_unhashed(&self, ready: &mut Ready, unhashed: &[(i64, i64)], set: &SegmentSet) -> Result<bool> {
         let undecided_from = ready.undecided_from;
         for &(from, to) in unhashed {
@@ -232,8 +234,25 @@ impl KeyIndex {
         }
     }
 
+    /// What one append brought is one run of entries with the same place.
     fn put(&self, ready: &mut Ready, appended: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
-        for &entry in appended {
+        for run in appended.chunk_by(|one, next| one.position() == next.position()) {
+            if !self.put_run(ready, run, set)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+        if run.len() > BATCH_RECORDS as usize
+            && let [first, .., last] = run
+            && has_one_twice(run)
+        {
+            let offset = |entry: &KeyEntry| ready.table.base() + entry.relative_offset().cast_signed();
+            return self.take_unhashed(ready, &[(offset(first), offset(last) + 1)], set);
+        }
+        for &entry in run {
             if !self.insert(ready, entry, set)? {
                 return Ok(false);
             }
@@ -325,4 +344,11 @@ impl KeyIndex {
         }
         Ok(())
     }
+}
+
+/// Whether one hash comes more than once.
+fn has_one_twice(entries: &[KeyEntry]) -> bool {
+    let mut hashes: Vec<u64> = entries.iter().map(|entry| entry.hash()).collect();
+    hashes.sort_unstable();
+    !hashes.is_sorted_by(|one, next| one < next)
 }

@@ -62,4 +62,5 @@ mod test_store;
 mod tools;
 mod topics;
 mod upkeep_events;
+mod upkeep_rules;
 mod waits;
