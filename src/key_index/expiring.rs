@@ -1,9 +1,19 @@
 //! Ends keys that have expired with tombstones, some at a time.
+//!
+//! The keys of one step are ended by one batch, and so by one sync. A tombstone is appended only if the record is still the newest
+//! of its key: keys are asked for at a log end, and the batch goes there or nowhere.
 
 use super::{KeyIndex, LIMITS, Latest, STEP, expiry};
 use crate::error::{Error, Result};
 use crate::partition::{ReadLevel, ReadOptions, Reader, key_queue};
-use crate::record::{RecordRef, StoredRecord};
+use crate::record::RecordRef;
+
+/// Bytes of records that one step looks at; the last of them may be more.
+const STEP_BYTES: usize = 8 << 20;
+/// Bytes of tombstones in one batch, as a rule.
+const BATCH_BYTES: usize = 256 << 10;
+/// What a tombstone takes beside its key, at most.
+const TOMBSTONE_BYTES: usize = 40;
 
 /// What is known of when keys expire.
 #[derive(Debug)]
@@ -34,7 +44,7 @@ impl KeyIndex {
         if expiry.expire_after_ms != expire_after_ms {
             *expiry = Expiry { expire_after_ms, ..Expiry::default() };
         }
-        let (mut ended, mut looked_at) = (0, 0);
+        let mut looked_at = 0;
         if expiry.pass.is_none() {
             looked_at = self.look_at_new(&mut expiry, expire_after_ms, now_ms)?;
             if now_ms < expiry.next_ms {
@@ -48,6 +58,7 @@ impl KeyIndex {
             pass.with_expired = true;
             (expiry.seen, expiry.next_ms, expiry.pass) = (pass.position, i64::MAX, Some(pass));
         }
+        let (mut expired, mut bytes) = (Vec::new(), 0);
         for _ in 0..STEP {
             let record = match expiry.pass.as_mut().and_then(Latest::next) {
                 Some(Ok(record)) => record,
@@ -62,20 +73,22 @@ impl KeyIndex {
                 }
             };
             looked_at += 1;
-            match expiry::expires_at(&record, expire_after_ms) {
-                Some(at) if at <= now_ms => {
-                    if self.end_key(&record)? {
-                        ended += 1;
-                    } else {
-                        // Something was appended meanwhile: the next pass looks again.
-                        expiry.next_ms = i64::MIN;
-                    }
-                }
-                Some(at) => expiry.next_ms = expiry.next_ms.min(at),
-                None => {}
+            bytes += record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
+            match (expiry::expires_at(&record, expire_after_ms), record.key()) {
+                (Some(at), Some(key)) if at <= now_ms => expired.push((record.offset().get(), key.to_vec())),
+                (Some(at), _) => expiry.next_ms = expiry.next_ms.min(at),
+                (None, _) => {}
+            }
+            if bytes >= STEP_BYTES {
+                break;
             }
         }
-        Ok((ended, looked_at))
+        let ended = self.end_keys(&expired);
+        // Something was appended meanwhile, or could not be: the next pass looks again.
+        if !matches!(ended, Ok((_, true))) {
+            expiry.next_ms = i64::MIN;
+        }
+        Ok((ended?.0, looked_at))
     }
 
     /// Looks at some of what is new in the log: when does the first of it expire?
@@ -97,26 +110,59 @@ impl KeyIndex {
         Ok(looked_at)
     }
 
-    /// Appends a tombstone for a key, unless the key has a newer record or gets one right now: then that one wins.
-    fn end_key(&self, record: &StoredRecord) -> Result<bool> {
-        let Some(key) = record.key() else { return Ok(true) };
-        let end = self.log.end_offset();
-        let newest = {
-            let mut state = self.state.lock();
-            let ready = self.ready(&mut state)?;
-            let hash = key_queue::hash(&ready.secret, key);
-            ready.table.places_of(hash)
-        };
-        let set = self.log.snapshot();
-        for place in newest.into_iter().take_while(|place| place.offset > record.offset().get()) {
-            let newer = self.log.record_near(&set, place.offset, None, (self.log.env.verify, &LIMITS))?;
-            if newer.is_some_and(|newer| newer.record.key() == Some(key)) {
-                return Ok(true);
+    /// Appends tombstones for keys that had their newest records at these offsets, but for those that have newer ones, or get
+    /// one right now: then that one wins. Returns how many, and whether none is left for which that could not be told.
+    fn end_keys(&self, expired: &[(i64, Vec<u8>)]) -> Result<(usize, bool)> {
+        let batch_bytes_max = usize::try_from(self.log.settings().batch_bytes_max).unwrap_or(usize::MAX);
+        let bytes_max = (batch_bytes_max / 2).min(BATCH_BYTES);
+        let (mut rest, mut most) = (expired, STEP);
+        let (mut ended, mut is_whole) = (0, true);
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest.iter().take(most).take_while(|(_, key)| {
+                bytes += key.len() + TOMBSTONE_BYTES;
+                bytes <= bytes_max
+            });
+            let count = fits.count().max(1);
+            let (now, later) = rest.split_at(count);
+            match self.end_at_once(now)? {
+                Some(tombstones) => (rest, ended) = (later, ended + tombstones),
+                // Appends are ahead of it: fewer keys take less time to ask for.
+                None if count > 1 => most = count / 2,
+                None => (rest, is_whole) = (later, false),
             }
         }
-        match self.log.append_at(end, &RecordRef::new(Some(key), None)) {
-            Ok(_) => Ok(true),
-            Err(Error::Invalid { .. }) if self.log.end_offset() != end => Ok(false),
+        Ok((ended, is_whole))
+    }
+
+    /// One batch of tombstones for those of the keys that have no newer record; `None`, and nothing is appended, if something
+    /// else was meanwhile.
+    fn end_at_once(&self, expired: &[(i64, Vec<u8>)]) -> Result<Option<usize>> {
+        let end = self.log.end_offset();
+        let newest: Vec<_> = {
+            let mut state = self.state.lock();
+            let ready = self.ready(&mut state)?;
+            let newest = |(_, key): &(i64, Vec<u8>)| ready.table.places_of(key_queue::hash(&ready.secret, key));
+            expired.iter().map(newest).collect()
+        };
+        let set = self.log.snapshot();
+        let mut tombstones = Vec::with_capacity(expired.len());
+        for ((offset, key), newest) in expired.iter().zip(newest) {
+            let mut is_superseded = false;
+            for place in newest.into_iter().take_while(|place| place.offset > *offset) {
+                let newer = self.log.record_near(&set, place.offset, None, (self.log.env.verify, &LIMITS))?;
+                is_superseded |= newer.is_some_and(|newer| newer.record.key() == Some(key));
+            }
+            if !is_superseded {
+                tombstones.push(RecordRef::new(Some(key), None));
+            }
+        }
+        if tombstones.is_empty() {
+            return Ok(Some(0));
+        }
+        match self.log.append_at(end, &tombstones) {
+            Ok(_) => Ok(Some(tombstones.len())),
+            Err(Error::Invalid { .. }) if self.log.end_offset() != end => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -129,10 +129,10 @@ impl Log {
         })
     }
 
-    /// Appends one record if the log still ends at this offset; otherwise the error is [`Error::Invalid`].
-    pub(crate) fn append_at(&self, end: i64, record: &RecordRef<'_>) -> Result<RecordMetadata> {
+    /// Appends records as one batch if the log still ends at this offset; otherwise the error is [`Error::Invalid`].
+    pub(crate) fn append_at(&self, end: i64, records: &[RecordRef<'_>]) -> Result<RecordMetadata> {
         let spec = AppendSpec { expected_offset: Some(end), ..AppendSpec::default() };
-        self.append_records(std::slice::from_ref(record), &spec)
+        self.append_records(records, &spec)
     }
 
     /// Begins to gather the keys that are appended, with offsets relative to a base. Returns the log end at which this holds.

@@ -54,3 +54,25 @@ fn a_batch_in_which_a_key_comes_again_and_again_is_read_once() {
     let stats = topic.key_index_stats(0).unwrap().unwrap();
     assert_eq!((stats.entries, stats.waiting), (3, 0), "nothing was left to be compared");
 }
+
+#[test]
+fn the_keys_that_expire_in_one_step_are_ended_by_one_batch_and_one_sync() {
+    let bench = Bench::new();
+    let config = compacted().durability(Durability::Sync).expire_after_ms(1000);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    let batch: Vec<Record> = (0..500).map(|n| Record::keyed(format!("k{n}"), "v")).collect();
+    topic.append_all(&batch, &AppendOptions::new()).unwrap();
+    settle(&bench.store);
+    bench.clock.advance_ms(900);
+    topic.append(Record::keyed("k7", "newer")).unwrap();
+    bench.clock.advance_ms(101);
+    let before = bench.disk.operations();
+    let ended = settle(&bench.store).expired_keys;
+    let operations = bench.disk.operations() - before;
+    assert_eq!(ended, 499);
+    assert!(operations < 20, "{operations} writes and syncs for 499 keys");
+    assert_eq!(topic.get("k7").unwrap().unwrap().value(), Some(&b"newer"[..]), "the newer record lives on");
+    let partition = topic.partition(0).unwrap();
+    let ends: Vec<_> = partition.read_from(501).map(Result::unwrap).collect();
+    assert!(ends.len() == 499 && ends.iter().all(|record| record.is_tombstone() && record.key() != Some(b"k7")));
+}
