@@ -37,10 +37,14 @@ impl Default for Expiry {
 impl KeyIndex {
     /// Ends keys that have expired with a tombstone, some at a time. Returns how many, and how many records it looked at.
     pub(crate) fn expire(&self, expire_after_ms: i64, now_ms: i64) -> Result<(usize, usize)> {
+        let Some(mut expiry) = self.expiry.try_lock() else { return Ok((0, 0)) };
         if expire_after_ms < 0 || self.log.env.read_only || self.log.is_closed() {
+            // It would keep the files of segments that are gone. What it had not come to is looked at by the next one.
+            if expiry.pass.take().is_some() {
+                expiry.next_ms = i64::MIN;
+            }
             return Ok((0, 0));
         }
-        let Some(mut expiry) = self.expiry.try_lock() else { return Ok((0, 0)) };
         if expiry.expire_after_ms != expire_after_ms {
             *expiry = Expiry { expire_after_ms, ..Expiry::default() };
         }

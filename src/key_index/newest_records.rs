@@ -46,9 +46,15 @@ impl KeyIndex {
     /// from the log. The error is for whoever looks after the store.
     pub(crate) fn distrust(&self, offset: i64) -> Result<()> {
         let mut state = self.state.lock();
-        if let State::Ready(ready) = &*state {
+        // One that is being made anew may be made of the same file.
+        let counted = match &*state {
+            State::Ready(ready) => Some(ready.counted),
+            State::Making(making) => Some(making.counted()),
+            State::Unused | State::TooLarge => None,
+        };
+        if let Some(counted) = counted {
             self.log.key_queue.stop();
-            self.budget.exchange(ready.counted, 0);
+            self.budget.exchange(counted, 0);
             *state = State::Unused;
         }
         self.expect_use();
