@@ -34,7 +34,7 @@ type Cleaned<T> = std::result::Result<T, (TopicPartition, Error)>;
 impl StoreInner {
     /// The next step of the compaction that is going on, or the first of the one with the most to gain.
     pub(super) fn clean(&self, topics: &[Arc<TopicInner>], step: &mut Step) -> Cleaned<()> {
-        if self.env.read_only {
+        if !step.may_compact {
             return Ok(());
         }
         // Somebody else is at it.

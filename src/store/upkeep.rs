@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::events::UpkeepEvent;
 use super::{Signal, Store, StoreInner};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
 use crate::key_index::making::ReadBudget;
@@ -78,7 +79,7 @@ impl Store {
     /// ```
     pub fn tick(&self) -> Result<TickReport> {
         self.inner.check_open()?;
-        self.inner.tick(None)
+        self.inner.tick(None, true).into_result()
     }
 
     /// [`tick`](Self::tick) for one topic alone.
@@ -87,7 +88,7 @@ impl Store {
     /// As [`tick`](Self::tick); [`Error::UnknownTopic`].
     pub fn tick_topic(&self, name: &str) -> Result<TickReport> {
         let topic = self.topic(name)?;
-        self.inner.tick(Some(topic.name()))
+        self.inner.tick(Some(topic.name()), true).into_result()
     }
 
     /// What the upkeep thread met since the last call, if anything. [`Store::close`] returns it as well.
@@ -134,6 +135,8 @@ pub(super) struct Step {
     may_cut: bool,
     pub(super) report: TickReport,
     first_error: Option<Error>,
+    /// Whether compaction may read; it has its own bound.
+    pub(super) may_compact: bool,
     /// For the making of key indexes.
     index_budget: ReadBudget,
     /// What nobody was told of yet; `None` if nobody listens.
@@ -162,14 +165,31 @@ impl Step {
     }
 }
 
+/// What a step did, whatever went wrong.
+#[derive(Debug)]
+struct Ticked {
+    report: TickReport,
+    first_error: Option<Error>,
+}
+
+impl Ticked {
+    fn into_result(self) -> Result<TickReport> {
+        self.first_error.map_or(Ok(self.report), Err)
+    }
+}
+
 impl StoreInner {
-    fn tick(&self, only: Option<&TopicName>) -> Result<TickReport> {
+    /// One step over all topics, or over one. Compactions and the making of key indexes go on only if they may read.
+    fn tick(&self, only: Option<&TopicName>, may_read: bool) -> Ticked {
+        let may_read = may_read && !self.env.read_only;
         let now_ms = self.env.clock.now_ms();
         let (has_jumped, may_cut) = self.look_at_clocks(now_ms);
         let events = self.audience.is_there().then(Vec::new);
         let report = TickReport::default();
-        let index_budget = ReadBudget::of(if self.env.read_only { 0 } else { self.options.compaction_step_bytes });
-        let mut step = Step { now_ms, has_jumped, may_cut, report, first_error: None, index_budget, events };
+        let index_budget = ReadBudget::of(if may_read { self.options.compaction_step_bytes } else { 0 });
+        let may_compact = may_read;
+        let mut step =
+            Step { now_ms, has_jumped, may_cut, may_compact, report, first_error: None, index_budget, events };
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
         for topic in &topics {
@@ -190,7 +210,7 @@ impl StoreInner {
         }
         // Who waits without a timer of its own looks at its deadlines.
         self.env.bell.ring();
-        step.first_error.map_or(Ok(step.report), Err)
+        Ticked { report: step.report, first_error: step.first_error }
     }
 
     /// Tells what has happened so far. No lock is held here.
@@ -326,25 +346,54 @@ impl StoreInner {
     }
 }
 
+/// What the thread may read: so many bytes a second, whatever wakes it.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_second: u64,
+    /// When all that was read has been paid for with time.
+    paid_at: Duration,
+}
+
+impl Pace {
+    /// What is still owed.
+    fn owes(&self, now: Duration) -> Duration {
+        self.paid_at.saturating_sub(now)
+    }
+
+    fn note(&mut self, read_bytes: u64, now: Duration) {
+        let seconds = read_bytes as f64 / self.bytes_per_second as f64;
+        // More than fits is as good as for ever.
+        let takes = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        self.paid_at = self.paid_at.max(now).saturating_add(takes);
+    }
+}
+
 /// Holds no handle of the store while it sleeps, so that the last one dropped ends it.
 fn run(store: &Weak<StoreInner>, signal: &Signal) {
+    let mut pace: Option<Pace> = None;
     loop {
         let Some(inner) = store.upgrade() else { return };
         if inner.closed.load(Ordering::Acquire) {
             return;
         }
-        let ticked = inner.tick(None);
-        let read_bytes = |report: &TickReport| report.compacted_bytes + report.key_index_read_bytes;
-        let read_bytes = ticked.as_ref().map_or(0, read_bytes);
-        // More of what is bounded in one step may be waiting.
-        let goes_on = ticked.as_ref().is_ok_and(|report| {
-            read_bytes > 0 || report.compactions > 0 || report.sealed_segments > 0 || report.keys_looked_at > 0
-        });
-        if let Err(error) = ticked {
+        // It sleeps by the time of the machine, and so goes by that: a clock that stands still would never let it read on.
+        let now = || SystemClock.monotonic();
+        let bytes_per_second = inner.options.compaction_bytes_per_second;
+        let pace = pace.get_or_insert(Pace { bytes_per_second, paid_at: Duration::ZERO });
+        let Ticked { report, first_error } = inner.tick(None, pace.owes(now()).is_zero());
+        let read_bytes = report.compacted_bytes + report.key_index_read_bytes;
+        pace.note(read_bytes, now());
+        // More of what is bounded in one step may be waiting, also if some of it failed.
+        let reads_on = read_bytes > 0 || report.compactions > 0 || !pace.owes(now()).is_zero();
+        let goes_on = report.sealed_segments > 0 || report.keys_looked_at > 0;
+        if let Some(error) = first_error {
             inner.upkeep_error.lock().get_or_insert(error);
         }
-        let pace = read_bytes as f64 / inner.options.compaction_bytes_per_second as f64;
-        let wait = if goes_on { Duration::from_secs_f64(pace).min(inner.wait()) } else { inner.wait() };
+        let wait = match (goes_on, reads_on) {
+            (true, _) => Duration::ZERO,
+            (false, true) => pace.owes(now()).min(inner.wait()),
+            (false, false) => inner.wait(),
+        };
         drop(inner);
         if signal.wait(wait) {
             return;
