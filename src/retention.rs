@@ -2,7 +2,7 @@
 //!
 //! The rules are Kafka's (`UnifiedLog.deleteOldSegments`), with two changes: a record counts as no younger than the moment
 //! at which its segment was closed, so that a timestamp in the future pins nothing; and after the clock has jumped, only
-//! one segment at a time goes.
+//! one segment at a time goes by age.
 
 use crate::partition::settings::RetentionSettings;
 
@@ -40,8 +40,8 @@ pub(crate) struct Cut {
     pub(crate) rule: RetentionRule,
 }
 
-/// Applies size, then age. Nothing at or above `bound` (the high watermark) goes. With `one_at_most`, at most one segment.
-pub(crate) fn plan(pieces: &[Piece], settings: &RetentionSettings, now_ms: i64, bound: i64, one_at_most: bool) -> Cut {
+/// Applies size, then age. Nothing at or above `bound` (the high watermark) goes, and at most `by_age_max` segments by age.
+pub(crate) fn plan(pieces: &[Piece], settings: &RetentionSettings, now_ms: i64, bound: i64, by_age_max: usize) -> Cut {
     if !settings.deletes {
         return Cut::default();
     }
@@ -49,10 +49,9 @@ pub(crate) fn plan(pieces: &[Piece], settings: &RetentionSettings, now_ms: i64, 
     let last = pieces.len().saturating_sub(1);
     let may_go = |(at, piece): &(usize, &Piece)| piece.next_base <= bound && (piece.bytes > 0 || *at < last);
     let allowed = pieces.iter().enumerate().take_while(may_go).count();
-    let allowed = if one_at_most { allowed.min(1) } else { allowed };
     let candidates = pieces.get(..allowed).unwrap_or_default();
     let by_size = by_size(pieces, candidates, settings.retention_bytes);
-    let by_age = by_age(candidates, settings.retention_ms, now_ms);
+    let by_age = by_age(candidates, settings.retention_ms, now_ms).min(by_age_max);
     let (count, rule) = if by_age > by_size { (by_age, RetentionRule::Age) } else { (by_size, RetentionRule::Size) };
     let Some(last) = count.checked_sub(1).and_then(|last| pieces.get(last)) else { return Cut::default() };
     Cut { log_start: Some(last.next_base), takes_active: count == pieces.len(), rule }
@@ -101,7 +100,7 @@ mod tests {
     }
 
     fn check(pieces: &[Piece], settings: RetentionSettings, now_ms: i64, expected: (Option<i64>, bool)) {
-        let cut = plan(pieces, &settings, now_ms, i64::MAX, false);
+        let cut = plan(pieces, &settings, now_ms, i64::MAX, usize::MAX);
         assert_eq!((cut.log_start, cut.takes_active), expected, "{pieces:?} {settings:?} at {now_ms}");
     }
 
@@ -147,7 +146,7 @@ mod tests {
         let log = pieces(&[(10, 0, None), (10, 0, None), (10, 5000, None)]);
         let check = |retention_ms: i64, retention_bytes: i64, expected: (Option<i64>, RetentionRule)| {
             let settings = RetentionSettings { deletes: true, retention_ms, retention_bytes };
-            let cut = plan(&log, &settings, 2000, i64::MAX, false);
+            let cut = plan(&log, &settings, 2000, i64::MAX, usize::MAX);
             assert_eq!((cut.log_start, cut.rule), expected, "{settings:?}");
         };
         check(1000, 20, (Some(20), RetentionRule::Age));
@@ -160,8 +159,8 @@ mod tests {
     #[test]
     fn nothing_at_or_above_the_bound_goes() {
         let log = pieces(&[(5, 0, None), (5, 0, None)]);
-        assert_eq!(plan(&log, &ALL, 5000, 19, false).log_start, Some(10));
-        assert_eq!(plan(&log, &ALL, 5000, 9, false).log_start, None);
+        assert_eq!(plan(&log, &ALL, 5000, 19, usize::MAX).log_start, Some(10));
+        assert_eq!(plan(&log, &ALL, 5000, 9, usize::MAX).log_start, None);
     }
 
     #[test]
@@ -170,12 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn after_a_jump_of_the_clock_one_segment_goes_at_a_time() {
+    fn after_a_jump_of_the_clock_one_segment_goes_at_a_time_by_age_and_any_number_by_size() {
         let log = pieces(&[(5, 0, None), (5, 0, None), (5, 0, None)]);
-        assert_eq!(
-            plan(&log, &ALL, 1 << 40, i64::MAX, true),
-            Cut { log_start: Some(10), takes_active: false, rule: RetentionRule::Age }
-        );
+        let cut = |settings: &RetentionSettings, by_age_max: usize| {
+            let cut = plan(&log, settings, 1 << 40, i64::MAX, by_age_max);
+            (cut.log_start, cut.rule)
+        };
+        assert_eq!(cut(&ALL, 1), (Some(10), RetentionRule::Age));
+        assert_eq!(cut(&ALL, 0), (None, RetentionRule::Size));
+        let both = RetentionSettings { retention_bytes: 5, ..ALL };
+        assert_eq!(cut(&both, 1), (Some(20), RetentionRule::Size));
+        assert_eq!(cut(&both, 0), (Some(20), RetentionRule::Size));
     }
 
     #[test]

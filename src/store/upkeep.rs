@@ -13,6 +13,7 @@ use crate::key_index::making::ReadBudget;
 use crate::partition::upkeep::Sealed;
 use crate::partition::{Durability, Log};
 use crate::planted::{Bug, is};
+use crate::retention::RetentionRule;
 use crate::sync::atomic::Ordering;
 use crate::topic::TopicInner;
 use crate::topic::upkeep::{self, Retained};
@@ -131,8 +132,10 @@ impl ClockWatch {
 pub(super) struct Step {
     pub(super) now_ms: i64,
     has_jumped: bool,
-    /// Whether segments may go by the clock.
-    may_cut: bool,
+    /// How many segments of each partition may go by the clock.
+    by_age_max: usize,
+    /// Whether one did.
+    has_cut_by_age: bool,
     pub(super) report: TickReport,
     first_error: Option<Error>,
     /// Whether compaction may read; it has its own bound.
@@ -183,13 +186,22 @@ impl StoreInner {
     fn tick(&self, only: Option<&TopicName>, may_read: bool) -> Ticked {
         let may_read = may_read && !self.env.read_only;
         let now_ms = self.env.clock.now_ms();
-        let (has_jumped, may_cut) = self.look_at_clocks(now_ms);
+        let (has_jumped, by_age_max) = self.look_at_clocks(now_ms);
         let events = self.audience.is_there().then(Vec::new);
         let report = TickReport::default();
         let index_budget = ReadBudget::of(if may_read { self.options.compaction_step_bytes } else { 0 });
         let may_compact = may_read;
-        let mut step =
-            Step { now_ms, has_jumped, may_cut, may_compact, report, first_error: None, index_budget, events };
+        let mut step = Step {
+            now_ms,
+            has_jumped,
+            by_age_max,
+            has_cut_by_age: false,
+            may_compact,
+            report,
+            first_error: None,
+            index_budget,
+            events,
+        };
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
         for topic in &topics {
@@ -205,7 +217,7 @@ impl StoreInner {
         }
         self.tell(&mut step);
         self.reserve.take_back();
-        if has_jumped && step.report.deleted_segments > 0 {
+        if has_jumped && step.has_cut_by_age {
             self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
         }
         // Who waits without a timer of its own looks at its deadlines.
@@ -277,13 +289,13 @@ impl StoreInner {
         }
     }
 
-    /// Whether the wall clock has jumped lately, and whether segments may go by it in this step.
-    fn look_at_clocks(&self, now_ms: i64) -> (bool, bool) {
+    /// Whether the wall clock has jumped lately, and how many segments of a partition may go by it in this step.
+    fn look_at_clocks(&self, now_ms: i64) -> (bool, usize) {
         let monotonic = self.env.clock.monotonic();
         let mut clocks = self.clocks.lock();
         let has_jumped = clocks.has_jumped(now_ms, monotonic);
         let is_due = clocks.last_cut.is_none_or(|last| monotonic.saturating_sub(last) >= DISTRUSTED_CUT);
-        (has_jumped, !has_jumped || is_due)
+        (has_jumped, if has_jumped { usize::from(is_due) } else { usize::MAX })
     }
 
     fn tick_log(&self, log: &Arc<Log>, step: &mut Step) -> Result<()> {
@@ -301,8 +313,7 @@ impl StoreInner {
             return kept;
         }
         // Each whatever became of the others: on a full disk it is retention that makes room.
-        let cut =
-            if step.may_cut { upkeep::retain(log, step.now_ms, step.has_jumped) } else { Ok(Retained::default()) };
+        let cut = upkeep::retain(log, step.now_ms, step.by_age_max);
         let cut = cut.map(|Retained { removed, rule, offsets, rolled }| {
             step.note_rolled(log, rolled);
             step.report.deleted_segments += removed.segments;
@@ -310,6 +321,7 @@ impl StoreInner {
             let (segments, bytes, from, to) =
                 (removed.segments, removed.bytes, offsets.start.into(), offsets.end.into());
             if segments > 0 {
+                step.has_cut_by_age |= rule == RetentionRule::Age;
                 step.note(|| UpkeepEvent::SegmentsDeleted { partition: partition(), rule, from, to, segments, bytes });
             }
         });

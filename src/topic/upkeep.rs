@@ -47,14 +47,14 @@ pub(crate) struct Retained {
     pub(crate) rolled: Option<Range<i64>>,
 }
 
-/// Deletes what is too old or too much. After a jump of the clock, at most one segment.
-pub(crate) fn retain(log: &Log, now_ms: i64, has_clock_jumped: bool) -> Result<Retained> {
+/// Deletes what is too old or too much: at most so many segments for their age.
+pub(crate) fn retain(log: &Log, now_ms: i64, by_age_max: usize) -> Result<Retained> {
     let settings = log.settings();
     let retention = settings.retention;
     let mut retained = Retained::default();
     if retention.deletes && (retention.retention_ms >= 0 || retention.retention_bytes >= 0) {
         let pieces = pieces(log, retention.retention_ms >= 0)?;
-        let cut = retention::plan(&pieces, &retention, now_ms, log.end_offset(), has_clock_jumped);
+        let cut = retention::plan(&pieces, &retention, now_ms, log.end_offset(), by_age_max);
         if let Some(log_start) = cut.log_start {
             if cut.takes_active {
                 retained.rolled = log.with_room(|| log.roll_now())?;
