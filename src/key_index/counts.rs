@@ -46,7 +46,7 @@ impl KeyIndex {
     /// Reads the partition once, as it is now, and counts. Appends, reads and compaction go on meanwhile.
     pub(crate) fn count_keys(&self) -> Result<KeyCounts> {
         self.log.check_open()?;
-        let newest = self.newest()?;
+        let newest = self.newest(true)?;
         let start = self.log.log_start();
         let mut counts = KeyCounts { position: newest.position.into(), start: start.into(), ..KeyCounts::default() };
         let mut offsets = newest.offsets.iter().copied().peekable();

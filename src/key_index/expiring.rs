@@ -3,11 +3,13 @@
 //! The keys of one step are ended by one batch, and so by one sync. A tombstone is appended only if the record is still the newest
 //! of its key: keys are asked for at a log end, and the batch goes there or nowhere.
 
-use super::{KeyIndex, LIMITS, Latest, STEP, expiry};
+use super::{KeyIndex, LIMITS, Latest, Looked, STEP, expiry};
 use crate::error::{Error, Result};
 use crate::partition::{ReadLevel, ReadOptions, Reader, key_queue};
 use crate::record::RecordRef;
 
+/// What failed is tried again after so long.
+const AGAIN_AFTER_MS: i64 = 10_000;
 /// Bytes of records that one step looks at; the last of them may be more.
 const STEP_BYTES: usize = 8 << 20;
 /// Bytes of tombstones in one batch, as a rule.
@@ -26,59 +28,98 @@ pub(super) struct Expiry {
     pass: Option<Latest>,
     /// The setting that all of this was found under.
     expire_after_ms: i64,
+    /// Something failed in this pass, and was told of since the last pass in which nothing did.
+    pass_failed: bool,
+    is_told: bool,
+}
+
+/// What became of keys that were to be ended.
+#[derive(Debug)]
+struct Ended {
+    tombstones: usize,
+    /// Of each it could be told whether it has a newer record.
+    is_whole: bool,
+    failed: Option<Error>,
 }
 
 impl Default for Expiry {
     fn default() -> Self {
-        Self { seen: 0, next_ms: i64::MIN, pass: None, expire_after_ms: -1 }
+        Self { seen: 0, next_ms: i64::MIN, pass: None, expire_after_ms: -1, pass_failed: false, is_told: false }
     }
 }
 
 impl KeyIndex {
-    /// Ends keys that have expired with a tombstone, some at a time. Returns how many, and how many records it looked at.
-    pub(crate) fn expire(&self, expire_after_ms: i64, now_ms: i64) -> Result<(usize, usize)> {
-        let Some(mut expiry) = self.expiry.try_lock() else { return Ok((0, 0)) };
-        if expire_after_ms < 0 || self.log.env.read_only || self.log.is_closed() {
+    /// Ends keys that have expired with a tombstone, some at a time. What cannot be read is passed by. A failure that comes again
+    /// and again is told once, until a pass over all keys meets none.
+    pub(crate) fn expire(&self, expire_after_ms: i64, now_ms: i64) -> Looked {
+        let Some(mut expiry) = self.expiry.try_lock() else { return Looked::default() };
+        let expiry = &mut *expiry;
+        if expire_after_ms < 0 || self.log.env.read_only || self.log.is_closed() || self.log.poison_error().is_some() {
             // It would keep the files of segments that are gone. What it had not come to is looked at by the next one.
             if expiry.pass.take().is_some() {
                 expiry.next_ms = i64::MIN;
             }
-            return Ok((0, 0));
+            return Looked::default();
         }
         if expiry.expire_after_ms != expire_after_ms {
             *expiry = Expiry { expire_after_ms, ..Expiry::default() };
         }
-        let mut looked_at = 0;
-        if expiry.pass.is_none() {
-            looked_at = self.look_at_new(&mut expiry, expire_after_ms, now_ms)?;
-            if now_ms < expiry.next_ms {
-                return Ok((0, looked_at));
-            }
-            // Upkeep makes it in steps; what has expired is not found meanwhile either.
-            if self.is_unmade() {
-                return Ok((0, looked_at));
-            }
-            let mut pass = self.latest()?;
-            pass.with_expired = true;
-            (expiry.seen, expiry.next_ms, expiry.pass) = (pass.position, i64::MAX, Some(pass));
+        let mut looked = Looked::default();
+        match self.begin_pass(expiry, now_ms, &mut looked) {
+            Ok(true) => self.go_on_with_pass(expiry, now_ms, &mut looked),
+            Ok(false) => {}
+            Err(error) => looked.failed = Some(error),
         }
+        if looked.failed.is_some() {
+            expiry.pass_failed = true;
+            expiry.next_ms = expiry.next_ms.min(now_ms.saturating_add(AGAIN_AFTER_MS));
+            if std::mem::replace(&mut expiry.is_told, true) {
+                looked.failed = None;
+            }
+        }
+        if expiry.pass.is_none() && looked.at > 0 && !expiry.pass_failed {
+            expiry.is_told = false;
+        }
+        looked
+    }
+
+    /// Whether there is a pass to go on with; one is begun if it is time.
+    fn begin_pass(&self, expiry: &mut Expiry, now_ms: i64, looked: &mut Looked) -> Result<bool> {
+        if expiry.pass.is_some() {
+            return Ok(true);
+        }
+        looked.at = self.look_at_new(expiry, now_ms);
+        // Upkeep makes the index in steps; what has expired is not found meanwhile either.
+        if now_ms < expiry.next_ms || self.is_unmade() {
+            return Ok(false);
+        }
+        expiry.next_ms = i64::MAX;
+        let mut pass = self.latest_in_part()?;
+        pass.with_expired = true;
+        (expiry.seen, expiry.pass, expiry.pass_failed) = (pass.position, Some(pass), false);
+        Ok(true)
+    }
+
+    fn go_on_with_pass(&self, expiry: &mut Expiry, now_ms: i64, looked: &mut Looked) {
         let (mut expired, mut bytes) = (Vec::new(), 0);
         for _ in 0..STEP {
-            let record = match expiry.pass.as_mut().and_then(Latest::next) {
+            let Some(pass) = &mut expiry.pass else { break };
+            let record = match pass.next() {
                 Some(Ok(record)) => record,
-                // The next step begins anew: a pass that failed would go on failing, and hold its segments.
                 Some(Err(error)) => {
-                    (expiry.pass, expiry.next_ms) = (None, i64::MIN);
-                    return Err(error);
+                    pass.pass_by();
+                    looked.at += 1;
+                    looked.failed.get_or_insert(error);
+                    continue;
                 }
                 None => {
                     expiry.pass = None;
                     break;
                 }
             };
-            looked_at += 1;
+            looked.at += 1;
             bytes += record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
-            match (expiry::expires_at(&record, expire_after_ms), record.key()) {
+            match (expiry::expires_at(&record, expiry.expire_after_ms), record.key()) {
                 (Some(at), Some(key)) if at <= now_ms => expired.push((record.offset().get(), key.to_vec())),
                 (Some(at), _) => expiry.next_ms = expiry.next_ms.min(at),
                 (None, _) => {}
@@ -88,39 +129,46 @@ impl KeyIndex {
             }
         }
         let ended = self.end_keys(&expired);
-        // Something was appended meanwhile, or could not be: the next pass looks again.
-        if !matches!(ended, Ok((_, true))) {
+        looked.ended = ended.tombstones;
+        if !ended.is_whole {
+            // Something was appended meanwhile: the next pass looks again.
             expiry.next_ms = i64::MIN;
         }
-        Ok((ended?.0, looked_at))
+        if let Some(error) = ended.failed {
+            looked.failed.get_or_insert(error);
+        }
     }
 
-    /// Looks at some of what is new in the log: when does the first of it expire?
-    fn look_at_new(&self, expiry: &mut Expiry, expire_after_ms: i64, now_ms: i64) -> Result<usize> {
+    /// Looks at some of what is new in the log: when does the first of it expire? Where it cannot be read a pass goes by the
+    /// index, which leads past that.
+    fn look_at_new(&self, expiry: &mut Expiry, now_ms: i64) -> usize {
         if now_ms >= expiry.next_ms {
-            return Ok(0);
+            return 0;
         }
         let from = expiry.seen.max(self.log.log_start());
         let options = ReadOptions::new().level(ReadLevel::Latest).limits(LIMITS);
         let mut looked_at = 0;
         for record in Reader::begin(&self.log, from, options).take(STEP) {
-            let record = record?;
+            let Ok(record) = record else {
+                expiry.next_ms = i64::MIN;
+                break;
+            };
             looked_at += 1;
             expiry.seen = record.offset().get() + 1;
-            if let Some(at) = expiry::expires_at(&record, expire_after_ms) {
+            if let Some(at) = expiry::expires_at(&record, expiry.expire_after_ms) {
                 expiry.next_ms = expiry.next_ms.min(at);
             }
         }
-        Ok(looked_at)
+        looked_at
     }
 
     /// Appends tombstones for keys that had their newest records at these offsets, but for those that have newer ones, or get
-    /// one right now: then that one wins. Returns how many, and whether none is left for which that could not be told.
-    fn end_keys(&self, expired: &[(i64, Vec<u8>)]) -> Result<(usize, bool)> {
+    /// one right now: then that one wins.
+    fn end_keys(&self, expired: &[(i64, Vec<u8>)]) -> Ended {
         let batch_bytes_max = usize::try_from(self.log.settings().batch_bytes_max).unwrap_or(usize::MAX);
         let bytes_max = (batch_bytes_max / 2).min(BATCH_BYTES);
         let (mut rest, mut most) = (expired, STEP);
-        let (mut ended, mut is_whole) = (0, true);
+        let mut ended = Ended { tombstones: 0, is_whole: true, failed: None };
         while !rest.is_empty() {
             let mut bytes = 0;
             let fits = rest.iter().take(most).take_while(|(_, key)| {
@@ -129,19 +177,23 @@ impl KeyIndex {
             });
             let count = fits.count().max(1);
             let (now, later) = rest.split_at(count);
-            match self.end_at_once(now)? {
-                Some(tombstones) => (rest, ended) = (later, ended + tombstones),
+            match self.end_at_once(now, &mut ended.failed) {
+                Ok(Some(tombstones)) => (rest, ended.tombstones) = (later, ended.tombstones + tombstones),
                 // Appends are ahead of it: fewer keys take less time to ask for.
-                None if count > 1 => most = count / 2,
-                None => (rest, is_whole) = (later, false),
+                Ok(None) if count > 1 => most = count / 2,
+                Ok(None) => (rest, ended.is_whole) = (later, false),
+                Err(error) => {
+                    ended.failed.get_or_insert(error);
+                    break;
+                }
             }
         }
-        Ok((ended, is_whole))
+        ended
     }
 
     /// One batch of tombstones for those of the keys that have no newer record; `None`, and nothing is appended, if something
-    /// else was meanwhile.
-    fn end_at_once(&self, expired: &[(i64, Vec<u8>)]) -> Result<Option<usize>> {
+    /// else was meanwhile. A key of which that cannot be told, as a record that may be newer cannot be read, is not ended.
+    fn end_at_once(&self, expired: &[(i64, Vec<u8>)], failed: &mut Option<Error>) -> Result<Option<usize>> {
         let end = self.log.end_offset();
         let newest: Vec<_> = {
             let mut state = self.state.lock();
@@ -154,8 +206,13 @@ impl KeyIndex {
         for ((offset, key), newest) in expired.iter().zip(newest) {
             let mut is_superseded = false;
             for place in newest.into_iter().take_while(|place| place.offset > *offset) {
-                let newer = self.log.record_near(&set, place.offset, None, (self.log.env.verify, &LIMITS))?;
-                is_superseded |= newer.is_some_and(|newer| newer.record.key() == Some(key));
+                match self.log.record_near(&set, place.offset, None, (self.log.env.verify, &LIMITS)) {
+                    Ok(newer) => is_superseded |= newer.is_some_and(|newer| newer.record.key() == Some(key)),
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        is_superseded = true;
+                    }
+                }
             }
             if !is_superseded {
                 tombstones.push(RecordRef::new(Some(key), None));

@@ -308,15 +308,23 @@ impl KeyIndex {
     }
 
     /// Compares the keys of offsets that stand under one hash; of one key only the newest stays. Returns how many hashes
-    /// were looked at.
+    /// were looked at. Where that fails the hash goes on waiting, and the others have their turn all the same.
     pub(super) fn resolve(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> Result<usize> {
-        let mut done = 0;
-        while done < most {
+        let (done, failed) = self.resolve_some(ready, set, most);
+        failed.map_or(Ok(done), Err)
+    }
+
+    /// [`resolve`](Self::resolve), with what was done beside the first failure.
+    pub(super) fn resolve_some(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> (usize, Option<Error>) {
+        let (mut done, mut first_error) = (0, None);
+        for _ in 0..most.min(ready.unresolved.len()) {
             let Some(hash) = ready.unresolved.pop_front() else { break };
-            done += 1;
-            if let Err(error) = self.resolve_hash(ready, set, hash) {
-                ready.unresolved.push_front(hash);
-                return Err(error);
+            match self.resolve_hash(ready, set, hash) {
+                Ok(()) => done += 1,
+                Err(error) => {
+                    ready.unresolved.push_back(hash);
+                    first_error.get_or_insert(error);
+                }
             }
         }
         if done > 0 && ready.unresolved.is_empty() {
@@ -324,7 +332,7 @@ impl KeyIndex {
             // Less than before is never too much.
             self.count(ready, 0);
         }
-        Ok(done)
+        (done, first_error)
     }
 
     /// The set is no older than what was taken over last: what is not found in it is gone, and what took its place is in the

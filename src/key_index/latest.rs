@@ -11,8 +11,18 @@ use crate::record::StoredRecord;
 impl KeyIndex {
     /// The newest record of every key, at one position.
     pub(crate) fn latest(&self) -> Result<Latest> {
+        self.list(true)
+    }
+
+    /// [`latest`](Self::latest) where something may be damaged: a key that could not be compared comes with older records as
+    /// well.
+    pub(super) fn latest_in_part(&self) -> Result<Latest> {
+        self.list(false)
+    }
+
+    fn list(&self, is_whole: bool) -> Result<Latest> {
         self.log.check_open()?;
-        let newest = self.newest()?;
+        let newest = self.newest(is_whole)?;
         Ok(Latest {
             log: Arc::clone(&self.log),
             set: newest.set,
@@ -23,8 +33,8 @@ impl KeyIndex {
         })
     }
 
-    /// The offsets of the newest records, rising, and the segments they are in.
-    pub(super) fn newest(&self) -> Result<Newest> {
+    /// The offsets of the newest records, rising, and the segments they are in; with `is_whole` each key once, or an error.
+    pub(super) fn newest(&self, is_whole: bool) -> Result<Newest> {
         let mut state = self.state.lock();
         for _ in 0..TRIES {
             let ready = self.ready(&mut state)?;
@@ -41,7 +51,10 @@ impl KeyIndex {
                 Taken::Outrun => continue,
             };
             let State::Ready(ready) = &mut *state else { return Err(self.too_large()) };
-            self.resolve(ready, &set, usize::MAX)?;
+            let resolved = self.resolve(ready, &set, usize::MAX);
+            if is_whole {
+                resolved?;
+            }
             let undecided_from = ready.undecided_from;
             let mut offsets: Vec<i64> = ready.table.iter().map(|(_, place)| place.offset).collect();
             drop(state);
@@ -88,6 +101,13 @@ impl Latest {
     /// The log end offset at which these records are the newest: a reader that goes on from here misses nothing.
     pub fn position(&self) -> crate::ids::Offset {
         self.position.into()
+    }
+}
+
+impl Latest {
+    /// Goes on behind a record that could not be read.
+    pub(super) fn pass_by(&mut self) {
+        self.failed = None;
     }
 }
 

@@ -104,6 +104,13 @@ impl KeyIndex {
         self.is_expected.store(true, Ordering::Relaxed);
     }
 
+    /// Upkeep is to make the index for expiry, unless it has failed to: it would fail at each step.
+    pub(crate) fn expect_expiry(&self) {
+        if !self.is_left.load(Ordering::Relaxed) {
+            self.expect_use();
+        }
+    }
+
     /// Whether a look-up would have to make the index, or to go on with that.
     pub(super) fn is_unmade(&self) -> bool {
         matches!(*self.state.lock(), State::Unused | State::Making(_))
@@ -143,6 +150,7 @@ impl KeyIndex {
         };
         if !goes_on {
             self.is_expected.store(false, Ordering::Relaxed);
+            self.is_left.fetch_or(made.is_err(), Ordering::Relaxed);
         }
         match made {
             Err(Error::OffsetOutOfRange { .. }) => Ok(()),

@@ -74,7 +74,11 @@ pub(crate) struct KeyIndex {
     state: Mutex<State>,
     /// Upkeep is to make it.
     is_expected: AtomicBool,
+    /// Upkeep could not make it: that is left to look-ups.
+    is_left: AtomicBool,
     expiry: Mutex<Expiry>,
+    /// The failure of upkeep that was told of last.
+    told: Mutex<Option<String>>,
     notices: Mutex<Notices>,
 }
 
@@ -85,6 +89,17 @@ pub(crate) struct Notices {
     pub(crate) made: Option<(usize, usize)>,
     /// It would have taken too much memory.
     pub(crate) given_up: bool,
+}
+
+/// What a step of upkeep came to.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// Records that it looked at.
+    pub(crate) at: usize,
+    /// Keys that it ended.
+    pub(crate) ended: usize,
+    /// What failed; the rest was done all the same.
+    pub(crate) failed: Option<Error>,
 }
 
 #[derive(Debug, Default)]
@@ -155,7 +170,9 @@ impl KeyIndex {
             budget,
             state: Mutex::new(State::Unused),
             is_expected: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
             expiry: Mutex::new(Expiry::default()),
+            told: Mutex::default(),
             notices: Mutex::default(),
         }
     }
@@ -222,26 +239,41 @@ impl KeyIndex {
         }
     }
 
-    /// Takes over what was appended, compares some of what waits for it, and learns where compaction has put records. Returns
-    /// how many were looked at.
-    pub(crate) fn upkeep(&self) -> Result<usize> {
-        let compared = {
-            let Some(mut state) = self.state.try_lock() else { return Ok(0) };
-            let counted = match &*state {
-                State::Ready(ready) if !self.log.is_closed() => ready.counted,
-                _ => return Ok(0),
-            };
-            if self.has_been_outrun() {
-                // Made anew, in steps.
-                self.budget.exchange(counted, 0);
-                *state = State::Unused;
-                self.expect_use();
-                return Ok(0);
-            }
-            let ready = self.ready(&mut state)?;
-            self.resolve(ready, &self.log.snapshot(), STEP)?
+    /// Takes over what was appended, compares some of what waits for it, and learns where compaction has put records. A failure
+    /// that comes again at each step is told once.
+    pub(crate) fn upkeep(&self) -> Looked {
+        let mut looked = self.compare_some();
+        looked.at += self.learn_places();
+        let text = looked.failed.as_ref().map(ToString::to_string);
+        let mut told = self.told.lock();
+        if *told == text {
+            looked.failed = None;
+        }
+        *told = text;
+        looked
+    }
+
+    fn compare_some(&self) -> Looked {
+        let nothing = Looked::default();
+        let Some(mut state) = self.state.try_lock() else { return nothing };
+        let counted = match &*state {
+            State::Ready(ready) if !self.log.is_closed() => ready.counted,
+            _ => return nothing,
         };
-        Ok(compared + self.learn_places()?)
+        if self.has_been_outrun() {
+            // Made anew, in steps.
+            self.budget.exchange(counted, 0);
+            *state = State::Unused;
+            self.expect_use();
+            return nothing;
+        }
+        match self.ready(&mut state) {
+            Ok(ready) => {
+                let (at, failed) = self.resolve_some(ready, &self.log.snapshot(), STEP);
+                Looked { at, failed, ..nothing }
+            }
+            Err(error) => Looked { failed: Some(error), ..nothing },
+        }
     }
 
     /// Lets an appender help once too much waits: where nobody does upkeep, or the thread that does it has been woken and did not

@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 
 use super::table::Table;
 use super::{KeyIndex, LIMITS, State};
-use crate::error::{Error, Result};
 use crate::partition::{ReadLevel, ReadOptions, Reader, SegmentSet, key_queue};
 use crate::segment::Segment;
 
@@ -124,8 +123,8 @@ impl Places {
 
 impl KeyIndex {
     /// Reads some of what compaction has made. Returns how many records it looked at.
-    pub(super) fn learn_places(&self) -> Result<usize> {
-        let Some(lost) = self.next_lost() else { return Ok(0) };
+    pub(super) fn learn_places(&self) -> usize {
+        let Some(lost) = self.next_lost() else { return 0 };
         let start = lost.from.max(self.log.log_start());
         let options = ReadOptions::new().level(ReadLevel::Latest).limits(LIMITS);
         let mut reader = Reader::begin(&self.log, start, options);
@@ -134,23 +133,26 @@ impl KeyIndex {
             // No lock is held while something is read.
             let read = reader.next_batch();
             let mut state = self.state.lock();
-            let State::Ready(ready) = &mut *state else { return Ok(looked_at) };
+            let State::Ready(ready) = &mut *state else { return looked_at };
             // If segments were exchanged meanwhile, the next step follows that, and begins the range anew.
             let is_same = self.log.snapshot().replacements == lost.replacements;
             if !is_same || !ready.places.hold_for(lost.replacements) || !ready.places.begins_with(&lost) {
-                return Ok(looked_at.max(1));
+                return looked_at.max(1);
             }
             match read {
                 Ok(Some(batch)) if batch.header().base_offset < lost.end => {
                     for view in batch.records() {
-                        let view = view.map_err(|error| Error::corrupt(&self.log.directory, 0, error.to_string()))?;
+                        let Ok(view) = view else {
+                            ready.places.next_range();
+                            return looked_at.max(1);
+                        };
                         let Some(key) = view.key() else { continue };
                         ready.table.set_position(key_queue::hash(&lost.secret, key), view.offset(), batch.position);
                         looked_at += 1;
                     }
                     ready.places.read_to = batch.next_offset().get();
                     if looked_at >= RECORDS_A_STEP {
-                        return Ok(looked_at);
+                        return looked_at;
                     }
                 }
                 Ok(_) => {
@@ -159,13 +161,13 @@ impl KeyIndex {
                     ready.table.keep(|offset, position| position.is_some() || !range.contains(&offset));
                     // Less than before is never too much.
                     self.count(ready, 0);
-                    return Ok(looked_at.max(1));
+                    return looked_at.max(1);
                 }
                 // The log start has passed by, or something is damaged: whoever looks for a record there gets the error.
                 // Positions stay unknown, and nothing is taken for gone.
                 Err(_) => {
                     ready.places.next_range();
-                    return Ok(looked_at.max(1));
+                    return looked_at.max(1);
                 }
             }
         }

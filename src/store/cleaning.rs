@@ -220,4 +220,28 @@ mod tests {
         }
         assert!(partition.clean_end() > clean_end);
     }
+
+    #[test]
+    fn an_index_that_is_being_made_of_a_wrong_file_is_forgotten_as_well() {
+        let vfs = Arc::new(crate::io::MemoryVfs::new());
+        let open = || {
+            let builder = Store::builder().vfs(Arc::clone(&vfs) as _).upkeep(Upkeep::Manual);
+            builder.compaction_step_bytes(1).open("/s").unwrap()
+        };
+        let store = open();
+        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact);
+        let topic = store.create_topic("t", config).unwrap();
+        (0..20).for_each(|n| drop(topic.append(Record::keyed(format!("k{n}"), "v")).unwrap()));
+        topic.get("k0").unwrap().unwrap();
+        store.inner.topics.read()[topic.name()].index_of(0).unwrap().lose(b"k3");
+        store.close().unwrap();
+        let store = open();
+        store.tick().unwrap();
+        let topic = store.topic("t").unwrap();
+        let inner = Arc::clone(&store.inner.topics.read()[topic.name()]);
+        assert!(inner.index_of(0).unwrap().distrust(3).is_err());
+        for key in ["k2", "k3"] {
+            assert!(topic.get(key).unwrap().is_some(), "{key}");
+        }
+    }
 }

@@ -257,26 +257,23 @@ impl StoreInner {
         for index in topic.indexes() {
             let of = index.partition();
             if expire_after_ms >= 0 {
-                index.expect_use();
+                index.expect_expiry();
             }
             if let Err(error) = index.make_some(&mut step.index_budget) {
                 step.fail(topic, of, error);
             }
             step.report.key_index_read_bytes = step.index_budget.read();
-            match index.expire(expire_after_ms, step.now_ms) {
-                Ok((ended, looked_at)) => {
-                    step.report.expired_keys += ended;
-                    step.report.keys_looked_at += looked_at;
-                    topic.upkept.note(|stats| stats.expired_keys += ended as u64);
-                    if ended > 0 {
-                        step.note(|| UpkeepEvent::KeysExpired { partition: of.clone(), keys: ended });
-                    }
-                }
-                Err(error) => step.fail(topic, of, error),
+            let expired = index.expire(expire_after_ms, step.now_ms);
+            let ended = expired.ended;
+            if ended > 0 {
+                step.report.expired_keys += ended;
+                topic.upkept.note(|stats| stats.expired_keys += ended as u64);
+                step.note(|| UpkeepEvent::KeysExpired { partition: of.clone(), keys: ended });
             }
-            match index.upkeep() {
-                Ok(looked_at) => step.report.keys_looked_at += looked_at,
-                Err(error) => step.fail(topic, of, error),
+            let compared = index.upkeep();
+            step.report.keys_looked_at += expired.at + compared.at;
+            for error in expired.failed.into_iter().chain(compared.failed) {
+                step.fail(topic, of, error);
             }
             let notices = index.take_notices();
             if let Some((entries, memory_bytes)) = notices.made {

@@ -1,11 +1,13 @@
 //! What upkeep promises beside its work: how long a step takes, how much it reads, and that one partition, or a wrong clock, holds
 //! up no other.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{FaultVfs, Vfs};
-use topiclog::{AppendOptions, CleanupPolicy, Durability, Record, Store, StoreBuilder, TopicConfig, Upkeep};
+use topiclog::io::{FaultVfs, MemoryVfs, OpenMode, Vfs};
+use topiclog::{AppendOptions, CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, TopicConfig, Upkeep};
 
 use crate::support::upkeep::settle;
 
@@ -75,4 +77,101 @@ fn the_keys_that_expire_in_one_step_are_ended_by_one_batch_and_one_sync() {
     let partition = topic.partition(0).unwrap();
     let ends: Vec<_> = partition.read_from(501).map(Result::unwrap).collect();
     assert!(ends.len() == 499 && ends.iter().all(|record| record.is_tombstone() && record.key() != Some(b"k7")));
+}
+
+#[test]
+fn a_pass_of_expiry_that_the_setting_interrupts_keeps_no_files() {
+    let bench = Bench::new();
+    let config = || compacted().segment_bytes(20_000);
+    let topic = bench.store.create_topic("t", config().expire_after_ms(1000)).unwrap();
+    // More keys than one step looks at.
+    for nth in 0..10 {
+        let batch: Vec<Record> = (0..500).map(|n| Record::keyed(format!("k{nth}-{n}"), "v")).collect();
+        topic.append_all(&batch, &AppendOptions::new()).unwrap();
+    }
+    settle(&bench.store);
+    bench.clock.advance_ms(1001);
+    let ended = bench.store.tick().unwrap().expired_keys;
+    assert!((1..5000).contains(&ended), "a pass has begun: {ended}");
+    bench.store.alter_topic("t", config()).unwrap();
+    let partition = topic.partition(0).unwrap();
+    partition.delete_records(partition.end()).unwrap();
+    settle(&bench.store);
+    let image = bench.disk.image();
+    let kept: Vec<_> = image.files().filter(|(path, _)| path.ends_with(".deleted")).collect();
+    assert!(kept.is_empty(), "{kept:?}");
+}
+
+#[test]
+fn keys_behind_a_record_that_cannot_be_read_expire_and_it_is_told_of_once() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", compacted().expire_after_ms(1000)).unwrap();
+    for n in 0..10 {
+        topic.append(Record::keyed(format!("k{n}"), format!("value-{n}"))).unwrap();
+    }
+    settle(&bench.store);
+    let path = "/s/t-0/00000000000000000000.log";
+    let bytes = bench.disk.image().read(path).unwrap();
+    let at = bytes.windows(7).position(|window| window == b"value-4").unwrap();
+    let file = bench.disk.open(Path::new(path), OpenMode::Write).unwrap();
+    assert_eq!(file.write_at(b"X", at as u64).unwrap(), 1);
+    bench.clock.advance_ms(1001);
+    let mut errors = Vec::new();
+    for _ in 0..50 {
+        errors.extend(bench.store.tick().err());
+        bench.clock.advance_ms(1000);
+    }
+    assert!(matches!(errors[..], [Error::Corrupt { .. }]), "{errors:?}");
+    let ends: Vec<_> = topic.partition(0).unwrap().read_from(10).map(Result::unwrap).collect();
+    let keys: Vec<_> = ends.iter().map(|record| record.key().unwrap()[1] - b'0').collect();
+    assert_eq!(keys, [0, 1, 2, 3, 5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn where_the_memory_is_too_small_for_the_index_expiry_says_so_once() {
+    let bench = Bench::with(|builder| builder.key_index_memory_bytes(200));
+    let topic = bench.store.create_topic("t", compacted().expire_after_ms(1000)).unwrap();
+    for n in 0..100 {
+        topic.append(Record::keyed(format!("k{n}"), "v")).unwrap();
+    }
+    let mut errors = Vec::new();
+    for _ in 0..50 {
+        errors.extend(bench.store.tick().err());
+        bench.clock.advance_ms(1000);
+    }
+    assert!(matches!(errors[..], [Error::Unsupported { .. }]), "{errors:?}");
+}
+
+#[test]
+fn compaction_reads_no_faster_than_it_may_whatever_wakes_upkeep() {
+    const RATE: u64 = 256 << 10;
+    const STEP: u64 = 64 << 10;
+    let builder = Store::builder().vfs(Arc::new(MemoryVfs::new())).key_index_memory_bytes(0);
+    let store = builder.compaction_step_bytes(STEP).compaction_bytes_per_second(RATE).open("/s").unwrap();
+    let begun = Instant::now();
+    // Its window wakes the thread a hundred times a second.
+    let often = Durability::Interval { bytes: 1 << 20, ms: 20 };
+    store.create_topic("often", TopicConfig::default().durability(often)).unwrap();
+    let topic = store.create_topic("t", compacted().segment_bytes(100_000)).unwrap();
+    for n in 0..2000 {
+        topic.append(Record::keyed(format!("k{n}"), "v".repeat(2000))).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    let read = topic.upkeep_stats().compaction_read_bytes;
+    let allowed = (begun.elapsed().as_secs_f64() * RATE as f64) as u64 + 2 * STEP;
+    assert!(read > 0 && read <= allowed, "{read} bytes were read where {allowed} are allowed");
+}
+
+#[test]
+fn after_a_jump_of_the_clock_a_log_is_bounded_by_its_size_all_the_same() {
+    let bench = Bench::new();
+    let config = TopicConfig::default().durability(Durability::Os).segment_bytes(400).retention_bytes(1000);
+    let topic = bench.store.create_topic("t", config.retention_ms(86_400_000)).unwrap();
+    let append = || (0..40).for_each(|_| drop(topic.append(Record::of_value("v".repeat(100))).unwrap()));
+    bench.store.tick().unwrap();
+    bench.clock.jump_to_ms(T0 + 100 * 86_400_000);
+    append();
+    bench.store.tick().unwrap();
+    let start = topic.partition(0).unwrap().start().get();
+    assert!(start > 25, "the log starts at {start}");
 }
