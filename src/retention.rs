@@ -14,7 +14,7 @@ pub(crate) struct Piece {
     pub(crate) bytes: u64,
     /// Largest timestamp, -1 if there is none.
     pub(crate) max_timestamp: i64,
-    /// When it was closed, if it was and that is known.
+    /// When it was closed, if that is known; of the active one, when something was appended last.
     pub(crate) closed_ms: Option<i64>,
 }
 

@@ -296,6 +296,11 @@ impl Log {
         self.monotonic_ms().saturating_sub(self.last_append_ms.load(Ordering::Relaxed))
     }
 
+    /// Wall time at which the active segment was begun, or opened.
+    pub(crate) fn active_since_ms(&self) -> i64 {
+        self.writer.lock().active_since_ms
+    }
+
     fn monotonic_ms(&self) -> u64 {
         u64::try_from(self.env.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
     }

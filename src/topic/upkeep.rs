@@ -20,8 +20,8 @@ use crate::segment::{Segment, State};
 /// leave a segment at each step otherwise.
 const IDLE_BEFORE_ROLL_MS: u64 = 10_000;
 
-/// Closes an active segment that is idle, and whose first record is older than the settings allow it to be in there. Returns
-/// its offsets.
+/// Closes an active segment that is idle, and whose first record is older than the settings allow it to be in there; where that
+/// has no time, or one in the future, since the last append. Returns its offsets.
 pub(crate) fn roll_if_idle(log: &Log, now_ms: i64) -> Result<Option<Range<i64>>> {
     let settings = log.settings();
     let set = log.snapshot();
@@ -29,11 +29,18 @@ pub(crate) fn roll_if_idle(log: &Log, now_ms: i64) -> Result<Option<Range<i64>>>
     if settings.segment_ms == i64::MAX || log.idle_ms() < IDLE_BEFORE_ROLL_MS {
         return Ok(None);
     }
-    let first = active.first_batch_timestamp()?;
-    if first.is_none_or(|first| now_ms.saturating_sub(first) <= settings.segment_ms) {
+    let first = active.first_batch_timestamp()?.filter(|&first| first <= now_ms);
+    let since = first.unwrap_or_else(|| last_append_ms(log, now_ms));
+    if now_ms.saturating_sub(since) <= settings.segment_ms {
         return Ok(None);
     }
     log.roll_now()
+}
+
+/// When something was appended last, by the wall clock: no earlier than the open, or the begin of the active segment.
+fn last_append_ms(log: &Log, now_ms: i64) -> i64 {
+    let idle_ms = i64::try_from(log.idle_ms()).unwrap_or(i64::MAX);
+    log.active_since_ms().max(now_ms.saturating_sub(idle_ms))
 }
 
 /// What retention did.
@@ -53,7 +60,7 @@ pub(crate) fn retain(log: &Log, now_ms: i64, by_age_max: usize) -> Result<Retain
     let retention = settings.retention;
     let mut retained = Retained::default();
     if retention.deletes && (retention.retention_ms >= 0 || retention.retention_bytes >= 0) {
-        let pieces = pieces(log, retention.retention_ms >= 0)?;
+        let pieces = pieces(log, retention.retention_ms >= 0, now_ms)?;
         let cut = retention::plan(&pieces, &retention, now_ms, log.end_offset(), by_age_max);
         if let Some(log_start) = cut.log_start {
             if cut.takes_active {
@@ -67,10 +74,14 @@ pub(crate) fn retain(log: &Log, now_ms: i64, by_age_max: usize) -> Result<Retain
     Ok(retained)
 }
 
-fn pieces(log: &Log, with_times: bool) -> Result<Vec<Piece>> {
+fn pieces(log: &Log, with_times: bool, now_ms: i64) -> Result<Vec<Piece>> {
     let set = log.snapshot();
     let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
-    let closed = if with_times { log.closed_times() } else { BTreeMap::new() };
+    let mut closed = if with_times { log.closed_times() } else { BTreeMap::new() };
+    if with_times && let Some(active) = set.segments.last() {
+        // What it has cannot be younger than the last append: it is as if it were closed then.
+        closed.insert(active.base_offset(), last_append_ms(log, now_ms));
+    }
     let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
         let max_timestamp =
             if with_times { segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp) } else { -1 };

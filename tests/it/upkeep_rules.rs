@@ -175,3 +175,27 @@ fn after_a_jump_of_the_clock_a_log_is_bounded_by_its_size_all_the_same() {
     let start = topic.partition(0).unwrap().start().get();
     assert!(start > 25, "the log starts at {start}");
 }
+
+#[test]
+fn an_idle_segment_without_a_time_or_with_one_in_the_future_goes_by_its_last_append() {
+    for timestamp in [T0 + 100 * 365 * 86_400_000, -1] {
+        let bench = Bench::new();
+        let config = || TopicConfig::default().durability(Durability::Os);
+        let rolled = bench.store.create_topic("rolled", config().segment_ms(60_000)).unwrap();
+        let gone = bench.store.create_topic("gone", config().retention_ms(60_000)).unwrap();
+        for topic in [&rolled, &gone] {
+            topic.append(Record::of_value("v").timestamp_ms(timestamp)).unwrap();
+        }
+        bench.clock.advance_ms(50_000);
+        settle(&bench.store);
+        for topic in [&rolled, &gone] {
+            topic.append(Record::of_value("v").timestamp_ms(timestamp)).unwrap();
+        }
+        settle(&bench.store);
+        bench.clock.advance_ms(60_000);
+        assert_eq!(settle(&bench.store).rolled_segments, 0);
+        bench.clock.advance_ms(1);
+        assert_eq!(settle(&bench.store).rolled_segments, 1, "{timestamp}");
+        assert_eq!(gone.partition(0).unwrap().start().get(), 2, "{timestamp}");
+    }
+}
