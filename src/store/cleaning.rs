@@ -52,17 +52,21 @@ impl StoreInner {
             note_stopped(step, log, cleaning.counts());
             state.current = None;
         }
-        let Some((log, cleaning)) = &mut state.current else { return Ok(()) };
-        if !logs.iter().any(|asked| Arc::ptr_eq(asked, log)) {
+        let is_asked = |log: &Arc<Log>| logs.iter().any(|asked| Arc::ptr_eq(asked, log));
+        // One partition at a time: what is to be compacted here has its turn once the other one is done.
+        if state.current.as_ref().is_some_and(|(log, _)| !is_asked(log))
+            && dirtiest(&logs, &mut state.failed, step.now_ms)?.is_none()
+        {
             return Ok(());
         }
+        let Some((log, cleaning)) = &mut state.current else { return Ok(()) };
         cleaning.hold_from(self.lowest_reader(&log.id));
         let before = cleaning.counts();
         let stepped = cleaning.step(self.options.compaction_step_bytes);
         let after = cleaning.counts();
         let done = stepped.as_ref().map_or((0, false), |done| (done.read_bytes, done.is_done));
-        let topic = topics.iter().find(|topic| topic.name == log.id.topic);
-        if let Some(topic) = topic {
+        let topic = self.topics.read().get(&log.id.topic).cloned();
+        if let Some(topic) = &topic {
             note_stats(topic, done, before, after);
         }
         note_dropped(step, log, before, after);
@@ -74,7 +78,7 @@ impl StoreInner {
                     note_stopped(step, log, after);
                     state.current = None;
                     state.by_log.insert(of.clone());
-                    let index = topic.and_then(|topic| topic.index_of(of.partition.get()));
+                    let index = topic.as_ref().and_then(|topic| topic.index_of(of.partition.get()));
                     let made = index.map_or(Ok(()), |index| index.distrust(offset));
                     return made.map_err(|error| (of, error));
                 }

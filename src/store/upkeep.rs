@@ -83,7 +83,8 @@ impl Store {
         self.inner.tick(None, true).into_result()
     }
 
-    /// [`tick`](Self::tick) for one topic alone.
+    /// [`tick`](Self::tick) for one topic alone. One partition of the store is compacted at a time: if that of another topic has
+    /// begun, and this one is to be compacted, a step of the other is done.
     ///
     /// # Errors
     /// As [`tick`](Self::tick); [`Error::UnknownTopic`].
@@ -210,10 +211,11 @@ impl StoreInner {
         for topic in &topics {
             self.tick_indexes(topic, &mut step);
         }
-        if let Err((of, error)) = self.clean(&topics, &mut step)
-            && let Some(topic) = topics.iter().find(|topic| topic.name == of.topic)
-        {
-            step.fail(topic, &of, error);
+        if let Err((of, error)) = self.clean(&topics, &mut step) {
+            let topic = self.topics.read().get(&of.topic).cloned();
+            if let Some(topic) = topic {
+                step.fail(&topic, &of, error);
+            }
         }
         self.tell(&mut step);
         self.reserve.take_back();

@@ -199,3 +199,24 @@ fn an_idle_segment_without_a_time_or_with_one_in_the_future_goes_by_its_last_app
         assert_eq!(gone.partition(0).unwrap().start().get(), 2, "{timestamp}");
     }
 }
+
+#[test]
+fn a_topic_that_is_to_be_compacted_is_not_idle_while_another_one_is_compacted() {
+    let bench = Bench::with(|builder| builder.compaction_step_bytes(1).key_index_memory_bytes(0));
+    let fill = |name: &str| {
+        let topic = bench.store.create_topic(name, compacted().segment_bytes(400)).unwrap();
+        (0..40).for_each(|n| drop(topic.append(Record::keyed(format!("k{}", n % 3), "v".repeat(100))).unwrap()));
+        topic
+    };
+    let first = fill("first");
+    while bench.store.tick().unwrap().compacted_bytes == 0 {}
+    let second = fill("second");
+    for _ in 0..1000 {
+        if bench.store.tick_topic("second").unwrap().is_idle() {
+            break;
+        }
+    }
+    assert_eq!(second.upkeep_stats().compactions, 1);
+    assert_eq!(first.upkeep_stats().compactions, 1, "one at a time");
+    assert!(bench.store.tick_topic("second").unwrap().is_idle());
+}
