@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{FaultVfs, MemoryVfs, OpenMode, Vfs};
-use topiclog::{AppendOptions, CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, TopicConfig, Upkeep};
+use topiclog::{
+    AppendOptions, CleanupPolicy, Durability, Error, Offset, Record, Store, StoreBuilder, TopicConfig, Upkeep,
+};
 
 use crate::support::upkeep::settle;
 
@@ -219,4 +221,26 @@ fn a_topic_that_is_to_be_compacted_is_not_idle_while_another_one_is_compacted() 
     assert_eq!(second.upkeep_stats().compactions, 1);
     assert_eq!(first.upkeep_stats().compactions, 1, "one at a time");
     assert!(bench.store.tick_topic("second").unwrap().is_idle());
+}
+
+#[test]
+fn names_of_holds_that_are_the_stores_own_are_refused_and_a_name_that_holds_nothing_is_not_kept() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", compacted()).unwrap();
+    let all = [(topic.partition(0).unwrap().id().clone(), Offset::new(0))];
+    for refused in [
+        bench.store.hold_tombstones("topiclog-groups", &all),
+        bench.store.hold_tombstones("topiclog-anything", &[]),
+        bench.store.release_tombstones("topiclog-groups"),
+    ] {
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    }
+    bench.store.hold_tombstones("reader", &all).unwrap();
+    bench.store.hold_tombstones("reader", &[]).unwrap();
+    assert!(bench.store.holds().is_empty());
+    let before = bench.disk.operations();
+    for n in 0..10 {
+        bench.store.hold_tombstones(&format!("reader-{n}"), &[]).unwrap();
+    }
+    assert_eq!(bench.disk.operations(), before, "nothing is written for what holds nothing");
 }
