@@ -148,6 +148,12 @@ fn index_entries(segment: &Segment, interval_bytes: u64) -> u64 {
 }
 
 impl Cleaning {
+    /// Tombstones are first seen at this time, where another clock says that it is later.
+    pub(crate) fn seen_at(mut self, seen_ms: i64) -> Self {
+        self.rules.seen_ms = self.rules.now_ms.max(seen_ms);
+        self
+    }
+
     /// Begins a round, by what the key index knows if it is given. Nothing is written before the first step.
     pub(crate) fn new(
         log: &Arc<Log>,
@@ -179,6 +185,7 @@ impl Cleaning {
                 is_by_index,
                 first_uncleanable: range.first_uncleanable,
                 now_ms,
+                seen_ms: now_ms,
                 delete_retention_ms: settings.compaction.delete_retention_ms,
                 hold,
             },

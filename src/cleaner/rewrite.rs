@@ -33,6 +33,8 @@ pub(crate) struct Rules {
     pub(crate) is_by_index: bool,
     pub(crate) first_uncleanable: i64,
     pub(crate) now_ms: i64,
+    /// No earlier than now: by this a tombstone is first seen.
+    pub(crate) seen_ms: i64,
     pub(crate) delete_retention_ms: i64,
     pub(crate) hold: Hold,
 }
@@ -331,7 +333,7 @@ impl GroupCopy {
         }
         self.is_changed = true;
         let horizon = if needs_horizon {
-            let horizon = rules.now_ms.saturating_add(rules.delete_retention_ms);
+            let horizon = rules.seen_ms.saturating_add(rules.delete_retention_ms);
             // With a retention of nothing it goes in the very next round.
             passed.note_horizon(horizon.max(rules.now_ms.saturating_add(1)), rules.now_ms);
             Some(horizon)

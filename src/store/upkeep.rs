@@ -103,6 +103,8 @@ impl Store {
 #[derive(Debug, Default)]
 pub(super) struct ClockWatch {
     last: Option<(i64, Duration)>,
+    /// The same when the wall clock was trusted last.
+    trusted: Option<(i64, Duration)>,
     /// The wall clock jumped; until the other one gets here it is not trusted with more than a segment at a time.
     distrusted_until: Duration,
     /// When a segment went by a clock that is not trusted.
@@ -125,14 +127,28 @@ impl ClockWatch {
             }
         }
         self.last = Some((wall_ms, monotonic));
-        monotonic < self.distrusted_until
+        let has_jumped = monotonic < self.distrusted_until;
+        if !has_jumped {
+            self.trusted = self.last;
+        }
+        has_jumped
+    }
+
+    /// What the wall clock would say if it had gone on as it did while it was trusted.
+    fn believed_ms(&self, wall_ms: i64, monotonic: Duration) -> i64 {
+        self.trusted.map_or(wall_ms, |(trusted, at)| {
+            let passed = i64::try_from(monotonic.saturating_sub(at).as_millis()).unwrap_or(i64::MAX);
+            trusted.saturating_add(passed)
+        })
     }
 }
 
 /// One step over all partitions: what it did so far, and what went wrong first.
 pub(super) struct Step {
-    pub(super) now_ms: i64,
+    now_ms: i64,
     has_jumped: bool,
+    /// Between these two it is as late as it is; they differ after the clock has jumped.
+    pub(super) between_ms: (i64, i64),
     /// How many segments of each partition may go by the clock.
     by_age_max: usize,
     /// Whether one did.
@@ -187,7 +203,7 @@ impl StoreInner {
     fn tick(&self, only: Option<&TopicName>, may_read: bool) -> Ticked {
         let may_read = may_read && !self.env.read_only;
         let now_ms = self.env.clock.now_ms();
-        let (has_jumped, by_age_max) = self.look_at_clocks(now_ms);
+        let (has_jumped, by_age_max, believed_ms) = self.look_at_clocks(now_ms);
         let events = self.audience.is_there().then(Vec::new);
         let report = TickReport::default();
         let index_budget = ReadBudget::of(if may_read { self.options.compaction_step_bytes } else { 0 });
@@ -195,6 +211,7 @@ impl StoreInner {
         let mut step = Step {
             now_ms,
             has_jumped,
+            between_ms: (now_ms.min(believed_ms), now_ms.max(believed_ms)),
             by_age_max,
             has_cut_by_age: false,
             may_compact,
@@ -288,13 +305,15 @@ impl StoreInner {
         }
     }
 
-    /// Whether the wall clock has jumped lately, and how many segments of a partition may go by it in this step.
-    fn look_at_clocks(&self, now_ms: i64) -> (bool, usize) {
+    /// Whether the wall clock has jumped lately, how many segments of a partition may go by it in this step, and what time it is
+    /// without the jump.
+    fn look_at_clocks(&self, now_ms: i64) -> (bool, usize, i64) {
         let monotonic = self.env.clock.monotonic();
         let mut clocks = self.clocks.lock();
         let has_jumped = clocks.has_jumped(now_ms, monotonic);
         let is_due = clocks.last_cut.is_none_or(|last| monotonic.saturating_sub(last) >= DISTRUSTED_CUT);
-        (has_jumped, if has_jumped { usize::from(is_due) } else { usize::MAX })
+        let by_age_max = if has_jumped { usize::from(is_due) } else { usize::MAX };
+        (has_jumped, by_age_max, clocks.believed_ms(now_ms, monotonic))
     }
 
     fn tick_log(&self, log: &Arc<Log>, step: &mut Step) -> Result<()> {

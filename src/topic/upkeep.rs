@@ -105,12 +105,13 @@ pub(crate) fn dirtiness(log: &Log, now_ms: i64) -> Result<Option<f64>> {
 }
 
 /// Begins a compaction of a partition, if it still is to be compacted: by its key index, if one is given that is made and
-/// names fewer records than there are in the dirty part, and leaves half of the memory for their keys.
+/// names fewer records than there are in the dirty part, and leaves half of the memory for their keys. Where it is not known what
+/// time it is, it is between these two: what waits for a time waits for the earlier, and begins to wait at the later.
 pub(crate) fn begin_cleaning(
     log: &Arc<Log>,
     index: Option<&KeyIndex>,
     hold_from_offset: i64,
-    now_ms: i64,
+    (now_ms, seen_ms): (i64, i64),
     memory_bytes_max: usize,
 ) -> Result<Option<Cleaning>> {
     let settings = log.settings();
@@ -121,5 +122,5 @@ pub(crate) fn begin_cleaning(
     // What is younger than the lag is to supersede nothing, and the index does not tell it from the rest.
     let goes_by_index = most > 0 && settings.compaction.min_compaction_lag_ms == 0;
     let newest = index.filter(|_| goes_by_index).and_then(|index| index.newest_records(range.first_dirty, most));
-    Ok(Some(Cleaning::new(log, &settings, range, hold, now_ms, memory_bytes_max, newest)))
+    Ok(Some(Cleaning::new(log, &settings, range, hold, now_ms, memory_bytes_max, newest).seen_at(seen_ms)))
 }

@@ -244,3 +244,26 @@ fn names_of_holds_that_are_the_stores_own_are_refused_and_a_name_that_holds_noth
     }
     assert_eq!(bench.disk.operations(), before, "nothing is written for what holds nothing");
 }
+
+#[test]
+fn no_tombstone_goes_by_a_clock_that_jumped() {
+    let bench = Bench::new();
+    let config = compacted().segment_bytes(400).delete_retention_ms(60_000);
+    let topic = bench.store.create_topic("t", config).unwrap();
+    let append = || (0..10).for_each(|n| drop(topic.append(Record::keyed(format!("k{n}"), "v".repeat(100))).unwrap()));
+    let tombstones = || {
+        let records = topic.partition(0).unwrap().read_from(0);
+        records.map(Result::unwrap).filter(|record| record.is_tombstone()).count()
+    };
+    topic.append(Record::tombstone("gone")).unwrap();
+    append();
+    settle(&bench.store);
+    bench.clock.jump_to_ms(T0 + 10 * 365 * 86_400_000);
+    settle(&bench.store);
+    append();
+    settle(&bench.store);
+    assert_eq!(tombstones(), 1);
+    bench.clock.advance_ms(60_001);
+    settle(&bench.store);
+    assert_eq!(tombstones(), 0, "its time is over by the clock as it was before");
+}
