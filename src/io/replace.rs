@@ -16,9 +16,23 @@ use crate::planted::{Bug, is};
 ///
 /// On an error the old file is untouched, except if only the last sync failed: then either may be there after a crash.
 pub(crate) fn replace_file(vfs: &dyn Vfs, directory: &Path, name: &str, bytes: &[u8], sync: bool) -> Result<()> {
+    replace_file_in_parts(vfs, directory, name, sync, |put| put(bytes))
+}
+
+/// Takes the next part of a file.
+pub(crate) type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// [`replace_file`] for one that is never in memory as a whole: the parts are written as they come.
+pub(crate) fn replace_file_in_parts(
+    vfs: &dyn Vfs,
+    directory: &Path,
+    name: &str,
+    sync: bool,
+    parts: impl FnOnce(&mut Put<'_>) -> Result<()>,
+) -> Result<()> {
     let target = directory.join(name);
     let temporary = if is(Bug::ReplacedInPlace) { target.clone() } else { directory.join(format!("{name}.tmp")) };
-    if let Err(error) = write_temporary(vfs, &temporary, bytes, sync && !is(Bug::RenameBeforeSync)) {
+    if let Err(error) = write_temporary(vfs, &temporary, parts, sync && !is(Bug::RenameBeforeSync)) {
         // On a full disk the half-written file would keep the space. If this fails too, the next replacement sweeps it.
         vfs.remove_file(&temporary).ok();
         return Err(error);
@@ -34,7 +48,12 @@ pub(crate) fn replace_file(vfs: &dyn Vfs, directory: &Path, name: &str, bytes: &
     Ok(())
 }
 
-fn write_temporary(vfs: &dyn Vfs, path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
+fn write_temporary(
+    vfs: &dyn Vfs,
+    path: &Path,
+    parts: impl FnOnce(&mut Put<'_>) -> Result<()>,
+    sync: bool,
+) -> Result<()> {
     let create = || vfs.open(path, OpenMode::CreateNew);
     let file = match create() {
         // Left over from a crash.
@@ -45,7 +64,12 @@ fn write_temporary(vfs: &dyn Vfs, path: &Path, bytes: &[u8], sync: bool) -> Resu
         result => result,
     };
     let file = file.map_err(|error| Error::io("create", path, error))?;
-    write_all_at(&*file, bytes, 0).map_err(|(_, error)| Error::io("write", path, error))?;
+    let mut position = 0;
+    parts(&mut |bytes| {
+        write_all_at(&*file, bytes, position).map_err(|(_, error)| Error::io("write", path, error))?;
+        position += bytes.len() as u64;
+        Ok(())
+    })?;
     if sync {
         file.sync_all().map_err(|error| Error::io("sync", path, error))?;
     }

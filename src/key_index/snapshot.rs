@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::io::replace::replace_file;
+use crate::io::replace::{Put, replace_file_in_parts};
 use crate::io::{OpenMode, VfsFile, read_exact_at};
 use crate::partition::Log;
 use crate::partition::key_entry::KeyEntry;
@@ -69,7 +69,13 @@ pub(crate) fn new_secret() -> Result<HashKey> {
     Ok(secret)
 }
 
-fn encode(head: &Head, checks: &[Check], entries: impl Iterator<Item = KeyEntry>) -> Vec<u8> {
+/// Writes a file in parts of a bounded size: beside the table there may be no room for all of it.
+fn write_parts(
+    head: &Head,
+    checks: &[Check],
+    entries: impl Iterator<Item = KeyEntry>,
+    put: &mut Put<'_>,
+) -> Result<()> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_be_bytes());
@@ -86,13 +92,20 @@ fn encode(head: &Head, checks: &[Check], entries: impl Iterator<Item = KeyEntry>
         bytes.extend_from_slice(&base.to_be_bytes());
         bytes.extend_from_slice(&crc32.to_be_bytes());
     }
+    let mut crc = crc32fast::Hasher::new();
     for entry in entries {
+        if bytes.len() >= CHUNK_BYTES {
+            crc.update(&bytes);
+            put(&bytes)?;
+            bytes.clear();
+        }
         let (high, low) = entry.words();
         bytes.extend_from_slice(&high.to_be_bytes());
         bytes.extend_from_slice(&low.to_be_bytes());
     }
-    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
-    bytes
+    crc.update(&bytes);
+    bytes.extend_from_slice(&crc.finalize().to_be_bytes());
+    put(&bytes)
 }
 
 impl Head {
@@ -149,7 +162,9 @@ pub(crate) fn write(log: &Log, secret: &HashKey, table: &Table, position: i64, c
         count: below().count() as u64,
         base: table.base(),
     };
-    replace_file(&*log.env.vfs, &log.directory, INDEX_NAME, &encode(&head, checks, below()), true)
+    replace_file_in_parts(&*log.env.vfs, &log.directory, INDEX_NAME, true, |put| {
+        write_parts(&head, checks, below(), put)
+    })
 }
 
 /// Whether there is a file, whatever it holds.
@@ -212,7 +227,8 @@ impl Loader {
             Err(error) => return failed(error),
         };
         let Some((head, checks_count)) = Head::decode(&head_bytes, bytes) else { return Ok(None) };
-        let memory = head.count.saturating_mul(MEMORY_BYTES);
+        // The checks are there twice while they are read.
+        let memory = head.count.saturating_mul(MEMORY_BYTES).saturating_add(checks_count as u64 * MEMORY_BYTES);
         if !is_of(&head, log) || !fits(usize::try_from(memory).unwrap_or(usize::MAX)) {
             return Ok(None);
         }
@@ -306,6 +322,17 @@ struct File {
     entries: Vec<KeyEntry>,
 }
 
+#[cfg(any(test, fuzzing))]
+fn encode(head: &Head, checks: &[Check], entries: impl Iterator<Item = KeyEntry>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let put = &mut |part: &[u8]| {
+        bytes.extend_from_slice(part);
+        Ok(())
+    };
+    assert!(write_parts(head, checks, entries, put).is_ok());
+    bytes
+}
+
 /// Reads a file; `None` if anything about it does not hold.
 #[cfg(any(test, fuzzing))]
 fn decode(bytes: &[u8]) -> Option<File> {
@@ -361,6 +388,20 @@ mod tests {
             assert_eq!(decode(&bad), None, "byte {at}");
             assert_eq!(decode(&bytes[..at]), None, "cut at {at}");
         }
+    }
+
+    #[test]
+    fn a_large_file_is_written_in_parts_of_a_bounded_size() {
+        let entries = || (0..200_000).map(|n| KeyEntry::new(n, 0, 0).unwrap());
+        let (mut whole, mut largest) = (Vec::new(), 0);
+        let put = &mut |part: &[u8]| {
+            largest = largest.max(part.len());
+            whole.extend_from_slice(part);
+            Ok(())
+        };
+        write_parts(&head(200_000), &[], entries(), put).unwrap();
+        assert!(largest <= CHUNK_BYTES + HEAD_BYTES + ENTRY_BYTES, "{largest}");
+        assert_eq!(decode(&whole).unwrap().entries.len(), 200_000);
     }
 
     #[test]
