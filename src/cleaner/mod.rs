@@ -446,7 +446,7 @@ mod tests {
         (0..17).for_each(|n| drop(topic.append(Record::tombstone(format!("k{n}")).timestamp_ms(now)).unwrap()));
         let partition = topic.partition(0).unwrap();
         partition.log.upkeep().unwrap();
-        let cleaning = begin_cleaning(&partition.log, None, i64::MAX, now, 1 << 20).unwrap().unwrap();
+        let cleaning = begin_cleaning(&partition.log, None, i64::MAX, (now, now), 1 << 20).unwrap().unwrap();
         (store, partition, cleaning)
     }
 
