@@ -75,8 +75,8 @@ pub enum UpkeepEvent {
         from: Offset,
         /// Records from this offset on stay as they are in this round.
         to: Offset,
-        /// Bytes of record batches in the segments from the log start up to there. Those that were not compacted yet are read
-        /// for their keys; then all are read to be copied.
+        /// Bytes of record batches in the segments from the log start up to there. All are read to be copied; before that
+        /// the key index, or those that were not compacted yet, are read for their keys.
         bytes: u64,
     },
     /// A round of compaction has come so far.
@@ -94,7 +94,7 @@ pub enum UpkeepEvent {
     CompactionFinished {
         /// Where.
         partition: TopicPartition,
-        /// Below this offset compaction has been. Less than the round began with if keys did not fit into
+        /// Below this offset compaction has been. Less than the `to` of its begin if keys did not fit into
         /// [`compaction_memory_bytes`](super::StoreBuilder::compaction_memory_bytes); another round follows then.
         clean_end: Offset,
         /// Bytes that the round has read.

@@ -18,7 +18,7 @@ pub struct UpkeepStats {
     pub deleted_bytes: u64,
     /// Compactions of a partition that came to their end.
     pub compactions: u64,
-    /// Bytes that compaction read; what it looks at and copies is read twice.
+    /// Bytes that compaction read; what it reads for its keys and copies counts twice.
     pub compaction_read_bytes: u64,
     /// Bytes of the segments that it made, in the place of others or found the same as those.
     pub compaction_written_bytes: u64,
