@@ -10,6 +10,10 @@ use crate::record::RecordRef;
 
 /// What failed is tried again after so long.
 const AGAIN_AFTER_MS: i64 = 10_000;
+/// Where more keys than one step looks at are there, a pass begins no sooner after the last one than this part of the time for
+/// which keys live, and never waits longer than this: a tombstone comes so much later, and what has expired is not found meanwhile.
+const PASS_PART: i64 = 100;
+const PASS_WAIT_MAX_MS: i64 = 60_000;
 /// Bytes of records that one step looks at; the last of them may be more.
 const STEP_BYTES: usize = 8 << 20;
 /// Bytes of tombstones in one batch, as a rule.
@@ -26,6 +30,9 @@ pub(super) struct Expiry {
     next_ms: i64,
     /// The newest records that are still to be looked at, in a pass over all of them.
     pass: Option<Latest>,
+    /// When the last pass began, and over how many keys.
+    pass_begun_ms: i64,
+    pass_keys: usize,
     /// The setting that all of this was found under.
     expire_after_ms: i64,
     /// Something failed in this pass, and was told of since the last pass in which nothing did.
@@ -44,7 +51,25 @@ struct Ended {
 
 impl Default for Expiry {
     fn default() -> Self {
-        Self { seen: 0, next_ms: i64::MIN, pass: None, expire_after_ms: -1, pass_failed: false, is_told: false }
+        Self {
+            seen: 0,
+            next_ms: i64::MIN,
+            pass: None,
+            pass_begun_ms: i64::MIN,
+            pass_keys: 0,
+            expire_after_ms: -1,
+            pass_failed: false,
+            is_told: false,
+        }
+    }
+}
+
+impl Expiry {
+    /// Whether a pass over all keys may begin: among many keys there is always one that has just expired.
+    fn may_begin(&self, now_ms: i64) -> bool {
+        let wait = (self.expire_after_ms / PASS_PART).min(PASS_WAIT_MAX_MS);
+        let is_soon = (self.pass_begun_ms..self.pass_begun_ms.saturating_add(wait)).contains(&now_ms);
+        self.pass_keys <= STEP || !is_soon
     }
 }
 
@@ -73,7 +98,9 @@ impl KeyIndex {
         if looked.failed.is_some() {
             expiry.pass_failed = true;
             expiry.next_ms = expiry.next_ms.min(now_ms.saturating_add(AGAIN_AFTER_MS));
-            if std::mem::replace(&mut expiry.is_told, true) {
+            // Of an append that may have been made everybody hears.
+            let is_certain = !matches!(looked.failed, Some(Error::OutcomeUnknown { .. }));
+            if std::mem::replace(&mut expiry.is_told, true) && is_certain {
                 looked.failed = None;
             }
         }
@@ -90,12 +117,13 @@ impl KeyIndex {
         }
         looked.at = self.look_at_new(expiry, now_ms);
         // Upkeep makes the index in steps; what has expired is not found meanwhile either.
-        if now_ms < expiry.next_ms || self.is_unmade() {
+        if now_ms < expiry.next_ms || !expiry.may_begin(now_ms) || self.is_unmade() {
             return Ok(false);
         }
         expiry.next_ms = i64::MAX;
         let mut pass = self.latest_in_part()?;
         pass.with_expired = true;
+        (expiry.pass_begun_ms, expiry.pass_keys) = (now_ms, pass.keys_left());
         (expiry.seen, expiry.pass, expiry.pass_failed) = (pass.position, Some(pass), false);
         Ok(true)
     }

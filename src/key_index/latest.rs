@@ -105,6 +105,11 @@ impl Latest {
 }
 
 impl Latest {
+    /// How many records are still to be looked at.
+    pub(super) fn keys_left(&self) -> usize {
+        self.offsets.len()
+    }
+
     /// Goes on behind a record that could not be read.
     pub(super) fn pass_by(&mut self) {
         self.failed = None;
