@@ -68,9 +68,7 @@ impl Places {
     /// Forgets what holds no longer in this set, which is the newest.
     pub(super) fn follow(&mut self, table: &mut Table, set: &SegmentSet, log_start: i64) {
         if log_start > self.log_start {
-            if self.log_start != i64::MIN {
-                table.keep(|offset, _| offset >= log_start);
-            }
+            table.keep(|offset, _| offset >= log_start);
             self.log_start = log_start;
         }
         if self.hold(set) {

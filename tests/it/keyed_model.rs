@@ -427,7 +427,11 @@ impl Run {
         if !self.absorb(&partition)? || self.oracle.is_uncertain {
             return Ok(());
         }
-        let Ok(counts) = topic.count_keys(0) else { return Ok(()) };
+        let counts = match topic.count_keys(0) {
+            Ok(counts) => counts,
+            Err(_) if self.disk.faults_hit() > 0 || self.disk.has_stopped() => return Ok(()),
+            Err(error) => return Err(format!("count: {error}")),
+        };
         let newest = self.oracle.newest(counts.start.get(), counts.position.get());
         let live = newest.values().filter(|(_, row)| row.value.is_some()).count() as u64;
         if counts.live.records != live || counts.tombstones.records > newest.len() as u64 - live {

@@ -298,3 +298,18 @@ fn many_keys_that_expire_one_after_the_other_are_not_all_looked_at_for_each() {
     assert!(looked_at < 50_000, "{looked_at} records were looked at in three seconds");
     assert!(ended > 1900, "{ended} keys were ended, each a second late at most");
 }
+
+#[test]
+fn entries_below_a_log_start_that_was_raised_since_the_file_was_written_are_not_counted() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", compacted()).unwrap();
+    (0..20).for_each(|n| drop(topic.append(Record::keyed(format!("k{n}"), "v")).unwrap()));
+    assert!(topic.contains("k0").unwrap());
+    bench.store.close().unwrap();
+    let bench = Bench::on(bench.disk, |builder| builder);
+    let topic = bench.store.topic("t").unwrap();
+    topic.partition(0).unwrap().delete_records(10).unwrap();
+    assert!(topic.contains("k15").unwrap() && !topic.contains("k5").unwrap());
+    let stats = topic.key_index_stats(0).unwrap().unwrap();
+    assert_eq!((stats.entries, stats.waiting), (10, 0));
+}
