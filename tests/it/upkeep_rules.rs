@@ -52,12 +52,12 @@ fn a_batch_in_which_a_key_comes_again_and_again_is_read_once() {
     let topic = bench.store.create_topic("t", compacted()).unwrap();
     // Made before the append, so that the index hears of the keys as they come.
     assert!(topic.get("k0").unwrap().is_none());
-    let batch: Vec<Record> = (0..4000).map(|n| Record::keyed(format!("k{}", n % 3), format!("{n}"))).collect();
+    let batch: Vec<Record> = (0..30_000).map(|n| Record::keyed(format!("k{}", n % 3), format!("{n}"))).collect();
     topic.append_all(&batch, &AppendOptions::new()).unwrap();
-    let before = bench.disk.calls();
-    assert_eq!(topic.get("k0").unwrap().unwrap().value(), Some(&b"3999"[..]));
-    let calls = bench.disk.calls() - before;
-    assert!(calls < 100, "{calls} calls of the disk for one batch");
+    let begun = Instant::now();
+    assert_eq!(topic.get("k0").unwrap().unwrap().value(), Some(&b"29997"[..]));
+    // A walk through the batch for each time that a key comes takes much longer.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let stats = topic.key_index_stats(0).unwrap().unwrap();
     assert_eq!((stats.entries, stats.waiting), (3, 0), "nothing was left to be compared");
 }
