@@ -66,7 +66,7 @@ impl Groups {
             if bytes > bytes_max {
                 return (Err(too_large(group, bytes, bytes_max)), replies);
             }
-            let (request, answer) = state.request(bell);
+            let (request, answer) = state.request(bell, &self.store().clock());
             replies.extend(state.coordinator_mut().join(now_ms, request, join));
             (Ok(answer), replies)
         })?
@@ -95,7 +95,7 @@ impl Groups {
             if bytes > bytes_max {
                 return (Err(too_large(group, bytes, bytes_max)), Replies::new());
             }
-            let (request, answer) = state.request(bell);
+            let (request, answer) = state.request(bell, &self.store().clock());
             let replies = state.coordinator_mut().sync(now_ms, request, member_id, instance, *generation, assignments);
             (Ok(answer), replies)
         })?

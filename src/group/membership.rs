@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use super::coordinator::{GroupCoordinator, GroupState, Refusal, Replies, Reply, RequestId};
 use super::schema::MemberMetadata;
+use crate::clock::Clock;
+use crate::clock::deadline::Deadline;
 use crate::clock::notify::{Bell, Listener};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -57,6 +59,7 @@ pub(super) fn may_live(member: &MemberMetadata) -> bool {
 pub struct Answer {
     reply: Arc<Mutex<Option<Reply>>>,
     bell: Arc<Bell>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Answer {
@@ -65,15 +68,22 @@ impl Answer {
         self.reply.lock().take()
     }
 
-    /// Waits for the answer, at most so long. Time-outs of other members do not end it by themselves:
-    /// [`Groups::tick`](super::Groups::tick) does that.
+    /// Waits for the answer, at most so long; not at all where the clock is moved by hand. Time-outs of other members do not end
+    /// it by themselves: [`Groups::tick`](super::Groups::tick) does that.
     pub fn wait(&self, timeout: Duration) -> Option<Reply> {
         let mut listener: Listener = self.bell.listen();
-        if let Some(reply) = self.take() {
-            return Some(reply);
+        let deadline = Deadline::after(&*self.clock, timeout);
+        loop {
+            if let Some(reply) = self.take() {
+                return Some(reply);
+            }
+            // Appends and commits of others ring as well.
+            let left = deadline.left(&*self.clock);
+            if left.is_zero() || self.clock.is_manual() {
+                return None;
+            }
+            listener.wait(left);
         }
-        listener.wait(timeout);
-        self.take()
     }
 }
 
@@ -148,11 +158,11 @@ impl LiveState {
     }
 
     /// A new request, and where its answer will be.
-    pub(super) fn request(&mut self, bell: &Arc<Bell>) -> (RequestId, Answer) {
+    pub(super) fn request(&mut self, bell: &Arc<Bell>, clock: &Arc<dyn Clock>) -> (RequestId, Answer) {
         self.last_request += 1;
         let reply = Arc::new(Mutex::new(None));
         self.waiting.insert(self.last_request, Arc::clone(&reply));
-        (self.last_request, Answer { reply, bell: Arc::clone(bell) })
+        (self.last_request, Answer { reply, bell: Arc::clone(bell), clock: Arc::clone(clock) })
     }
 }
 

@@ -421,3 +421,27 @@ fn a_member_or_an_assignment_that_makes_the_record_of_the_group_too_large_is_ref
     third().unwrap();
     assert_eq!(place.groups.remove_members("g").unwrap(), 3);
 }
+
+/// It once came back without an answer at the first append anywhere.
+#[test]
+fn a_wait_for_an_answer_is_not_ended_by_what_others_append() {
+    let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
+    let topic = store.create_topic("t", TopicConfig::default()).unwrap();
+    let groups = Groups::open(&store).unwrap();
+    let member = |id: &str| JoinRequest { new_member_id: id.to_owned(), rebalance_timeout_ms: 60_000, ..join() };
+    let first = groups.join("g", member("first")).unwrap();
+    assert!(matches!(first.wait(Duration::ZERO), Some(Reply::Joined(Ok(_)))));
+    // The second waits for the first to join again.
+    let second = groups.join("g", member("second")).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| second.wait(Duration::from_secs(60)));
+        for _ in 0..100 {
+            topic.append(Record::of_value("x")).unwrap();
+        }
+        assert!(!waiting.is_finished());
+        let again = JoinRequest { member_id: "first".to_owned(), ..member("") };
+        groups.join("g", again).unwrap();
+        assert!(matches!(waiting.join().unwrap(), Some(Reply::Joined(Ok(_)))));
+    });
+    assert!(second.wait(Duration::from_millis(1)).is_none(), "an answer is given once");
+}
