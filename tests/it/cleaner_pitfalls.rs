@@ -591,6 +591,7 @@ fn all_of_it_holds_where_there_is_no_key_index() {
         no_file_of_a_compacted_segment_is_longer_than_what_is_in_it();
         a_record_without_a_key_is_refused_and_one_that_is_there_is_dropped();
         records_under_the_logs_clock_keep_their_time();
+        #[cfg(feature = "zstd")]
         a_batch_of_an_aborted_transaction_goes_however_large_it_would_become();
     });
 }

@@ -21,6 +21,7 @@ mod compaction_by_index;
 mod compaction_crashes;
 mod compaction_model;
 mod consumers;
+#[cfg(feature = "testing")]
 mod consumers_go_on;
 mod consumers_model;
 mod crashes;
