@@ -124,6 +124,11 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     fn sync_data(&self) -> io::Result<()>;
     /// Makes data and all attributes durable (`fsync`).
     fn sync_all(&self) -> io::Result<()>;
+    /// Asks the back end to begin to write a range to the disk, without waiting for it: a hint for speed before a sync of
+    /// much, which then finds most of it done. It promises nothing, and whatever fails is reported by the sync.
+    fn begin_sync(&self, position: u64, bytes: u64) {
+        let _ = (position, bytes);
+    }
     /// Takes zeroed space for `[position, position + bytes)`; the file becomes at least that long. A back end that
     /// cannot may do nothing: it is a hint for speed.
     fn allocate(&self, position: u64, bytes: u64) -> io::Result<()>;

@@ -9,10 +9,15 @@ use super::open::Opening;
 use super::quarantine;
 use super::repair::{PartitionReport, Repair};
 use crate::error::{Error, Result};
-use crate::io::{OpenMode, read_exact_at, write_all_at};
+use crate::io::{OpenMode, VfsFile, read_exact_at, write_all_at};
 use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
 use crate::segment::recover::Stop;
+
+/// How much is copied at once.
+const COPY_BYTES: u64 = 256 << 10;
+/// How much the disk is given to write at once; a multiple of [`COPY_BYTES`].
+const SYNC_BYTES: u64 = 1 << 20;
 
 impl Opening<'_> {
     pub(super) fn note_what_a_writer_would_do(&self, found: &End, report: &mut PartitionReport) {
@@ -124,21 +129,21 @@ impl Opening<'_> {
     }
 }
 
-fn copy_range(
-    source: &dyn crate::io::VfsFile,
-    target: &dyn crate::io::VfsFile,
-    from: u64,
-    to: u64,
-    path: &Path,
-) -> Result<()> {
-    let mut buffer = vec![0; usize::try_from((to - from).min(256 << 10)).unwrap_or(256 << 10)];
-    let mut at = from;
+/// Copies a range, and has the disk write what is copied while the rest is: the sync that follows then waits for little.
+fn copy_range(source: &dyn VfsFile, target: &dyn VfsFile, from: u64, to: u64, path: &Path) -> Result<()> {
+    let mut buffer = vec![0; usize::try_from((to - from).min(COPY_BYTES)).unwrap_or(0)];
+    let (mut at, mut begun) = (from, from);
     while at < to {
-        let length = buffer.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));
-        let part = buffer.get_mut(..length).unwrap_or_default();
+        // Pieces end where pages do, so that no page is written twice.
+        let length = (COPY_BYTES - at % COPY_BYTES).min(to - at);
+        let part = buffer.get_mut(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
         read_exact_at(source, part, at).map_err(|error| Error::io("read", path, error))?;
         write_all_at(target, part, at).map_err(|(_, error)| Error::io("write", path, error))?;
-        at += length as u64;
+        at += length;
+        if at % SYNC_BYTES == 0 {
+            target.begin_sync(begun, at - begun);
+            begun = at;
+        }
     }
     Ok(())
 }

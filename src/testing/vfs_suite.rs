@@ -21,6 +21,7 @@ pub fn run(vfs: &dyn Vfs, root: &Path) {
         ("long", chunks_meet),
         ("sparse", long_files_of_nothing),
         ("allocate", allocation_keeps_what_is_there),
+        ("begin_sync", a_sync_that_has_begun_changes_nothing),
         ("window", windows_write_into_the_file),
         ("rename", rename_replaces),
         ("rename_directory", rename_of_directories),
@@ -173,6 +174,20 @@ fn allocation_keeps_what_is_there(vfs: &dyn Vfs, directory: &Path) {
     // Doing nothing is allowed.
     assert!(after.len() == 3 || after.len() == 10_002);
     assert!(after.starts_with(b"abc") && after[3..].iter().all(|byte| *byte == 0));
+}
+
+fn a_sync_that_has_begun_changes_nothing(vfs: &dyn Vfs, directory: &Path) {
+    let bytes: Vec<u8> = (0..300_000u32).map(|index| index as u8).collect();
+    let file = put(vfs, &directory.join("f"), &bytes);
+    for (position, length) in [(0, 0), (0, 300_000), (5_000, 70_000), (299_999, 1), (299_999, u64::MAX), (u64::MAX, 1)]
+    {
+        file.begin_sync(position, length);
+        assert!(content(&*file) == bytes, "{length} bytes from {position}");
+    }
+    file.begin_sync(0, 300_000);
+    write_all(&*file, b"later", 4_094);
+    file.sync_data().unwrap();
+    assert_eq!(&content(&*file)[4_093..4_100], [&bytes[4_093..4_094], b"later", &bytes[4_099..4_100]].concat());
 }
 
 fn windows_write_into_the_file(vfs: &dyn Vfs, directory: &Path) {
