@@ -33,12 +33,9 @@ impl Groups {
         }
         let shard = shards.at(number)?;
         self.store().hold_for_groups(&shard.partition)?;
-        if member.is_none() {
-            groups.iter().try_for_each(|(group, _)| self.let_go(group))?;
-        }
         let appended = self.append_while_allowed(shard, groups, &commits, options, member);
-        if member.is_none() || appended.is_err() {
-            // They may be groups that nobody is in.
+        // They may be groups that nobody is in. One that commits is likely to commit again: the use of others forgets it.
+        if groups.len() > 1 || appended.is_err() {
             groups.iter().for_each(|(group, _)| self.forget_unused(group));
         }
         let appended = appended?;
@@ -87,8 +84,10 @@ impl Groups {
         options: &CommitOptions,
         member: Option<&GroupMetadata>,
     ) -> Result<Appended> {
+        // A commit of nobody is refused while the group has members, so those who are gone are taken out first.
+        let live = |group| if member.is_some() { Ok(self.live(group)) } else { self.let_go(group) };
         if let &[(group, _)] = groups {
-            let live = self.live(group);
+            let live = live(group)?;
             let _locked = self.lock_for_commit(&live, group, member)?;
             return shard.append_commits(commits, options);
         }
@@ -96,7 +95,7 @@ impl Groups {
         let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
         names.sort_unstable();
         names.dedup();
-        let live: Vec<_> = names.into_iter().map(|name| (name, self.live(name))).collect();
+        let live = names.into_iter().map(|name| Ok((name, live(name)?))).collect::<Result<Vec<_>>>()?;
         let lock = |(name, live)| self.lock_for_commit(live, name, member);
         let _locked = live.iter().map(|(name, live)| lock((name, live))).collect::<Result<Vec<_>>>()?;
         shard.append_commits(commits, options)

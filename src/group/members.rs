@@ -214,19 +214,21 @@ impl Groups {
         Ok(metadata.flatten().map(of_table))
     }
 
-    /// Takes out who is gone before a group is asked for what its members may refuse: those that were dropped, and those whose
-    /// session is over.
-    pub(super) fn let_go(&self, group: &str) -> Result<()> {
-        let live = self.shared.live.lock().by_name.get(group).cloned();
-        let is_due = live.is_some_and(|live| live.is_due(self.monotonic_ms()));
-        if is_due { self.tick_group(group) } else { Ok(()) }
+    /// A group before it is asked for what its members may refuse: who is gone is taken out, those that were dropped and those
+    /// whose session is over.
+    pub(super) fn let_go(&self, group: &str) -> Result<Arc<LiveGroup>> {
+        let live = self.live(group);
+        if live.is_due(|| self.monotonic_ms()) {
+            self.tick_group(group)?;
+        }
+        Ok(live)
     }
 
     /// Whether a step of a group that has members by its record may take one out: also of one that was not looked at since the
     /// store was opened.
     pub(super) fn may_let_go(&self, group: &str) -> bool {
         let live = self.shared.live.lock().by_name.get(group).cloned();
-        live.is_none_or(|live| live.is_due(self.monotonic_ms()) || live.state.lock().coordinator.is_none())
+        live.is_none_or(|live| live.is_due(|| self.monotonic_ms()) || live.state.lock().coordinator.is_none())
     }
 
     /// Refuses to take from members what they use: one of these topics, or the group if there are none. As long as the lock is
@@ -255,7 +257,7 @@ impl Groups {
 
     /// The members of a group in this process; made at the first use.
     pub(crate) fn live(&self, group: &str) -> Arc<LiveGroup> {
-        self.shared.live.lock().get_or_make(group, self.monotonic_ms())
+        self.shared.live.lock().get_or_make(group, || self.monotonic_ms())
     }
 
     /// Locks a group, with its coordinator read in.

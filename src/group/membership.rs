@@ -100,11 +100,12 @@ pub(super) struct LiveGroups {
 
 impl LiveGroups {
     /// The group; made if it is not there.
-    pub(super) fn get_or_make(&mut self, name: &str, now_ms: u64) -> Arc<LiveGroup> {
+    pub(super) fn get_or_make(&mut self, name: &str, now_ms: impl FnOnce() -> u64) -> Arc<LiveGroup> {
         if let Some(found) = self.by_name.get(name) {
             return Arc::clone(found);
         }
         // Who only ever makes new ones, and takes no step in them, is not to pile them up.
+        let now_ms = now_ms();
         for _ in 0..OTHERS_AT_ONCE {
             self.look_at_next(now_ms);
         }
@@ -127,7 +128,7 @@ impl LiveGroups {
         let name = next.map(|(name, _)| name.clone())?;
         self.looked_at.clone_from(&name);
         self.forget_unused(&name);
-        let is_left_alone = |live: &&Arc<LiveGroup>| Arc::strong_count(live) == 1 && live.is_due(now_ms);
+        let is_left_alone = |live: &&Arc<LiveGroup>| Arc::strong_count(live) == 1 && live.is_due(|| now_ms);
         self.by_name.get(&name).filter(is_left_alone).map(|_| name)
     }
 }
@@ -199,8 +200,8 @@ impl LiveGroup {
     }
 
     /// Whether a step would take somebody out, or end what has waited long enough.
-    pub(super) fn is_due(&self, now_ms: u64) -> bool {
-        !self.departed.lock().is_empty() || self.next_deadline_ms().is_some_and(|deadline_ms| now_ms >= deadline_ms)
+    pub(super) fn is_due(&self, now_ms: impl FnOnce() -> u64) -> bool {
+        !self.departed.lock().is_empty() || self.next_deadline_ms().is_some_and(|deadline_ms| now_ms() >= deadline_ms)
     }
 
     /// When a step has something to do without anybody asking, in milliseconds of the monotonic clock.

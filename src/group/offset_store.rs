@@ -236,7 +236,7 @@ impl Groups {
         }
         let Some(shards) = self.shards()? else { return Ok(()) };
         let shard = shards.at(partition_for_group(group, shards.count))?;
-        self.let_go(group)?;
+        let live = self.let_go(group)?;
         let pick = |table: &GroupTable, in_flight: &[(i64, String, TopicPartition)]| {
             let of_group = in_flight.iter().filter(|(_, name, _)| name == group);
             let in_flight: Vec<TopicPartition> = of_group.map(|(.., place)| place.clone()).collect();
@@ -251,7 +251,6 @@ impl Groups {
             let places = places.into_iter().map(Some).chain(has_metadata.then_some(None));
             Ok(places.map(|place| Removed { group: Arc::clone(&name), place }).collect())
         };
-        let live = self.live(group);
         let appended = self.lock_unused(&live, group, topics).and_then(|_locked| shard.append_removed(false, pick));
         drop(live);
         self.forget_unused(group);
