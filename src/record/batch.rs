@@ -46,7 +46,7 @@ const LENGTH_MIN_ANY: i32 = 14;
 /// The smallest length of a batch: the header alone.
 const LENGTH_MIN: i32 = 49;
 /// Where the checksummed part begins.
-pub(super) const CRC_FROM: usize = 21;
+pub(crate) const CRC_FROM: usize = 21;
 /// Where the checksum is.
 pub(super) const CRC_AT: usize = 17;
 /// The least that a record takes: a length, attributes, two deltas, two null lengths and no headers.

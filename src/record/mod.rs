@@ -23,6 +23,7 @@ mod stored;
 mod varint;
 
 pub use append::{AsRecord, Header, Record, RecordRef};
+pub(crate) use batch::CRC_FROM;
 pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
 pub(crate) use body::{RecordPlace, RecordsState};
 pub use body::{RecordView, RecordsIter};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::log_file::Chunk;
+use super::recover::{HELD_BATCH_BYTES_MAX, check_in_pieces};
 use super::seal::Seal;
 use super::{Segment, State};
 use crate::error::{Error, Result};
@@ -206,6 +207,7 @@ impl Cursor {
             return Err(self.corrupt("the batch is longer than the log"));
         }
         if self.position + size > self.chunk.end() {
+            self.check_large(&header)?;
             self.refill(size)?;
         } else if let Some(mapped) = &self.chunk.mapped {
             self.segment.log().prepare(mapped, self.position, self.position + size, self.seal.as_deref())?;
@@ -213,6 +215,20 @@ impl Cursor {
         self.check_place(&header)?;
         let start = (self.position - self.chunk.start) as usize;
         Ok(Some(BatchAt { position: self.position, header, start, end: start + size as usize }))
+    }
+
+    /// Before memory is taken for a very large batch: its length is not covered by its CRC, which says first whether there is
+    /// such a batch at all. A map takes no memory.
+    #[cold]
+    fn check_large(&self, header: &BatchHeader) -> Result<()> {
+        let log = self.segment.log();
+        let size = header.size_bytes() as u64;
+        if size <= HELD_BATCH_BYTES_MAX || log.mapped(self.position + size, self.seal.is_some()).is_some() {
+            return Ok(());
+        }
+        let checked = log.file().with(|file| check_in_pieces(file, self.position, header));
+        let checked = checked.map_err(|error| Error::io("read", log.path(), error))?;
+        checked.map_err(|why| self.corrupt(why))
     }
 
     #[cold]
@@ -305,6 +321,8 @@ impl Segment {
             return None;
         }
         match &chunk.mapped {
+            // The cursor looks first whether it may be that long.
+            _ if end > chunk.end() && size as u64 > HELD_BATCH_BYTES_MAX => return None,
             _ if end > chunk.end() => {
                 chunk = log.small_chunk(position, size as u64, seal).ok()?;
                 at = usize::try_from(position.checked_sub(chunk.start)?).ok()?;

@@ -86,9 +86,37 @@ pub(crate) struct Mapped {
     verified_to: AtomicU64,
     /// Everything below was read in, so that touching it for the first time cannot fail.
     populated_to: AtomicU64,
-    /// One bit per block: of a sealed file, that it was compared with its checksum; of another, that it was read in apart
-    /// from what lies before it. A file that is sealed gets a new map.
-    blocks: Box<[AtomicU64]>,
+    /// Blocks that were read in apart from what lies before them.
+    read_in: Blocks,
+    /// Blocks that were compared with their checksum in the seal. Not the same: who began to read before the file was sealed
+    /// shares this map, and compares with the batches' own.
+    sealed: Blocks,
+}
+
+/// One bit for each block of a map.
+#[derive(Debug)]
+struct Blocks(Box<[AtomicU64]>);
+
+impl Blocks {
+    fn none_of(bytes: u64) -> Self {
+        Self((0..bytes.div_ceil(Seal::BLOCK_BYTES).div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn has(&self, block: u64) -> bool {
+        let word = self.0.get((block / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (block % 64)) != 0)
+    }
+
+    #[inline]
+    fn have(&self, position: u64, end: u64) -> bool {
+        (position / Seal::BLOCK_BYTES..end.div_ceil(Seal::BLOCK_BYTES)).all(|block| self.has(block))
+    }
+
+    fn mark(&self, block: u64) {
+        if let Some(word) = self.0.get((block / 64) as usize) {
+            word.fetch_or(1 << (block % 64), Ordering::AcqRel);
+        }
+    }
 }
 
 impl Mapped {
@@ -105,22 +133,6 @@ impl Mapped {
     pub(crate) fn note_verified(&self, from: u64, to: u64) {
         if from <= self.verified_to.load(Ordering::Acquire) {
             self.verified_to.fetch_max(to, Ordering::AcqRel);
-        }
-    }
-
-    fn block_is_marked(&self, block: u64) -> bool {
-        let word = self.blocks.get((block / 64) as usize);
-        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (block % 64)) != 0)
-    }
-
-    #[inline]
-    fn blocks_are_marked(&self, position: u64, end: u64) -> bool {
-        (position / Seal::BLOCK_BYTES..end.div_ceil(Seal::BLOCK_BYTES)).all(|block| self.block_is_marked(block))
-    }
-
-    fn mark_block(&self, block: u64) {
-        if let Some(word) = self.blocks.get((block / 64) as usize) {
-            word.fetch_or(1 << (block % 64), Ordering::AcqRel);
         }
     }
 }
@@ -307,13 +319,13 @@ impl LogFile {
         }
         // A map that fails (no memory, too many maps) is no error: the caller reads positionally.
         let map = self.file.with(|file| file.map(published)).ok()??;
-        let blocks = published.div_ceil(Seal::BLOCK_BYTES).div_ceil(64);
         let mapped = Arc::new(Mapped {
             bytes: Arc::new(map.bytes().clone()),
             map,
             verified_to: AtomicU64::new(0),
             populated_to: AtomicU64::new(0),
-            blocks: (0..blocks).map(|_| AtomicU64::new(0)).collect(),
+            read_in: Blocks::none_of(published),
+            sealed: Blocks::none_of(published),
         });
         *slot = Some(Arc::clone(&mapped));
         Some(mapped)
@@ -370,7 +382,7 @@ impl LogFile {
         match seal {
             Some(seal) => self.check_blocks(mapped, position, end, seal),
             None if end <= mapped.populated_to.load(Ordering::Acquire) => Ok(()),
-            None if mapped.blocks_are_marked(position, end) => Ok(()),
+            None if mapped.read_in.have(position, end) => Ok(()),
             None => self.populate_ahead(mapped, position, end),
         }
     }
@@ -386,9 +398,14 @@ impl LogFile {
             return Ok(());
         }
         // Read at random: whole blocks, so that not every read asks the kernel.
+        self.populate_blocks(mapped, position, end)
+    }
+
+    fn populate_blocks(&self, mapped: &Mapped, position: u64, end: u64) -> Result<()> {
         let (first, last) = (position / Seal::BLOCK_BYTES, end.div_ceil(Seal::BLOCK_BYTES));
-        self.populate(mapped, first * Seal::BLOCK_BYTES, (last * Seal::BLOCK_BYTES).min(length))?;
-        (first..last).for_each(|block| mapped.mark_block(block));
+        let end = (last * Seal::BLOCK_BYTES).min(mapped.bytes().len() as u64);
+        self.populate(mapped, first * Seal::BLOCK_BYTES, end)?;
+        (first..last).for_each(|block| mapped.read_in.mark(block));
         Ok(())
     }
 
@@ -405,20 +422,18 @@ impl LogFile {
         let length = mapped.bytes().len() as u64;
         let mut block = position / Seal::BLOCK_BYTES;
         while block * Seal::BLOCK_BYTES < end {
-            if !mapped.block_is_marked(block) {
+            if !mapped.sealed.has(block) {
                 let start = block * Seal::BLOCK_BYTES;
                 let block_end = (start + Seal::BLOCK_BYTES).min(length);
-                if start >= mapped.populated_to.load(Ordering::Acquire) {
-                    let ahead = (start + POPULATE_BYTES).min(end.max(block_end)).min(length);
-                    self.populate(mapped, start, ahead)?;
-                    mapped.populated_to.store(ahead, Ordering::Release);
+                if block_end > mapped.populated_to.load(Ordering::Acquire) && !mapped.read_in.has(block) {
+                    self.populate_blocks(mapped, start, end.min(start + POPULATE_BYTES))?;
                 }
                 let bytes = mapped.bytes().get(start as usize..block_end as usize).unwrap_or_default();
                 if is(Bug::MarkedBeforeCheck) {
-                    mapped.mark_block(block);
+                    mapped.sealed.mark(block);
                 }
                 seal.check(self.path(), start, bytes)?;
-                mapped.mark_block(block);
+                mapped.sealed.mark(block);
             }
             block += 1;
         }

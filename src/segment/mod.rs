@@ -4,6 +4,7 @@
 //! makes [`Segment::append`] single-threaded; everything else may be called from any thread at any time.
 
 pub(crate) mod append_table;
+mod batch_checker;
 pub(crate) mod compose;
 pub(crate) mod cursor;
 pub(crate) mod file_pool;
@@ -26,10 +27,10 @@ use crate::error::{Error, Result};
 use crate::ids::Uuid;
 use crate::io::{OpenMode, read_small};
 use crate::planted::{Bug, is};
-use crate::record::{BatchError, BatchView};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 
+use self::batch_checker::{BatchChecker, Damage};
 use self::file_pool::FilePool;
 use self::log_file::{CutBack, LogFile, ReadPath};
 use self::name::{Suffix, file_name};
@@ -397,8 +398,8 @@ impl Segment {
     /// batches, so that it must not be made of damaged ones.
     pub(crate) fn compute_seal(&self, store_id: Uuid) -> Result<Seal> {
         let mut builder = SealBuilder::default();
-        let mut batches = Some(BatchChecker::default());
         let bytes = self.bytes();
+        let mut batches = Some(BatchChecker::new(bytes));
         let mut position = 0;
         let mut buffer = vec![0; usize::try_from(bytes.min(1 << 20)).unwrap_or(1 << 20)];
         while position < bytes {
@@ -410,13 +411,13 @@ impl Segment {
             match batches.as_mut().map_or(Ok(()), |batches| batches.update(part)) {
                 Ok(()) => {}
                 // A broker's entries of the old formats cannot be walked.
-                Err((_, error)) if self.is_foreign && error.is_unsupported() => batches = None,
-                Err((at, error)) => return Err(self.damaged(at, &error.to_string())),
+                Err(damage) if self.is_foreign && damage.is_unsupported => batches = None,
+                Err(damage) => return Err(self.damaged(&damage)),
             }
             position += length as u64;
         }
-        if let Some(at) = batches.and_then(|batches| batches.finish()) {
-            return Err(self.damaged(at, "the log ends inside a batch"));
+        if let Some(Err(damage)) = batches.map(BatchChecker::finish) {
+            return Err(self.damaged(&damage));
         }
         let facts = SealFacts {
             store_id,
@@ -428,10 +429,15 @@ impl Segment {
         Ok(builder.finish(facts, self.side_files()?))
     }
 
-    fn damaged(&self, at: u64, what: &str) -> Error {
+    fn damaged(&self, damage: &Damage) -> Error {
         self.is_damaged.store(true, Ordering::Release);
         let offsets = Some((self.base_offset.into(), self.next_offset().into()));
-        Error::Corrupt { path: self.log.path().to_owned(), position: at, offsets, what: what.to_owned() }
+        Error::Corrupt {
+            path: self.log.path().to_owned(),
+            position: damage.position,
+            offsets,
+            what: damage.what.clone(),
+        }
     }
 
     fn side_files(&self) -> Result<Vec<SideFile>> {
@@ -459,36 +465,5 @@ impl Segment {
             self.log.forget_map();
         }
         self.set_state(State::Sealed);
-    }
-}
-
-/// Checks batches while their bytes pass by.
-#[derive(Debug, Default)]
-struct BatchChecker {
-    /// The beginning of a batch whose end has not come yet.
-    begun: Vec<u8>,
-    position: u64,
-}
-
-impl BatchChecker {
-    /// Checks the batches that end in these bytes, or says where one is damaged.
-    fn update(&mut self, bytes: &[u8]) -> std::result::Result<(), (u64, BatchError)> {
-        self.begun.extend_from_slice(bytes);
-        let mut at = 0;
-        loop {
-            match BatchView::parse(self.begun.get(at..).unwrap_or_default()) {
-                Ok(batch) => at += batch.bytes().len(),
-                Err(BatchError::Truncated { .. }) => break,
-                Err(error) => return Err((self.position + at as u64, error)),
-            }
-        }
-        self.begun.drain(..at);
-        self.position += at as u64;
-        Ok(())
-    }
-
-    /// Where a batch begins that does not end.
-    fn finish(&self) -> Option<u64> {
-        (!self.begun.is_empty()).then_some(self.position)
     }
 }

@@ -12,7 +12,7 @@ use crate::record::{self, BatchError, BatchHeader, BatchView};
 
 const WINDOW_BYTES: usize = 256 << 10;
 /// A batch above this is checked in pieces and not held in memory.
-const HELD_BATCH_BYTES_MAX: u64 = 32 << 20;
+pub(super) const HELD_BATCH_BYTES_MAX: u64 = 32 << 20;
 const HEADER_BYTES: usize = 61;
 
 /// Where a scan begins, and what it expects to find.
@@ -202,10 +202,15 @@ fn step_legacy(window: &mut Window<'_>, scan: &mut Scan, size: usize, left: u64)
     }
 }
 
-fn check_in_pieces(file: &dyn VfsFile, position: u64, header: &BatchHeader) -> io::Result<Result<(), String>> {
+/// Compares a batch with its CRC without holding it. Its length may be anything: nothing vouches for it before.
+pub(super) fn check_in_pieces(
+    file: &dyn VfsFile,
+    position: u64,
+    header: &BatchHeader,
+) -> io::Result<Result<(), String>> {
     let mut crc = record::Crc32c::new();
     let end = position + header.size_bytes() as u64;
-    let mut at = position + 21;
+    let mut at = position + record::CRC_FROM as u64;
     let mut buffer = vec![0; WINDOW_BYTES];
     while at < end {
         let length = (end - at).min(WINDOW_BYTES as u64) as usize;

@@ -62,8 +62,9 @@ fn a_child_does_what_it_is_told() {
         }
         "try" => say(&format!("result {}", Store::open(root).map_or_else(|error| error.code(), |_| "ok"))),
         "descriptors" => crate::kernel::use_many_partitions(root),
-        "shorten mapped" => crate::kernel::shorten_and_read(root, ReadPath::Mapped),
-        "shorten positional" => crate::kernel::shorten_and_read(root, ReadPath::Positional),
+        "shorten mapped" => crate::kernel::shorten_and_read(root, ReadPath::Mapped, [0, 100]),
+        "shorten mapped, read backwards" => crate::kernel::shorten_and_read(root, ReadPath::Mapped, [120, 60]),
+        "shorten positional" => crate::kernel::shorten_and_read(root, ReadPath::Positional, [0, 100]),
         "watch mapped" => crate::kernel::read_twice(root, ReadPath::Mapped),
         "watch positional" => crate::kernel::read_twice(root, ReadPath::Positional),
         other => panic!("no such role: {other}"),

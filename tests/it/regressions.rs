@@ -3,9 +3,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, Vfs, VfsLock, errno};
+use topiclog::io::{
+    Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, errno,
+};
 use topiclog::{Durability, Error, Record, Store, TopicConfig, Upkeep};
 
 use crate::support::layered::{Layer, Layered};
@@ -304,4 +307,106 @@ pub(crate) fn all() {
     a_failed_creation_after_a_failed_deletion_is_swept_at_once();
     a_topic_that_only_a_lost_manifest_listed_is_not_gone();
     a_seal_does_not_vouch_for_what_was_damaged_before_it();
+}
+
+/// A reader that had begun before its segment was sealed marked blocks of the new map as read in, and others took the mark to
+/// mean that they had been compared with the seal: damaged bytes were handed out.
+#[test]
+fn who_reads_without_the_seal_speaks_for_nobody_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::builder().upkeep(Upkeep::Manual).open(directory.path()).unwrap();
+    let config = TopicConfig::default().durability(Durability::Os).segment_bytes(900_000).preallocate_bytes(0);
+    let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+    let put = |numbers: std::ops::Range<u8>| {
+        for number in numbers {
+            partition.append(Record::of_value(vec![number; 10_000])).unwrap();
+        }
+    };
+    put(0..10);
+    let mut reader = partition.read_from(0);
+    reader.by_ref().take(10).for_each(|record| drop(record.unwrap()));
+    put(10..100);
+    // From here on it reads positionally, and meanwhile the segment is sealed.
+    reader.next().unwrap().unwrap();
+    assert_eq!(store.tick().unwrap().sealed_segments, 1);
+    let (seen, damaged) = (60, 62);
+    while reader.position().get() <= seen {
+        reader.next().unwrap().unwrap();
+    }
+    let log = directory.path().join("t-0/00000000000000000000.log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let value = bytes.windows(5000).position(|window| window == [damaged as u8; 5000]).unwrap();
+    let same_block = bytes.windows(5000).position(|window| window == [seen as u8; 5000]).unwrap();
+    assert_eq!(value / 65_536, same_block / 65_536);
+    bytes[value + 100] ^= 1;
+    // In place: the maps are of this file.
+    std::io::Write::write_all(&mut std::fs::OpenOptions::new().write(true).open(&log).unwrap(), &bytes).unwrap();
+    let refused = partition.record(damaged).unwrap_err();
+    assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+}
+
+/// How much was asked for at once, of a file system in memory without maps.
+struct Measured(Arc<AtomicUsize>);
+
+#[derive(Debug)]
+struct MeasuredFile(Arc<dyn VfsFile>, Arc<AtomicUsize>);
+
+impl Layer for Measured {
+    fn open(&self, below: &MemoryVfs, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
+        Ok(Arc::new(MeasuredFile(below.open(path, mode)?, Arc::clone(&self.0))))
+    }
+}
+
+impl VfsFile for MeasuredFile {
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        self.1.fetch_max(buffer.len(), Ordering::Relaxed);
+        self.0.read_at(buffer, position)
+    }
+    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
+        self.0.write_at(bytes, position)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn sync_all(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+    fn allocate(&self, position: u64, bytes: u64) -> io::Result<()> {
+        self.0.allocate(position, bytes)
+    }
+    fn map(&self, _bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>> {
+        Ok(None)
+    }
+    fn set_modified(&self, modified_ms: i64) -> io::Result<()> {
+        self.0.set_modified(modified_ms)
+    }
+}
+
+/// Nothing vouches for the length of a batch before all of it was read: one wrong bit once had a read, and the seal of the
+/// segment, hold all that follows in memory.
+#[test]
+fn a_wrong_length_takes_no_memory() {
+    let largest = Arc::new(AtomicUsize::new(0));
+    let memory = MemoryVfs::new();
+    let vfs = Arc::new(Layered(memory.clone(), Measured(Arc::clone(&largest))));
+    let store = Store::builder().vfs(vfs).upkeep(Upkeep::Manual).open("/s").unwrap();
+    let config = TopicConfig::default().durability(Durability::Os).segment_bytes(60 << 20).batch_bytes_max(4 << 20);
+    let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+    for _ in 0..62 {
+        partition.append(Record::of_value(vec![7; 1 << 20])).unwrap();
+    }
+    let log = memory.open("/s/t-0/00000000000000000000.log".as_ref(), OpenMode::Write).unwrap();
+    // The third byte of the length of the first batch, whose others are those of 1 MiB: it says 49 MiB.
+    log.write_at(&[3], 8).unwrap();
+    largest.store(0, Ordering::Relaxed);
+    assert!(matches!(partition.record(0), Err(Error::Corrupt { .. })));
+    assert!(store.tick().is_err() && partition.stats().segments == 2);
+    let largest = largest.load(Ordering::Relaxed);
+    assert!(largest <= 4 << 20, "{largest} bytes at once");
 }
