@@ -75,6 +75,14 @@ pub(crate) struct Writer {
     pub(crate) has_pending: bool,
 }
 
+impl Writer {
+    /// How many bytes of the active segment may wait for a sync, as its manifest says.
+    #[inline]
+    fn promised_cap(&self) -> Option<u64> {
+        self.manifest.segments.last().and_then(|active| active.max_unsynced_bytes)
+    }
+}
+
 /// Poisons the log if the thread panics while it holds the writer.
 pub(super) struct PanicGuard<'a>(pub(super) &'a Log);
 
@@ -176,6 +184,9 @@ impl Log {
         let last = base.checked_add(i64::from(summary.records) - 1).filter(|&last| last < i64::MAX);
         let last = last.ok_or_else(|| Error::invalid("offset", "must stay below 2^63-1"))?;
         self.make_ready(&mut writer)?;
+        if writer.promised_cap() != writer.settings.unsynced_cap() {
+            self.promise_cap(&mut writer, now_ms)?;
+        }
         if let Some(due) = is_due(&writer, batch.len() as u64, last, summary.max_timestamp, now_ms)? {
             self.roll_when_due(&mut writer, due, now_ms)?;
         }
@@ -290,6 +301,21 @@ impl Log {
         self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))
     }
 
+    /// What may wait for a sync was altered. Recovery judges a segment by what the manifest says of it, so the new bound holds
+    /// from a segment on that says so.
+    #[cold]
+    fn promise_cap(&self, writer: &mut Writer, now_ms: Timestamp) -> Result<()> {
+        let settings = Arc::clone(&writer.settings);
+        if writer.active.bytes() > 0 {
+            return self.roll(writer, &settings, now_ms);
+        }
+        let mut manifest = writer.manifest.clone();
+        if let Some(active) = manifest.segments.last_mut() {
+            active.max_unsynced_bytes = settings.unsynced_cap();
+        }
+        self.commit_manifest(writer, manifest)
+    }
+
     #[cold]
     fn append_failed(&self, writer: &mut Writer, error: io::Error, cut: CutBack, base: i64) -> Error {
         if cut == CutBack::Failed && is(Bug::OffsetReused) {
@@ -325,7 +351,9 @@ impl Log {
     pub(crate) fn roll(&self, writer: &mut Writer, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
         let end = self.end_offset();
         let old = Arc::clone(&writer.active);
-        if settings.durability != Durability::Os && !is(Bug::NoSyncAtRoll) {
+        // What was promised of the old segment holds for it to its end, whatever was altered since.
+        let is_bounded = settings.durability != Durability::Os || writer.promised_cap().is_some();
+        if is_bounded && !is(Bug::NoSyncAtRoll) {
             self.sync_to(end).map_err(|source| self.sync_failed(&source))?;
         }
         let synced = self.durable_end() >= end || is(Bug::NoSyncAtRoll);

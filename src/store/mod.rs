@@ -285,7 +285,7 @@ impl Store {
     }
 
     /// Changes the configuration of a topic. The number of partitions cannot be changed: keys would move. Settings of
-    /// segments hold from the next segment on.
+    /// segments hold from the next segment on; where more or less may wait for a sync than before, the next append begins one.
     ///
     /// Durable when this returns.
     ///

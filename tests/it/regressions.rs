@@ -410,3 +410,65 @@ fn a_wrong_length_takes_no_memory() {
     let largest = largest.load(Ordering::Relaxed);
     assert!(largest <= 4 << 20, "{largest} bytes at once");
 }
+
+/// The bound of what waits for a sync was lifted at once, while recovery went on judging the segment by the bound that it was
+/// begun with: what a power cut took from the middle looked like damage of what had been synced, and the store did not open.
+#[test]
+fn after_the_level_was_lowered_a_torn_tail_is_no_rot() {
+    let check = |segment_bytes: u32, altered: TopicConfig| {
+        let vfs = machine();
+        let store = open(&vfs);
+        let config = TopicConfig::default().segment_bytes(segment_bytes).batch_bytes_max(4096).max_unsynced_bytes(8192);
+        let topic = store.create_topic("t", config).unwrap();
+        topic.append(Record::of_value("synced")).unwrap();
+        let altered = altered.segment_bytes(segment_bytes).batch_bytes_max(4096);
+        store.alter_topic("t", altered).unwrap();
+        let partition = topic.partition(0).unwrap();
+        let os = topiclog::AppendOptions::new().durability(Durability::Os);
+        for _ in 0..30 {
+            partition.append_batch_with(&[Record::of_value(vec![7; 1000])], &os).unwrap();
+        }
+        drop((store, topic, partition));
+        vfs.kill();
+        // A page in the middle of what was not synced has never reached the disk.
+        let logs = vfs.list("/s/t-0".as_ref()).unwrap().into_iter().map(|entry| entry.name);
+        let torn = logs.filter(|name| name.ends_with(".log")).find_map(|name| {
+            let log = vfs.open(&Path::new("/s/t-0").join(name), OpenMode::Write).unwrap();
+            let mut bytes = vec![0; log.len().unwrap() as usize];
+            log.read_at(&mut bytes, 0).unwrap();
+            let value = bytes.windows(1000).position(|window| window == [7; 1000])?;
+            log.write_at(&[0; 512], value as u64 + 100).unwrap();
+            Some(())
+        });
+        torn.unwrap();
+        let store = open(&vfs);
+        let partition = store.topic("t").unwrap().partition(0).unwrap();
+        assert_eq!(partition.record(0).unwrap().unwrap().value(), Some(&b"synced"[..]));
+        assert_eq!(partition.end().get(), 1);
+    };
+    for segment_bytes in [1 << 20, 5000] {
+        check(segment_bytes, TopicConfig::default().durability(Durability::Os).max_unsynced_bytes(8192));
+        check(1 << 20, TopicConfig::default().max_unsynced_bytes(64 << 10));
+    }
+}
+
+/// The other way round: what is synced from now on must not pass for a tail that a power cut may have torn.
+#[test]
+fn after_the_level_was_raised_damage_is_told() {
+    let vfs = machine();
+    let store = open(&vfs);
+    let config = TopicConfig::default().batch_bytes_max(4096).max_unsynced_bytes(8192);
+    let topic = store.create_topic("t", config.clone().durability(Durability::Os)).unwrap();
+    topic.append(Record::of_value("early")).unwrap();
+    store.alter_topic("t", config.durability(Durability::Sync)).unwrap();
+    for _ in 0..30 {
+        topic.append(Record::of_value(vec![7; 1000])).unwrap();
+    }
+    assert_eq!(topic.partition(0).unwrap().stats().segments, 2);
+    drop((store, topic));
+    vfs.kill();
+    let log = vfs.open("/s/t-0/00000000000000000001.log".as_ref(), OpenMode::Write).unwrap();
+    log.write_at(&[0; 512], 1500).unwrap();
+    let refused = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap_err();
+    assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+}

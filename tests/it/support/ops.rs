@@ -213,8 +213,10 @@ impl Runner {
             .collect();
         let options = level.map_or(AppendOptions::new(), |level| AppendOptions::new().durability(level));
         let result = partition.append_batch_with(&batch, &options);
+        let of_topic =
+            self.store.as_ref().and_then(|store| store.topic(name).ok()?.config().get("topiclog.durability"));
+        let is_sync = level.map_or(of_topic.as_deref() == Some("sync"), |level| level == Durability::Sync);
         let Some(topic) = self.model.topics.get_mut(name) else { return };
-        let is_sync = level.unwrap_or(self.flavour.level()) == Durability::Sync;
         match result {
             Ok(metadata) => {
                 if metadata.offset.get() != topic.log.end() {
@@ -350,8 +352,14 @@ impl Runner {
         let Some(store) = &self.store else { return };
         let Ok(topic) = store.topic("t") else { return };
         let config = topic.config();
-        let other = if config.get("segment.bytes").as_deref() == Some("2048") { 4096 } else { 2048 };
-        store.alter_topic("t", config.segment_bytes(other)).ok();
+        let bytes = if config.get("segment.bytes").as_deref() == Some("2048") { 4096 } else { 2048 };
+        let level = match (self.flavour, bytes) {
+            (_, 2048) => self.flavour.level(),
+            (Flavour::Os, _) => Durability::Sync,
+            (Flavour::Sync | Flavour::Interval, _) => Durability::Os,
+        };
+        let config = config.segment_bytes(bytes).max_unsynced_bytes(bytes.into()).durability(level);
+        store.alter_topic("t", config).ok();
     }
 
     fn read(&mut self) {
