@@ -1,7 +1,7 @@
 //! Which prefix of a log may go, by size and by age. PURE: no clock, no I/O.
 //!
 //! The rules are Kafka's (`UnifiedLog.deleteOldSegments`), with two changes: a record counts as no younger than the moment
-//! at which its segment was closed, so that a timestamp in the future pins nothing; and after the clock has jumped, only
+//! by which it had arrived, so that a timestamp in the future pins nothing; and after the clock has jumped, only
 //! one segment at a time goes by age.
 
 use crate::partition::settings::RetentionSettings;
@@ -14,8 +14,8 @@ pub(crate) struct Piece {
     pub(crate) bytes: u64,
     /// Largest timestamp, -1 if there is none.
     pub(crate) max_timestamp: i64,
-    /// When it was closed, if that is known; of the active one, when something was appended last.
-    pub(crate) closed_ms: Option<i64>,
+    /// None of its records arrived later, if that is known.
+    pub(crate) arrived_by_ms: Option<i64>,
 }
 
 /// Which setting of a topic made retention remove segments.
@@ -75,9 +75,9 @@ fn by_age(candidates: &[Piece], retention_ms: i64, now_ms: i64) -> usize {
         return 0;
     }
     let is_old = |piece: &&Piece| {
-        let newest = piece.closed_ms.map_or(piece.max_timestamp, |closed| piece.max_timestamp.min(closed));
-        // Without any timestamp, the moment at which it was closed is all there is.
-        let newest = if piece.max_timestamp < 0 { piece.closed_ms.unwrap_or(now_ms) } else { newest };
+        let newest = piece.arrived_by_ms.map_or(piece.max_timestamp, |arrived| piece.max_timestamp.min(arrived));
+        // Without any timestamp, the moment of arrival is all there is.
+        let newest = if piece.max_timestamp < 0 { piece.arrived_by_ms.unwrap_or(now_ms) } else { newest };
         piece.bytes == 0 || now_ms.saturating_sub(newest) > retention_ms
     };
     candidates.iter().take_while(is_old).count()
@@ -90,11 +90,11 @@ mod tests {
     const ALL: RetentionSettings = RetentionSettings { deletes: true, retention_ms: 1000, retention_bytes: -1 };
 
     fn pieces(of: &[(u64, i64, Option<i64>)]) -> Vec<Piece> {
-        let piece = |(index, &(bytes, max_timestamp, closed_ms)): (usize, &(u64, i64, Option<i64>))| Piece {
+        let piece = |(index, &(bytes, max_timestamp, arrived_by_ms)): (usize, &(u64, i64, Option<i64>))| Piece {
             next_base: (index as i64 + 1) * 10,
             bytes,
             max_timestamp,
-            closed_ms,
+            arrived_by_ms,
         };
         of.iter().enumerate().map(piece).collect()
     }

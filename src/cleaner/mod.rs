@@ -101,7 +101,7 @@ pub(crate) struct Step {
 /// What is worth compacting in a partition now, if anything.
 pub(crate) fn find_range(log: &Log, settings: &LogSettings, now_ms: i64) -> Result<Option<plan::Range>> {
     let set = log.snapshot();
-    let pieces = pieces(log, &set, settings)?;
+    let pieces = pieces(log, &set, settings, now_ms)?;
     // What is sealed was synced, so that only open transactions are left to mind.
     Ok(plan::range(
         &pieces,
@@ -113,17 +113,16 @@ pub(crate) fn find_range(log: &Log, settings: &LogSettings, now_ms: i64) -> Resu
     ))
 }
 
-fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings) -> Result<Vec<plan::Piece>> {
+fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings, now_ms: i64) -> Result<Vec<plan::Piece>> {
+    let has_min_lag = settings.compaction.min_compaction_lag_ms > 0;
+    let arrived_by = if has_min_lag { log.arrived_by(now_ms) } else { BTreeMap::new() };
     let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
     let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
         // Looked up only where the settings ask, as it may mean to read headers.
-        let max_timestamp = match settings.compaction.min_compaction_lag_ms {
-            0 => -1,
-            // Records without a time are as young as their segment is closed.
-            _ => match segment.max_timestamp()? {
-                Some((timestamp, _)) => timestamp,
-                None => log.closed_ms(segment.base_offset()).unwrap_or(-1),
-            },
+        let max_timestamp = match has_min_lag.then(|| segment.max_timestamp()).transpose()?.flatten() {
+            Some((timestamp, _)) => timestamp,
+            // Records without a time are as young as they may be.
+            None => arrived_by.get(&segment.base_offset()).copied().unwrap_or(-1),
         };
         let first_timestamp = match settings.compaction.max_compaction_lag_ms {
             i64::MAX => -1,

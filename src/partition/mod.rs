@@ -79,6 +79,12 @@ pub(crate) struct Env {
     pub(crate) bell: Arc<Bell>,
 }
 
+impl Env {
+    fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 impl std::fmt::Debug for Env {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Env").field("vfs", &self.vfs).field("store_id", &self.store_id).finish_non_exhaustive()
@@ -296,13 +302,20 @@ impl Log {
         self.monotonic_ms().saturating_sub(self.last_append_ms.load(Ordering::Relaxed))
     }
 
-    /// Wall time at which the active segment was begun, or opened.
-    pub(crate) fn active_since_ms(&self) -> i64 {
-        self.writer.lock().active_since_ms
+    /// When something was appended last, where the wall clock says this now: no earlier than the open, or the begin of the active
+    /// segment. How long ago that was is told by the other clock, so that no jump of this one matters.
+    pub(crate) fn last_arrival_ms(&self, now_ms: i64) -> i64 {
+        let active_ms = self.active_ms(&self.writer.lock());
+        now_ms.saturating_sub(i64::try_from(self.idle_ms()).unwrap_or(i64::MAX).min(active_ms))
+    }
+
+    /// How long ago the active segment was begun, or opened.
+    fn active_ms(&self, writer: &Writer) -> i64 {
+        i64::try_from(self.monotonic_ms().saturating_sub(writer.active_since_ms)).unwrap_or(i64::MAX)
     }
 
     fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.env.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
+        self.env.monotonic_ms()
     }
 
     /// Makes everything that was published before this call durable, sharing the sync with whoever else waits.

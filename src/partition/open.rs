@@ -483,7 +483,7 @@ impl Opening<'_> {
             written_at_ms: 0,
         };
         let first_unstable = producers.first_unstable().unwrap_or(i64::MAX);
-        let now_ms = self.env.clock.now_ms();
+        let active_since_ms = self.env.monotonic_ms();
         let epochs = Some(manifest.epochs.clone().into());
         let set = SegmentSet { segments, epochs, aborted: aborted.into(), replacements: 0 };
         let log_start = manifest.log_start;
@@ -502,7 +502,7 @@ impl Opening<'_> {
                 is_ready: false,
                 must_close: false,
                 space_ahead: SpaceAhead::default(),
-                active_since_ms: now_ms,
+                active_since_ms,
                 has_pending: false,
             }),
             set: RwLock::new(Arc::new(set)),

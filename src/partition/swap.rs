@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Log;
-use super::manifest::{Pending, SegmentEntry};
+use super::manifest::{EntryState, Pending, SegmentEntry};
 use super::writer::{PanicGuard, Writer};
 use crate::error::{Error, Result};
 use crate::io::{OpenMode, Vfs};
@@ -191,13 +191,23 @@ impl Log {
 
     /// When a segment was closed, if that is known.
     pub(crate) fn closed_ms(&self, base: i64) -> Option<i64> {
-        self.closed_times().remove(&base)
+        self.writer.lock().manifest.segments.iter().find(|entry| entry.base == base)?.closed_ms
     }
 
-    /// When segments were closed, by base offset, where that is known.
-    pub(crate) fn closed_times(&self) -> BTreeMap<i64, i64> {
+    /// No record of these segments, by base offset, arrived later than at this time, which is none after now: when they were
+    /// closed, where that is known; of the active one, when something was appended last. One that was closed by a clock in the
+    /// future was closed no later than those behind it. Only such a one goes by them: a clock that was behind when one segment
+    /// was closed would make all older ones look old otherwise.
+    pub(crate) fn arrived_by(&self, now_ms: i64) -> BTreeMap<i64, i64> {
+        let mut by_ms = self.last_arrival_ms(now_ms);
         let writer = self.writer.lock();
-        writer.manifest.segments.iter().filter_map(|entry| Some((entry.base, entry.closed_ms?))).collect()
+        let arrived = |entry: &SegmentEntry| {
+            if entry.state != EntryState::Active {
+                by_ms = Some(entry.closed_ms?).filter(|&closed| closed <= now_ms).unwrap_or(by_ms);
+            }
+            Some((entry.base, by_ms))
+        };
+        writer.manifest.segments.iter().rev().filter_map(arrived).collect()
     }
 
     /// Closes the active segment whatever its size, unless it is empty. Returns its offsets.

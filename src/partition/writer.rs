@@ -69,8 +69,8 @@ pub(crate) struct Writer {
     pub(crate) must_close: bool,
     /// What says how much space is taken ahead.
     pub(crate) space_ahead: SpaceAhead,
-    /// Wall time at which the active segment was made, for rolling by time where records have no timestamp.
-    pub(crate) active_since_ms: Timestamp,
+    /// When the active segment was made, or opened, by the clock that does not jump.
+    pub(crate) active_since_ms: u64,
     /// The newest manifest on the disk names a change that was carried out since.
     pub(crate) has_pending: bool,
 }
@@ -187,7 +187,7 @@ impl Log {
         if writer.promised_cap() != writer.settings.unsynced_cap() {
             self.promise_cap(&mut writer, now_ms)?;
         }
-        if let Some(due) = is_due(&writer, batch.len() as u64, last, summary.max_timestamp, now_ms)? {
+        if let Some(due) = self.is_due(&writer, batch.len() as u64, last, summary.max_timestamp)? {
             self.roll_when_due(&mut writer, due, now_ms)?;
         }
         self.keep_cap(&writer.settings, batch.len() as u64)?;
@@ -328,6 +328,33 @@ impl Log {
         Error::io("write", writer.active.log().path(), error)
     }
 
+    /// Kafka's conditions for a new segment.
+    #[inline]
+    fn is_due(&self, writer: &Writer, bytes: u64, last_offset: i64, max_timestamp: Timestamp) -> Result<Option<Due>> {
+        let (active, settings) = (&writer.active, &writer.settings);
+        let size = active.bytes();
+        if size == 0 {
+            return Ok(None);
+        }
+        if size.saturating_add(bytes) > i32::MAX as u64
+            || last_offset - active.base_offset() > i64::from(i32::MAX)
+            || active.index_is_full(settings.segment_index_bytes)
+        {
+            return Ok(Some(Due::Exhausted));
+        }
+        if size.saturating_add(bytes) > settings.segment_bytes {
+            return Ok(Some(Due::Full));
+        }
+        if settings.segment_ms == i64::MAX {
+            return Ok(None);
+        }
+        let waited = match active.first_batch_timestamp()? {
+            Some(first) => max_timestamp.saturating_sub(first),
+            None => self.active_ms(writer),
+        };
+        Ok((waited > settings.segment_ms).then_some(Due::Full))
+    }
+
     #[cold]
     fn roll_when_due(&self, writer: &mut Writer, due: Due, now_ms: Timestamp) -> Result<()> {
         let settings = Arc::clone(&writer.settings);
@@ -384,7 +411,7 @@ impl Log {
         set.segments.push(Arc::clone(&new));
         self.swap(set);
         writer.active = new;
-        (writer.space_ahead, writer.active_since_ms) = (SpaceAhead::default(), now_ms);
+        (writer.space_ahead, writer.active_since_ms) = (SpaceAhead::default(), self.monotonic_ms());
         Ok(())
     }
 
@@ -519,39 +546,6 @@ enum Due {
     Full,
     /// Its formats hold no more.
     Exhausted,
-}
-
-/// Kafka's conditions for a new segment.
-#[inline]
-fn is_due(
-    writer: &Writer,
-    bytes: u64,
-    last_offset: i64,
-    max_timestamp: Timestamp,
-    now_ms: Timestamp,
-) -> Result<Option<Due>> {
-    let (active, settings) = (&writer.active, &writer.settings);
-    let size = active.bytes();
-    if size == 0 {
-        return Ok(None);
-    }
-    if size.saturating_add(bytes) > i32::MAX as u64
-        || last_offset - active.base_offset() > i64::from(i32::MAX)
-        || active.index_is_full(settings.segment_index_bytes)
-    {
-        return Ok(Some(Due::Exhausted));
-    }
-    if size.saturating_add(bytes) > settings.segment_bytes {
-        return Ok(Some(Due::Full));
-    }
-    if settings.segment_ms == i64::MAX {
-        return Ok(None);
-    }
-    let waited = match active.first_batch_timestamp()? {
-        Some(first) => max_timestamp.saturating_sub(first),
-        None => now_ms.saturating_sub(writer.active_since_ms),
-    };
-    Ok((waited > settings.segment_ms).then_some(Due::Full))
 }
 
 /// Keys that were taken over together with the log end.

@@ -30,17 +30,11 @@ pub(crate) fn roll_if_idle(log: &Log, now_ms: i64) -> Result<Option<Range<i64>>>
         return Ok(None);
     }
     let first = active.first_batch_timestamp()?.filter(|&first| first <= now_ms);
-    let since = first.unwrap_or_else(|| last_append_ms(log, now_ms));
+    let since = first.unwrap_or_else(|| log.last_arrival_ms(now_ms));
     if now_ms.saturating_sub(since) <= settings.segment_ms {
         return Ok(None);
     }
     log.roll_now()
-}
-
-/// When something was appended last, by the wall clock: no earlier than the open, or the begin of the active segment.
-fn last_append_ms(log: &Log, now_ms: i64) -> i64 {
-    let idle_ms = i64::try_from(log.idle_ms()).unwrap_or(i64::MAX);
-    log.active_since_ms().max(now_ms.saturating_sub(idle_ms))
 }
 
 /// What retention did.
@@ -77,16 +71,12 @@ pub(crate) fn retain(log: &Log, now_ms: i64, by_age_max: usize) -> Result<Retain
 fn pieces(log: &Log, with_times: bool, now_ms: i64) -> Result<Vec<Piece>> {
     let set = log.snapshot();
     let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
-    let mut closed = if with_times { log.closed_times() } else { BTreeMap::new() };
-    if with_times && let Some(active) = set.segments.last() {
-        // What it has cannot be younger than the last append: it is as if it were closed then.
-        closed.insert(active.base_offset(), last_append_ms(log, now_ms));
-    }
+    let arrived_by = if with_times { log.arrived_by(now_ms) } else { BTreeMap::new() };
     let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
         let max_timestamp =
             if with_times { segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp) } else { -1 };
-        let closed_ms = closed.get(&segment.base_offset()).copied();
-        Ok(Piece { next_base, bytes: segment.bytes(), max_timestamp, closed_ms })
+        let arrived_by_ms = arrived_by.get(&segment.base_offset()).copied();
+        Ok(Piece { next_base, bytes: segment.bytes(), max_timestamp, arrived_by_ms })
     };
     set.segments.iter().zip(ends).map(piece).collect()
 }

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use topiclog::clock::ManualClock;
 use topiclog::io::{FaultVfs, MemoryVfs, Vfs};
 use topiclog::{
-    AppendOptions, CleanupPolicy, Durability, Error, Offset, Record, Store, StoreBuilder, TopicConfig, Upkeep,
+    AppendOptions, CleanupPolicy, Durability, Error, Offset, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep,
 };
 
 use crate::support::upkeep::settle;
 
 const T0: i64 = 1_700_000_000_000;
+/// Ten years: so far a clock is off.
+const FAR_MS: i64 = 10 * 365 * 86_400_000;
 
 struct Bench {
     disk: FaultVfs,
@@ -26,7 +28,11 @@ impl Bench {
     }
 
     fn on(disk: FaultVfs, change: impl FnOnce(StoreBuilder) -> StoreBuilder) -> Self {
-        let clock = Arc::new(ManualClock::new(T0));
+        Self::at(T0, disk, change)
+    }
+
+    fn at(now_ms: i64, disk: FaultVfs, change: impl FnOnce(StoreBuilder) -> StoreBuilder) -> Self {
+        let clock = Arc::new(ManualClock::new(now_ms));
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
         let builder = Store::builder().vfs(vfs).clock(Arc::clone(&clock) as _).upkeep(Upkeep::Manual);
         let store = change(builder).open("/s").unwrap();
@@ -36,6 +42,32 @@ impl Bench {
     fn new() -> Self {
         Self::with(|builder| builder)
     }
+}
+
+impl Bench {
+    /// Opens the store anew, by a clock that says this.
+    fn reopen_at(self, now_ms: i64) -> Self {
+        self.store.close().unwrap();
+        Self::at(now_ms, self.disk, |builder| builder)
+    }
+
+    #[track_caller]
+    fn check_start(&self, expected: i64) {
+        settle(&self.store);
+        assert_eq!(self.store.topic("t").unwrap().partition(0).unwrap().start().get(), expected);
+    }
+}
+
+/// Appends ten records, two of which fill a segment of 400 bytes.
+fn fill(topic: &Topic, timestamp_ms: Option<i64>) {
+    for n in 0..10 {
+        let record = Record::keyed(format!("k{n}"), "v".repeat(100));
+        topic.append(timestamp_ms.iter().fold(record, |record, &timestamp| record.timestamp_ms(timestamp))).unwrap();
+    }
+}
+
+fn small_segments() -> TopicConfig {
+    TopicConfig::default().durability(Durability::Os).segment_bytes(400)
 }
 
 fn compacted() -> TopicConfig {
@@ -210,6 +242,69 @@ fn an_idle_segment_without_a_time_or_with_one_in_the_future_goes_by_its_last_app
         assert_eq!(settle(&bench.store).rolled_segments, 1, "{timestamp}");
         assert_eq!(gone.partition(0).unwrap().start().get(), 2, "{timestamp}");
     }
+}
+
+#[test]
+fn an_idle_segment_begun_by_a_clock_in_the_future_goes_by_its_last_append() {
+    for is_reopened in [false, true] {
+        let mut bench = Bench::at(T0 + FAR_MS, FaultVfs::new(), |builder| builder);
+        let config = || TopicConfig::default().durability(Durability::Os);
+        for (name, config) in [("rolled", config().segment_ms(60_000)), ("t", config().retention_ms(60_000))] {
+            bench.store.create_topic(name, config).unwrap().append(Record::of_value("v")).unwrap();
+        }
+        settle(&bench.store);
+        if is_reopened {
+            bench = bench.reopen_at(T0 + FAR_MS);
+            settle(&bench.store);
+        }
+        bench.clock.jump_to_ms(T0);
+        bench.check_start(0);
+        bench.clock.advance_ms(60_000);
+        assert_eq!(settle(&bench.store).rolled_segments, 0);
+        bench.check_start(0);
+        bench.clock.advance_ms(1);
+        assert_eq!(settle(&bench.store).rolled_segments, 1, "reopened: {is_reopened}");
+        bench.check_start(1);
+    }
+}
+
+#[test]
+fn segments_closed_by_a_clock_in_the_future_go_with_those_behind_them() {
+    let bench = Bench::at(T0 + FAR_MS, FaultVfs::new(), |builder| builder);
+    fill(&bench.store.create_topic("t", small_segments().retention_ms(60_000)).unwrap(), None);
+    let bench = bench.reopen_at(T0);
+    fill(&bench.store.topic("t").unwrap(), None);
+    bench.check_start(0);
+    bench.clock.advance_ms(60_000);
+    bench.check_start(0);
+    bench.clock.advance_ms(1);
+    bench.check_start(20);
+}
+
+#[test]
+fn segments_closed_by_a_clock_that_was_behind_take_no_older_ones_with_them() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", small_segments().retention_ms(60_000)).unwrap();
+    for now_ms in [T0, T0 - FAR_MS, T0] {
+        bench.clock.jump_to_ms(now_ms);
+        fill(&topic, Some(T0));
+    }
+    let bench = bench.reopen_at(T0);
+    bench.check_start(0);
+}
+
+#[test]
+fn records_without_a_time_wait_for_no_clock_that_was_in_the_future_to_be_compacted() {
+    let bench = Bench::at(T0 + FAR_MS, FaultVfs::new(), |builder| builder);
+    let config = compacted().segment_bytes(400).min_compaction_lag_ms(60_000);
+    fill(&bench.store.create_topic("t", config).unwrap(), Some(-1));
+    let bench = bench.reopen_at(T0);
+    fill(&bench.store.topic("t").unwrap(), Some(-1));
+    assert_eq!(settle(&bench.store).compactions, 0);
+    bench.clock.advance_ms(59_999);
+    assert_eq!(settle(&bench.store).compactions, 0, "what is younger than the lag stays");
+    bench.clock.advance_ms(1);
+    assert_eq!(settle(&bench.store).compactions, 1);
 }
 
 #[test]
