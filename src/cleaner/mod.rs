@@ -49,6 +49,15 @@ pub(crate) struct Hold {
     pub(crate) max_ms: i64,
 }
 
+/// What time it is for a round, however long it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Now {
+    /// No later than it is.
+    pub(crate) ms: i64,
+    /// The clock has jumped, and is not trusted before this: nothing begins to wait by it.
+    pub(crate) distrusted_until_ms: Option<i64>,
+}
+
 /// One round over one partition, in steps.
 #[derive(Debug)]
 pub(crate) struct Cleaning {
@@ -147,19 +156,13 @@ fn index_entries(segment: &Segment, interval_bytes: u64) -> u64 {
 }
 
 impl Cleaning {
-    /// Tombstones are first seen at this time, where another clock says that it is later.
-    pub(crate) fn seen_at(mut self, seen_ms: i64) -> Self {
-        self.rules.seen_ms = self.rules.now_ms.max(seen_ms);
-        self
-    }
-
     /// Begins a round, by what the key index knows if it is given. Nothing is written before the first step.
     pub(crate) fn new(
         log: &Arc<Log>,
         settings: &LogSettings,
         range: plan::Range,
         hold: Hold,
-        now_ms: i64,
+        now: Now,
         memory_bytes_max: usize,
         newest: Option<NewestRecords>,
     ) -> Self {
@@ -183,8 +186,7 @@ impl Cleaning {
                 log_start: log.log_start(),
                 is_by_index,
                 first_uncleanable: range.first_uncleanable,
-                now_ms,
-                seen_ms: now_ms,
+                now,
                 delete_retention_ms: settings.compaction.delete_retention_ms,
                 hold,
             },
@@ -445,7 +447,10 @@ mod tests {
         (0..17).for_each(|n| drop(topic.append(Record::tombstone(format!("k{n}")).timestamp_ms(now)).unwrap()));
         let partition = topic.partition(0).unwrap();
         partition.log.upkeep().unwrap();
-        let cleaning = begin_cleaning(&partition.log, None, i64::MAX, (now, now), 1 << 20).unwrap().unwrap();
+        let cleaning =
+            begin_cleaning(&partition.log, None, i64::MAX, Now { ms: now, distrusted_until_ms: None }, 1 << 20)
+                .unwrap()
+                .unwrap();
         (store, partition, cleaning)
     }
 
@@ -461,7 +466,7 @@ mod tests {
             let (_store, partition, cleaning) = growing();
             let (log, range, hold) = (&partition.log, *cleaning.range(), cleaning.rules.hold);
             let newest = newest_but(&partition, lost);
-            let now = cleaning.rules.now_ms;
+            let now = cleaning.rules.now;
             let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, now, 1 << 20, Some(newest));
             let done = cleaning.step(u64::MAX).unwrap();
             assert_eq!((done.is_done, done.unknown_key), (true, Some(lost)));
@@ -473,7 +478,7 @@ mod tests {
         let (_store, partition, cleaning) = growing();
         let (log, range, hold) = (&partition.log, *cleaning.range(), cleaning.rules.hold);
         let newest = Some(newest_but(&partition, 16));
-        let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, cleaning.rules.now_ms, 1 << 20, newest);
+        let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, cleaning.rules.now, 1 << 20, newest);
         let done = cleaning.step(u64::MAX).unwrap();
         assert_eq!((done.is_done, done.unknown_key), (true, None));
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::offset_map::OffsetMap;
-use super::{CompactionCounts, Hold, batch_error, limits};
+use super::{CompactionCounts, Hold, Now, batch_error, limits};
 use crate::error::{Error, Result};
 use crate::partition::manifest::{EntryState, SegmentEntry};
 use crate::partition::reader::marker_of;
@@ -32,9 +32,7 @@ pub(crate) struct Rules {
     /// It was the key index that said which records are to be in the map.
     pub(crate) is_by_index: bool,
     pub(crate) first_uncleanable: i64,
-    pub(crate) now_ms: i64,
-    /// No earlier than now: by this a tombstone is first seen.
-    pub(crate) seen_ms: i64,
+    pub(crate) now: Now,
     pub(crate) delete_retention_ms: i64,
     pub(crate) hold: Hold,
 }
@@ -104,7 +102,7 @@ impl Rules {
             Some(_) => false,
             None => header.records_count == 0,
         };
-        if discardable && header.delete_horizon_ms().is_some_and(|horizon| horizon <= self.now_ms) {
+        if discardable && header.delete_horizon_ms().is_some_and(|horizon| horizon <= self.now.ms) {
             return Fate::DropRecords;
         }
         Fate::Look { discardable }
@@ -134,12 +132,12 @@ impl Rules {
             return true;
         }
         let horizon = header.delete_horizon_ms();
-        let is_over = horizon.is_some_and(|horizon| self.now_ms >= horizon) || is(Bug::TombstoneDroppedEarly);
+        let is_over = horizon.is_some_and(|horizon| self.now.ms >= horizon) || is(Bug::TombstoneDroppedEarly);
         let held_until = horizon.and_then(|horizon| self.held_until(record, horizon));
         if !is_over || passed.keeps_tombstones || held_until.is_some() {
             passed.keeps_tombstones = true;
             if let Some(until) = held_until {
-                passed.note_horizon(until, self.now_ms);
+                passed.note_horizon(until, self.now.ms);
             }
             return true;
         }
@@ -155,11 +153,28 @@ impl Rules {
             && newest.is_none_or(|newest| newest < offset)
     }
 
+    /// Until when a batch with something that waits for its time is kept: it says so itself, or is seen first now. A clock that is
+    /// not trusted has no say, as what is written is never put right: a later round gives the batch its time.
+    fn horizon(&self, header: &BatchHeader, passed: &mut Passed) -> Option<i64> {
+        let has = header.delete_horizon_ms();
+        let (horizon, next_ms) = match (has, self.now.distrusted_until_ms) {
+            (Some(horizon), _) => (has, horizon),
+            (None, Some(until_ms)) => (None, until_ms),
+            (None, None) => {
+                let horizon = self.now.ms.saturating_add(self.delete_retention_ms);
+                // With a retention of nothing it goes in the very next round.
+                (Some(horizon), horizon.max(self.now.ms.saturating_add(1)))
+            }
+        };
+        passed.note_horizon(next_ms, self.now.ms);
+        horizon
+    }
+
     /// Until when a reader holds a tombstone that compaction first saw `delete.retention.ms` before its horizon.
     fn held_until(&self, tombstone: &RecordView<'_>, horizon_ms: i64) -> Option<i64> {
         let first_seen = horizon_ms.saturating_sub(self.delete_retention_ms);
         let until = first_seen.saturating_add(self.hold.max_ms);
-        let is_held = tombstone.offset() >= self.hold.from_offset && self.now_ms < until && !is(Bug::HoldIgnored);
+        let is_held = tombstone.offset() >= self.hold.from_offset && self.now.ms < until && !is(Bug::HoldIgnored);
         is_held.then_some(until)
     }
 }
@@ -319,27 +334,16 @@ impl GroupCopy {
         }
         let kept = self.kept.iter().filter(|&&keeps| keeps).count();
         self.counts.records_after += kept as u64;
-        let needs_horizon = (has_tombstone || (discardable && kept > 0)) && header.delete_horizon_ms().is_none();
         if kept == 0 && !self.must_stay(header, rules) {
             self.is_changed = true;
             return Ok(true);
         }
-        let waits = (has_tombstone || (discardable && kept > 0)).then(|| header.delete_horizon_ms()).flatten();
-        if let Some(horizon) = waits {
-            passed.note_horizon(horizon, rules.now_ms);
-        }
-        if kept == usize::try_from(header.records_count).unwrap_or(0) && !needs_horizon {
+        let waits = has_tombstone || (discardable && kept > 0);
+        let horizon = if waits { rules.horizon(header, passed) } else { header.delete_horizon_ms() };
+        if kept == usize::try_from(header.records_count).unwrap_or(0) && horizon == header.delete_horizon_ms() {
             return self.put(bytes, header);
         }
         self.is_changed = true;
-        let horizon = if needs_horizon {
-            let horizon = rules.seen_ms.saturating_add(rules.delete_retention_ms);
-            // With a retention of nothing it goes in the very next round.
-            passed.note_horizon(horizon.max(rules.now_ms.saturating_add(1)), rules.now_ms);
-            Some(horizon)
-        } else {
-            header.delete_horizon_ms()
-        };
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
         let views = body.as_deref().map(|body| RecordsIter::new(header, body)).into_iter().flatten();

@@ -55,7 +55,7 @@ impl StoreInner {
         let is_asked = |log: &Arc<Log>| logs.iter().any(|asked| Arc::ptr_eq(asked, log));
         // One partition at a time: what is to be compacted here has its turn once the other one is done.
         if state.current.as_ref().is_some_and(|(log, _)| !is_asked(log))
-            && dirtiest(&logs, &mut state.failed, step.between_ms.0)?.is_none()
+            && dirtiest(&logs, &mut state.failed, step.times.sure.ms)?.is_none()
         {
             return Ok(());
         }
@@ -113,12 +113,12 @@ impl StoreInner {
         logs: &[Arc<Log>],
         step: &mut Step,
     ) -> Cleaned<()> {
-        let Some(log) = dirtiest(logs, &mut state.failed, step.between_ms.0)? else { return Ok(()) };
+        let Some(log) = dirtiest(logs, &mut state.failed, step.times.sure.ms)? else { return Ok(()) };
         let memory_bytes = self.options.compaction_memory_bytes;
         let hold = self.lowest_reader(&log.id);
         let topic = topics.iter().find(|topic| topic.name == log.id.topic && !state.by_log.contains(&log.id));
         let index = topic.and_then(|topic| topic.index_of(log.id.partition.get()));
-        let begun = upkeep::begin_cleaning(&log, index, hold, step.between_ms, memory_bytes);
+        let begun = upkeep::begin_cleaning(&log, index, hold, step.times.sure, memory_bytes);
         let Some(cleaning) = begun.map_err(|error| (log.id.clone(), error))? else { return Ok(()) };
         step.note(|| UpkeepEvent::CompactionBegun {
             partition: log.id.clone(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::events::UpkeepEvent;
 use super::{Signal, Store, StoreInner};
+use crate::cleaner::Now;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
@@ -116,43 +117,54 @@ const DISTRUST: Duration = Duration::from_secs(3600);
 /// Between two segments that go by a clock that jumped.
 const DISTRUSTED_CUT: Duration = Duration::from_secs(60);
 
+/// What time it is in one step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// By the wall clock.
+    wall_ms: i64,
+    /// For tombstones and the like: what is dropped too early, or is to wait until a wrong time, is never put right.
+    pub(super) sure: Now,
+    /// How many segments of each partition may go by the wall clock.
+    by_age_max: usize,
+}
+
+impl Times {
+    /// Whether the wall clock has jumped lately.
+    fn has_jumped(&self) -> bool {
+        self.sure.distrusted_until_ms.is_some()
+    }
+}
+
 impl ClockWatch {
-    /// Takes note of both clocks; true if the wall clock has jumped lately.
-    fn has_jumped(&mut self, wall_ms: i64, monotonic: Duration) -> bool {
-        if let Some((last_wall, last_monotonic)) = self.last {
-            let passed = i64::try_from(monotonic.saturating_sub(last_monotonic).as_millis()).unwrap_or(i64::MAX);
-            let ahead = wall_ms.saturating_sub(last_wall).saturating_sub(passed);
-            if ahead.saturating_abs() > JUMP_MS && !is(Bug::ClockJumpTrusted) {
-                self.distrusted_until = monotonic + DISTRUST;
-            }
+    /// Takes note of both clocks.
+    fn look(&mut self, wall_ms: i64, monotonic: Duration) -> Times {
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        // What the wall clock would say if it had gone on as it stood then.
+        let expected = |(wall, at): (i64, Duration)| wall.saturating_add(ms(monotonic.saturating_sub(at)));
+        if let Some(last) = self.last
+            && wall_ms.saturating_sub(expected(last)).saturating_abs() > JUMP_MS
+            && !is(Bug::ClockJumpTrusted)
+        {
+            self.distrusted_until = monotonic + DISTRUST;
         }
         self.last = Some((wall_ms, monotonic));
-        let has_jumped = monotonic < self.distrusted_until;
-        if !has_jumped {
+        let left = self.distrusted_until.saturating_sub(monotonic);
+        if left.is_zero() {
             self.trusted = self.last;
+            let sure = Now { ms: wall_ms, distrusted_until_ms: None };
+            return Times { wall_ms, sure, by_age_max: usize::MAX };
         }
-        has_jumped
-    }
-
-    /// What the wall clock would say if it had gone on as it did while it was trusted.
-    fn believed_ms(&self, wall_ms: i64, monotonic: Duration) -> i64 {
-        self.trusted.map_or(wall_ms, |(trusted, at)| {
-            let passed = i64::try_from(monotonic.saturating_sub(at).as_millis()).unwrap_or(i64::MAX);
-            trusted.saturating_add(passed)
-        })
+        let earlier_ms = self.trusted.map_or(wall_ms, expected).min(wall_ms);
+        let until_ms = earlier_ms.saturating_add(ms(left)).saturating_add(1);
+        let is_due = self.last_cut.is_none_or(|last| monotonic.saturating_sub(last) >= DISTRUSTED_CUT);
+        let sure = Now { ms: earlier_ms, distrusted_until_ms: Some(until_ms) };
+        Times { wall_ms, sure, by_age_max: usize::from(is_due) }
     }
 }
 
 /// One step over all partitions: what it did so far, and what went wrong first.
 pub(super) struct Step {
-    now_ms: i64,
-    has_jumped: bool,
-    /// Between these two it is as late as it is; they differ after the clock has jumped.
-    pub(super) between_ms: (i64, i64),
-    /// How many segments of each partition may go by the clock.
-    by_age_max: usize,
-    /// Whether one did.
-    has_cut_by_age: bool,
+    pub(super) times: Times,
     pub(super) report: TickReport,
     first_error: Option<Error>,
     /// Whether compaction may read; it has its own bound.
@@ -202,24 +214,12 @@ impl StoreInner {
     /// One step over all topics, or over one. Compactions and the making of key indexes go on only if they may read.
     fn tick(&self, only: Option<&TopicName>, may_read: bool) -> Ticked {
         let may_read = may_read && !self.env.read_only;
-        let now_ms = self.env.clock.now_ms();
-        let (has_jumped, by_age_max, believed_ms) = self.look_at_clocks(now_ms);
+        let times = self.clocks.lock().look(self.env.clock.now_ms(), self.env.clock.monotonic());
         let events = self.audience.is_there().then(Vec::new);
         let report = TickReport::default();
         let index_budget = ReadBudget::of(if may_read { self.options.compaction_step_bytes } else { 0 });
         let may_compact = may_read;
-        let mut step = Step {
-            now_ms,
-            has_jumped,
-            between_ms: (now_ms.min(believed_ms), now_ms.max(believed_ms)),
-            by_age_max,
-            has_cut_by_age: false,
-            may_compact,
-            report,
-            first_error: None,
-            index_budget,
-            events,
-        };
+        let mut step = Step { times, may_compact, report, first_error: None, index_budget, events };
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
         for topic in &topics {
@@ -236,9 +236,6 @@ impl StoreInner {
         }
         self.tell(&mut step);
         self.reserve.take_back();
-        if has_jumped && step.has_cut_by_age {
-            self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
-        }
         // Who waits without a timer of its own looks at its deadlines.
         self.env.bell.ring();
         Ticked { report: step.report, first_error: step.first_error }
@@ -272,7 +269,7 @@ impl StoreInner {
     fn tick_indexes(&self, topic: &TopicInner, step: &mut Step) {
         let expire_after_ms = topic.config.read().expiry_ms();
         // A clock that jumped ends no key: a tombstone cannot be taken back.
-        let expire_after_ms = if step.has_jumped { -1 } else { expire_after_ms };
+        let expire_after_ms = if step.times.has_jumped() { -1 } else { expire_after_ms };
         for index in topic.indexes() {
             let of = index.partition();
             if expire_after_ms >= 0 {
@@ -282,7 +279,7 @@ impl StoreInner {
                 step.fail(topic, of, error);
             }
             step.report.key_index_read_bytes = step.index_budget.read();
-            let expired = index.expire(expire_after_ms, step.now_ms);
+            let expired = index.expire(expire_after_ms, step.times.wall_ms);
             let ended = expired.ended;
             if ended > 0 {
                 step.report.expired_keys += ended;
@@ -305,17 +302,6 @@ impl StoreInner {
         }
     }
 
-    /// Whether the wall clock has jumped lately, how many segments of a partition may go by it in this step, and what time it is
-    /// without the jump.
-    fn look_at_clocks(&self, now_ms: i64) -> (bool, usize, i64) {
-        let monotonic = self.env.clock.monotonic();
-        let mut clocks = self.clocks.lock();
-        let has_jumped = clocks.has_jumped(now_ms, monotonic);
-        let is_due = clocks.last_cut.is_none_or(|last| monotonic.saturating_sub(last) >= DISTRUSTED_CUT);
-        let by_age_max = if has_jumped { usize::from(is_due) } else { usize::MAX };
-        (has_jumped, by_age_max, clocks.believed_ms(now_ms, monotonic))
-    }
-
     fn tick_log(&self, log: &Arc<Log>, step: &mut Step) -> Result<()> {
         let partition = || log.id.clone();
         let kept = log.upkeep().map(|done| {
@@ -331,7 +317,7 @@ impl StoreInner {
             return kept;
         }
         // Each whatever became of the others: on a full disk it is retention that makes room.
-        let cut = upkeep::retain(log, step.now_ms, step.by_age_max);
+        let cut = upkeep::retain(log, step.times.wall_ms, step.times.by_age_max);
         let cut = cut.map(|Retained { removed, rule, offsets, rolled }| {
             step.note_rolled(log, rolled);
             step.report.deleted_segments += removed.segments;
@@ -339,11 +325,13 @@ impl StoreInner {
             let (segments, bytes, from, to) =
                 (removed.segments, removed.bytes, offsets.start.into(), offsets.end.into());
             if segments > 0 {
-                step.has_cut_by_age |= rule == RetentionRule::Age;
+                if rule == RetentionRule::Age && step.times.has_jumped() {
+                    self.clocks.lock().last_cut = Some(self.env.clock.monotonic());
+                }
                 step.note(|| UpkeepEvent::SegmentsDeleted { partition: partition(), rule, from, to, segments, bytes });
             }
         });
-        let rolled = upkeep::roll_if_idle(log, step.now_ms).map(|rolled| {
+        let rolled = upkeep::roll_if_idle(log, step.times.wall_ms).map(|rolled| {
             step.report.rolled_segments += usize::from(rolled.is_some());
             step.note_rolled(log, rolled);
         });

@@ -15,6 +15,8 @@ use crate::support::upkeep::settle;
 const T0: i64 = 1_700_000_000_000;
 /// Ten years: so far a clock is off.
 const FAR_MS: i64 = 10 * 365 * 86_400_000;
+/// So long a clock that jumped is distrusted.
+const DISTRUST_MS: u32 = 3_600_000;
 
 struct Bench {
     disk: FaultVfs,
@@ -42,9 +44,7 @@ impl Bench {
     fn new() -> Self {
         Self::with(|builder| builder)
     }
-}
 
-impl Bench {
     /// Opens the store anew, by a clock that says this.
     fn reopen_at(self, now_ms: i64) -> Self {
         self.store.close().unwrap();
@@ -55,6 +55,15 @@ impl Bench {
     fn check_start(&self, expected: i64) {
         settle(&self.store);
         assert_eq!(self.store.topic("t").unwrap().partition(0).unwrap().start().get(), expected);
+    }
+
+    /// How many tombstones there are once nothing is left to do.
+    #[track_caller]
+    fn check_tombstones(&self, expected: usize, why: &str) {
+        settle(&self.store);
+        let records = self.store.topic("t").unwrap().partition(0).unwrap().read_from(0);
+        let found = records.map(Result::unwrap).filter(|record| record.is_tombstone()).count();
+        assert_eq!(found, expected, "{why}");
     }
 }
 
@@ -355,22 +364,61 @@ fn no_tombstone_goes_by_a_clock_that_jumped() {
     let bench = Bench::new();
     let config = compacted().segment_bytes(400).delete_retention_ms(60_000);
     let topic = bench.store.create_topic("t", config).unwrap();
-    let append = || (0..10).for_each(|n| drop(topic.append(Record::keyed(format!("k{n}"), "v".repeat(100))).unwrap()));
-    let tombstones = || {
-        let records = topic.partition(0).unwrap().read_from(0);
-        records.map(Result::unwrap).filter(|record| record.is_tombstone()).count()
-    };
     topic.append(Record::tombstone("gone")).unwrap();
-    append();
+    fill(&topic, None);
     settle(&bench.store);
-    bench.clock.jump_to_ms(T0 + 10 * 365 * 86_400_000);
+    bench.clock.jump_to_ms(T0 + FAR_MS);
     settle(&bench.store);
-    append();
-    settle(&bench.store);
-    assert_eq!(tombstones(), 1);
+    fill(&topic, None);
+    bench.check_tombstones(1, "its time is not over");
     bench.clock.advance_ms(60_001);
+    bench.check_tombstones(0, "its time is over by the clock as it was before");
+}
+
+/// Two tombstones that compaction sees first after the clock has jumped.
+fn tombstones_seen_after_a_jump_to(now_ms: i64) -> Bench {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", compacted().segment_bytes(400).delete_retention_ms(60_000)).unwrap();
     settle(&bench.store);
-    assert_eq!(tombstones(), 0, "its time is over by the clock as it was before");
+    bench.clock.jump_to_ms(now_ms);
+    for key in ["first", "second"] {
+        topic.append(Record::tombstone(key)).unwrap();
+        fill(&topic, None);
+    }
+    assert!(settle(&bench.store).compactions > 0);
+    bench
+}
+
+/// That they go when they have waited for so long after this, and no earlier.
+#[track_caller]
+fn check_they_wait(bench: &Bench) {
+    bench.check_tombstones(2, "their time begins");
+    bench.clock.advance_ms(59_999);
+    bench.check_tombstones(2, "their time is not over");
+    bench.clock.advance_ms(1);
+    bench.check_tombstones(0, "their time is over");
+}
+
+#[test]
+fn the_time_of_a_tombstone_begins_once_the_clock_is_trusted_again() {
+    for (jump_ms, is_mended) in [(FAR_MS, true), (FAR_MS, false), (-FAR_MS, true), (-FAR_MS, false)] {
+        println!("a jump by {jump_ms}, mended: {is_mended}");
+        let bench = tombstones_seen_after_a_jump_to(T0 + jump_ms);
+        if is_mended {
+            bench.clock.jump_to_ms(T0);
+        }
+        bench.check_tombstones(2, "nobody knows what time it is");
+        bench.clock.advance_ms(DISTRUST_MS + 1);
+        check_they_wait(&bench);
+    }
+}
+
+#[test]
+fn tombstones_that_wait_for_the_clock_to_be_trusted_are_not_forgotten_by_an_open() {
+    let bench = tombstones_seen_after_a_jump_to(T0 + FAR_MS).reopen_at(T0);
+    bench.check_tombstones(2, "their time has not begun");
+    bench.clock.advance_ms(DISTRUST_MS + 1);
+    check_they_wait(&bench);
 }
 
 #[test]
