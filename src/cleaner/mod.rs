@@ -66,7 +66,7 @@ pub(crate) struct Cleaning {
     /// Everything that is copied, oldest first.
     sources: Vec<Arc<Segment>>,
     set: Arc<SegmentSet>,
-    settings: LogSettings,
+    settings: Arc<LogSettings>,
     rules: Rules,
     passed: Passed,
     phase: Phase,
@@ -156,16 +156,17 @@ fn index_entries(segment: &Segment, interval_bytes: u64) -> u64 {
 }
 
 impl Cleaning {
-    /// Begins a round, by what the key index knows if it is given. Nothing is written before the first step.
+    /// Begins a round, by what the key index knows if it is given. Nothing is written before the first step. It holds all tombstones
+    /// until it is [told](Self::hold_from) where readers are.
     pub(crate) fn new(
         log: &Arc<Log>,
-        settings: &LogSettings,
         range: plan::Range,
-        hold: Hold,
         now: Now,
         memory_bytes_max: usize,
         newest: Option<NewestRecords>,
     ) -> Self {
+        let settings = log.settings();
+        let hold = Hold { from_offset: i64::MIN, max_ms: settings.compaction.tombstone_hold_max_ms };
         // Whatever supersedes something is in the segments that the index knew.
         let set = newest.as_ref().map_or_else(|| log.snapshot(), |newest| Arc::clone(&newest.set));
         let is_source = |segment: &&Arc<Segment>| segment.base_offset() < range.first_uncleanable;
@@ -178,7 +179,6 @@ impl Cleaning {
             range,
             sources,
             set,
-            settings: settings.clone(),
             rules: Rules {
                 map: OffsetMap::new(keys_bytes_max),
                 first_dirty: range.first_dirty,
@@ -192,6 +192,7 @@ impl Cleaning {
             },
             passed: Passed::new(log.tombstone_floor()),
             phase: newest.map_or(Phase::Done, |newest| Phase::Look(NewestKeys::new(newest))),
+            settings,
             memory_bytes_max,
             unknown_key: None,
             counts: CompactionCounts::default(),
@@ -447,10 +448,8 @@ mod tests {
         (0..17).for_each(|n| drop(topic.append(Record::tombstone(format!("k{n}")).timestamp_ms(now)).unwrap()));
         let partition = topic.partition(0).unwrap();
         partition.log.upkeep().unwrap();
-        let cleaning =
-            begin_cleaning(&partition.log, None, i64::MAX, Now { ms: now, distrusted_until_ms: None }, 1 << 20)
-                .unwrap()
-                .unwrap();
+        let now = Now { ms: now, distrusted_until_ms: None };
+        let cleaning = begin_cleaning(&partition.log, None, now, 1 << 20).unwrap().unwrap();
         (store, partition, cleaning)
     }
 
@@ -464,10 +463,8 @@ mod tests {
     fn a_key_that_the_index_does_not_know_ends_the_round_and_nothing_is_clean() {
         for lost in [0, 3, 7] {
             let (_store, partition, cleaning) = growing();
-            let (log, range, hold) = (&partition.log, *cleaning.range(), cleaning.rules.hold);
-            let newest = newest_but(&partition, lost);
-            let now = cleaning.rules.now;
-            let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, now, 1 << 20, Some(newest));
+            let newest = Some(newest_but(&partition, lost));
+            let mut cleaning = Cleaning::new(&partition.log, *cleaning.range(), cleaning.rules.now, 1 << 20, newest);
             let done = cleaning.step(u64::MAX).unwrap();
             assert_eq!((done.is_done, done.unknown_key), (true, Some(lost)));
             drop(cleaning);
@@ -476,9 +473,8 @@ mod tests {
         }
         // One that is not in the dirty part is of no concern.
         let (_store, partition, cleaning) = growing();
-        let (log, range, hold) = (&partition.log, *cleaning.range(), cleaning.rules.hold);
         let newest = Some(newest_but(&partition, 16));
-        let mut cleaning = Cleaning::new(log, &log.settings(), range, hold, cleaning.rules.now, 1 << 20, newest);
+        let mut cleaning = Cleaning::new(&partition.log, *cleaning.range(), cleaning.rules.now, 1 << 20, newest);
         let done = cleaning.step(u64::MAX).unwrap();
         assert_eq!((done.is_done, done.unknown_key), (true, None));
     }

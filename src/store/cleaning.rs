@@ -114,11 +114,9 @@ impl StoreInner {
         step: &mut Step,
     ) -> Cleaned<()> {
         let Some(log) = dirtiest(logs, &mut state.failed, step.times.sure.ms)? else { return Ok(()) };
-        let memory_bytes = self.options.compaction_memory_bytes;
-        let hold = self.lowest_reader(&log.id);
         let topic = topics.iter().find(|topic| topic.name == log.id.topic && !state.by_log.contains(&log.id));
         let index = topic.and_then(|topic| topic.index_of(log.id.partition.get()));
-        let begun = upkeep::begin_cleaning(&log, index, hold, step.times.sure, memory_bytes);
+        let begun = upkeep::begin_cleaning(&log, index, step.times.sure, self.options.compaction_memory_bytes);
         let Some(cleaning) = begun.map_err(|error| (log.id.clone(), error))? else { return Ok(()) };
         step.note(|| UpkeepEvent::CompactionBegun {
             partition: log.id.clone(),

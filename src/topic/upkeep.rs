@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cleaner::{self, Cleaning, Hold, Now};
+use crate::cleaner::{self, Cleaning, Now};
 use crate::error::Result;
 use crate::key_index::KeyIndex;
 use crate::partition::Log;
@@ -99,17 +99,15 @@ pub(crate) fn dirtiness(log: &Log, now_ms: i64) -> Result<Option<f64>> {
 pub(crate) fn begin_cleaning(
     log: &Arc<Log>,
     index: Option<&KeyIndex>,
-    hold_from_offset: i64,
     now: Now,
     memory_bytes_max: usize,
 ) -> Result<Option<Cleaning>> {
     let settings = log.settings();
     let Some(range) = cleaner::find_range(log, &settings, now.ms)? else { return Ok(None) };
-    let hold = Hold { from_offset: hold_from_offset, max_ms: settings.compaction.tombstone_hold_max_ms };
     let dirty = usize::try_from(range.first_uncleanable.saturating_sub(range.first_dirty)).unwrap_or(0);
     let most = dirty.min(memory_bytes_max / 2 / size_of::<RecordPlace>());
     // What is younger than the lag is to supersede nothing, and the index does not tell it from the rest.
     let goes_by_index = most > 0 && settings.compaction.min_compaction_lag_ms == 0;
     let newest = index.filter(|_| goes_by_index).and_then(|index| index.newest_records(range.first_dirty, most));
-    Ok(Some(Cleaning::new(log, &settings, range, hold, now, memory_bytes_max, newest)))
+    Ok(Some(Cleaning::new(log, range, now, memory_bytes_max, newest)))
 }
