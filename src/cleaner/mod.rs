@@ -447,7 +447,7 @@ mod tests {
         // Fourteen or so fill the first segment.
         (0..17).for_each(|n| drop(topic.append(Record::tombstone(format!("k{n}")).timestamp_ms(now)).unwrap()));
         let partition = topic.partition(0).unwrap();
-        partition.log.upkeep().unwrap();
+        partition.log.upkeep(&mut || {}).unwrap();
         let now = Now { ms: now, distrusted_until_ms: None };
         let cleaning = begin_cleaning(&partition.log, None, now, 1 << 20).unwrap().unwrap();
         (store, partition, cleaning)

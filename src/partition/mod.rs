@@ -71,8 +71,8 @@ pub(crate) struct Env {
     pub(crate) before_first_write: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Called when the disk has no room for a change that frees some. True if that made some.
     pub(crate) make_room: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Called when bytes wait for a sync behind.
-    pub(crate) wake_upkeep: Arc<dyn Fn() + Send + Sync>,
+    /// Wakes upkeep if it would else sleep longer than so many milliseconds; 0 wakes it in any case.
+    pub(crate) wake_upkeep: Arc<dyn Fn(u64) + Send + Sync>,
     /// Whether somebody runs upkeep; without it an appender keeps the windows of `Interval` by itself.
     pub(crate) has_upkeep: bool,
     /// Rung when an end moves, and when no more will come.
@@ -147,7 +147,10 @@ pub(crate) struct Log {
     /// Bytes written since the open, and how many of them a sync covered.
     written_bytes: AtomicU64,
     synced_bytes: AtomicU64,
-    last_sync_ms: AtomicU64,
+    /// The shortest time that anything appended since the last sync may wait for one, and when that is over by the monotonic
+    /// clock; both `u64::MAX` if nothing asks for one.
+    window_ms: AtomicU64,
+    sync_due_ms: AtomicU64,
     last_append_ms: AtomicU64,
     /// Bytes written as upkeep saw them last.
     seen_bytes: AtomicU64,
@@ -325,6 +328,8 @@ impl Log {
 
     /// One sync of all files with published bytes that are not synced. Called by one thread at a time.
     fn sync_published(&self) -> std::io::Result<i64> {
+        let window_ms = self.window_ms.swap(u64::MAX, Ordering::AcqRel);
+        self.sync_due_ms.store(u64::MAX, Ordering::Release);
         let written = self.written_bytes.load(Ordering::Acquire);
         let end = self.end_offset();
         // Read after the end: whatever lies below it is in one of these files, or in one synced at its roll.
@@ -347,12 +352,30 @@ impl Log {
         self.synced_bytes.fetch_max(written, Ordering::AcqRel);
         self.durable_end.fetch_max(end, Ordering::AcqRel);
         self.env.bell.ring();
-        let now = self.monotonic_ms();
-        self.last_sync_ms.store(now, Ordering::Relaxed);
         if let Some((base, position)) = floor {
-            self.move_floor(base, position, now);
+            self.move_floor(base, position, self.monotonic_ms());
+        }
+        // Who appended meanwhile may have found the window that was there before.
+        if self.unsynced_bytes() > 0 && window_ms != u64::MAX {
+            self.note_window(window_ms);
         }
         Ok(end)
+    }
+
+    /// Something was appended that is to be synced within so many milliseconds.
+    #[cold]
+    fn note_window(&self, ms: u64) {
+        self.window_ms.fetch_min(ms, Ordering::SeqCst);
+        self.sync_due_ms.fetch_min(self.monotonic_ms().saturating_add(ms), Ordering::SeqCst);
+        if self.env.has_upkeep {
+            (self.env.wake_upkeep)(ms.max(1));
+        }
+    }
+
+    /// How long what was appended may still wait for a sync; `None` if nobody has to sync behind it.
+    pub(crate) fn sync_due_in(&self) -> Option<u64> {
+        let due_ms = self.sync_due_ms.load(Ordering::SeqCst);
+        (due_ms != u64::MAX && self.unsynced_bytes() > 0).then(|| due_ms.saturating_sub(self.monotonic_ms()))
     }
 
     /// Moves the running floor if it lies far enough behind. A floor that cannot be written only costs a longer

@@ -18,7 +18,7 @@ impl Log {
     pub(super) fn seal_closed(&self, writer: &mut Writer) -> Result<Option<Error>> {
         let mut damage = None;
         while let Some(segment) = self.oldest_closed() {
-            match self.compute_seal(&segment) {
+            match self.compute_seal(&segment, &mut || {}) {
                 Ok(seal) => self.commit_seal(writer, &segment, seal)?,
                 Err(error) if segment.is_damaged() => drop(damage.get_or_insert(error)),
                 Err(error) => return Err(error),
@@ -34,7 +34,7 @@ impl Log {
     }
 
     /// Syncs a closed segment, checks it and adds up its checksums. Reads the whole file, so the writer is not held.
-    pub(super) fn compute_seal(&self, segment: &Arc<Segment>) -> Result<Seal> {
+    pub(super) fn compute_seal(&self, segment: &Arc<Segment>, between: &mut dyn FnMut()) -> Result<Seal> {
         // The cut at the roll may not have come to the disk.
         segment.log().trim()?;
         segment.log().file().sync_data().map_err(|source| {
@@ -47,7 +47,7 @@ impl Log {
         for suffix in [Suffix::Index, Suffix::TimeIndex] {
             sync_file(self, &segment.file_path(suffix))?;
         }
-        let seal = segment.compute_seal(self.env.store_id)?;
+        let seal = segment.compute_seal(self.env.store_id, between)?;
         renewed.map(|()| seal)
     }
 

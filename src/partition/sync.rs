@@ -97,6 +97,11 @@ impl GroupCommit {
         self.ended.notify_all();
     }
 
+    /// The sync that failed.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.state.lock().failed.as_ref().map(copy_io_error)
+    }
+
     fn settle(state: &mut State, result: io::Result<i64>) {
         match result {
             Ok(end) => state.durable_end = state.durable_end.max(end),

@@ -1,9 +1,12 @@
-//! One bounded step of upkeep of one log: what waits for a sync, what waits for its seal, space that nobody used.
+//! One bounded step of upkeep of one log: what waits for its seal, space that nobody used; and the syncs behind appends.
+
+use std::sync::Arc;
 
 use super::space_ahead::SpaceAhead;
 use super::writer::PanicGuard;
-use super::{Durability, Log, TRIM_AFTER_MS};
+use super::{Log, TRIM_AFTER_MS};
 use crate::error::Result;
+use crate::segment::{Segment, State};
 use crate::sync::atomic::Ordering;
 
 /// A segment that got its seal.
@@ -17,36 +20,35 @@ pub(crate) struct Sealed {
 /// What one step of upkeep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UpkeepStep {
-    pub(crate) synced_bytes: u64,
     pub(crate) sealed: Option<Sealed>,
     pub(crate) trimmed: bool,
 }
 
 impl Log {
-    /// One bounded step of upkeep: windows of `Interval`, the floor, one seal, space that was taken too early.
-    pub(crate) fn upkeep(&self) -> Result<UpkeepStep> {
+    /// Syncs what was appended, if it has waited as long as it may. Returns how many bytes that were.
+    pub(crate) fn sync_if_due(&self) -> Result<u64> {
+        if self.env.read_only || self.is_closed() || self.sync_due_in() != Some(0) {
+            return Ok(0);
+        }
+        let unsynced = self.unsynced_bytes();
+        self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
+        Ok(unsynced)
+    }
+
+    /// One bounded step of upkeep: one seal, space that was taken too early. A seal reads a whole segment, and calls `between`
+    /// now and then, as others wait for their syncs.
+    pub(crate) fn upkeep(&self, between: &mut dyn FnMut()) -> Result<UpkeepStep> {
         let mut step = UpkeepStep::default();
         if self.env.read_only || self.is_closed() {
             return Ok(step);
         }
-        let settings = self.settings();
         let now = self.monotonic_ms();
-        let since_sync = now.saturating_sub(self.last_sync_ms.load(Ordering::Relaxed));
-        let window = match settings.durability {
-            Durability::Interval { bytes, ms } => Some((bytes, ms)),
-            Durability::Sync => Some((1 << 20, 50)),
-            Durability::Os => None,
-        };
-        let unsynced = self.unsynced_bytes();
-        if let Some((bytes, ms)) = window
-            && unsynced > 0
-            && (unsynced >= bytes || since_sync >= ms)
-        {
-            self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
-            step.synced_bytes = unsynced;
-        }
         let seal = match self.oldest_closed() {
-            Some(segment) => Some((self.compute_seal(&segment)?, segment)),
+            Some(segment) => match self.compute_seal(&segment, between) {
+                // It was taken out of the log while it was read, and its files with it.
+                Err(_) if !self.holds(&segment) => None,
+                seal => Some((seal?, segment)),
+            },
             None => None,
         };
         let Some(mut writer) = self.writer.try_lock() else { return Ok(step) };
@@ -54,7 +56,8 @@ impl Log {
             return Ok(step);
         }
         let _guard = PanicGuard(self);
-        if let Some((seal, segment)) = seal {
+        // Compaction may have put another of the same base offset in its place.
+        if let Some((seal, segment)) = seal.filter(|(_, segment)| self.holds(segment)) {
             self.commit_seal(&mut writer, &segment, seal)?;
             let (base, next, bytes) = (segment.base_offset(), segment.next_offset(), segment.bytes());
             step.sealed = Some(Sealed { base, next, bytes });
@@ -67,6 +70,12 @@ impl Log {
             step.trimmed = true;
         }
         Ok(step)
+    }
+
+    /// Whether the log still has this segment, and it waits for its seal.
+    fn holds(&self, segment: &Arc<Segment>) -> bool {
+        let set = self.snapshot();
+        segment.state() == State::Closed && set.segments.iter().any(|one| Arc::ptr_eq(one, segment))
     }
 
     /// Whether nothing was appended since the last call that saw something new.

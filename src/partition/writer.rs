@@ -16,7 +16,7 @@ use super::settings::LogSettings;
 use super::space_ahead::SpaceAhead;
 use super::{Durability, Log, SegmentSet};
 use crate::clock::Timestamp;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 use crate::io::replace::{TwoSlots, replace_file};
 use crate::planted::{Bug, is};
@@ -207,6 +207,12 @@ impl Log {
         let keys_wait = self.key_queue.is_wanted()
             && self.key_queue.push((base, last + 1), position, secret, hashes)
             && self.env.has_upkeep;
+        let window = SyncWindow::behind(durability, &writer.settings);
+        if let Some(window) = window
+            && window.ms < self.window_ms.load(Ordering::Relaxed)
+        {
+            self.note_window(window.ms);
+        }
         let timestamp_ms = match writer.settings.timestamp_type {
             TimestampType::LogAppendTime => now_ms,
             TimestampType::CreateTime => summary.base_timestamp,
@@ -220,14 +226,14 @@ impl Log {
             leader_epoch: writer.manifest.epoch(),
             timestamp_ms,
         };
-        Ok((metadata, Awaited { window_bytes: sync_window(durability, &writer.settings), keys_wait }))
+        Ok((metadata, Awaited { window_bytes: window.map(|window| window.bytes), keys_wait }))
     }
 
     /// What has to happen after the bytes were published, before the caller may be told.
     #[inline]
     pub(crate) fn acknowledge(&self, awaited: Awaited, metadata: &RecordMetadata) -> Result<()> {
         if awaited.keys_wait {
-            (self.env.wake_upkeep)();
+            (self.env.wake_upkeep)(0);
         }
         awaited.window_bytes.map_or(Ok(()), |window_bytes| self.keep_window(window_bytes, metadata))
     }
@@ -250,7 +256,8 @@ impl Log {
             return Ok(());
         }
         if self.env.has_upkeep && unsynced < window_bytes.saturating_mul(2) {
-            (self.env.wake_upkeep)();
+            self.sync_due_ms.store(0, Ordering::Release);
+            (self.env.wake_upkeep)(0);
             return Ok(());
         }
         // The record is in the page cache, as its level promises; a failed sync poisons the log and is reported by the
@@ -318,6 +325,12 @@ impl Log {
 
     #[cold]
     fn append_failed(&self, writer: &mut Writer, error: io::Error, cut: CutBack, base: i64) -> Error {
+        if let Some(source) = writer.active.log().file().failed_sync() {
+            // When its descriptor was to be given to another file. Nothing was written since.
+            self.group.note(Err(copy_io_error(&source)));
+            self.poison(format!("sync: {source}"));
+            return self.poison_error().unwrap_or_else(|| self.sync_failed(&source));
+        }
         if cut == CutBack::Failed && is(Bug::OffsetReused) {
             return Error::OutcomeUnknown { partition: self.id.clone(), offset: base.into(), source: error };
         }
@@ -467,7 +480,7 @@ impl Log {
         }
         let _guard = PanicGuard(self);
         if let Some(error) = self.poison_error() {
-            return Err(error);
+            return Err(self.group.failure().map_or(error, |source| self.sync_failed(&source)));
         }
         if !writer.is_ready && !writer.must_close {
             return Ok(());
@@ -535,7 +548,13 @@ impl Log {
         let settings = Arc::new(settings);
         let mut writer = self.writer.lock();
         writer.settings = Arc::clone(&settings);
+        // What was appended when nobody was to sync behind it.
+        let window = SyncWindow::of_os(&settings).filter(|_| self.unsynced_bytes() > 0);
         *self.settings.write() = settings;
+        drop(writer);
+        if let Some(window) = window {
+            self.note_window(window.ms);
+        }
     }
 }
 
@@ -574,14 +593,28 @@ impl Awaited {
     }
 }
 
-/// How many bytes may wait for a sync behind an append: 0 if it waits for its own, `None` if nobody syncs behind.
-fn sync_window(durability: Durability, settings: &LogSettings) -> Option<u64> {
-    match durability {
-        Durability::Sync => Some(0),
-        Durability::Interval { bytes, .. } => Some(bytes),
-        Durability::Os if settings.durability == Durability::Os => None,
-        // An `Os` append to a topic of a stronger level is synced behind, within the limits of `Interval`.
-        Durability::Os => Some(1 << 20),
+/// What may wait for a sync behind an append: so many bytes, and so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SyncWindow {
+    /// 0 if the append waits for its own sync.
+    bytes: u64,
+    ms: u64,
+}
+
+impl SyncWindow {
+    /// `None` if nobody syncs behind it.
+    #[inline]
+    fn behind(append: Durability, settings: &LogSettings) -> Option<Self> {
+        match append {
+            Durability::Sync => Some(Self { bytes: 0, ms: u64::MAX }),
+            Durability::Interval { bytes, ms } => Some(Self { bytes, ms }),
+            Durability::Os => Self::of_os(settings),
+        }
+    }
+
+    /// An `Os` append to a topic of a stronger level is synced behind, within the limits of [`Durability::INTERVAL`].
+    fn of_os(settings: &LogSettings) -> Option<Self> {
+        (settings.durability != Durability::Os).then_some(Self { bytes: 1 << 20, ms: 50 })
     }
 }
 
@@ -667,12 +700,14 @@ mod tests {
     #[test]
     fn how_much_may_wait_for_a_sync() {
         let topic = |durability| LogSettings { durability, ..settings() };
-        let window = |append, of_topic| sync_window(append, &topic(of_topic));
+        let window =
+            |append, of_topic| SyncWindow::behind(append, &topic(of_topic)).map(|window| (window.bytes, window.ms));
         let interval = Durability::Interval { bytes: 4096, ms: 9 };
-        assert_eq!(window(Durability::Sync, Durability::Os), Some(0));
-        assert_eq!(window(interval, Durability::Sync), Some(4096));
+        assert_eq!(window(Durability::Sync, Durability::Os), Some((0, u64::MAX)));
+        assert_eq!(window(interval, Durability::Sync), Some((4096, 9)));
+        assert_eq!(window(interval, Durability::Os), Some((4096, 9)));
         assert_eq!(window(Durability::Os, Durability::Os), None, "nobody syncs behind");
-        assert_eq!(window(Durability::Os, Durability::Sync), Some(1 << 20));
-        assert_eq!(window(Durability::Os, interval), Some(1 << 20));
+        assert_eq!(window(Durability::Os, Durability::Sync), Some((1 << 20, 50)));
+        assert_eq!(window(Durability::Os, interval), Some((1 << 20, 50)));
     }
 }

@@ -40,6 +40,7 @@ pub(crate) struct PooledFile {
     synced_writes: AtomicU64,
     /// The first sync that failed. No second sync of this file is tried: the kernel may say Ok after losing the data.
     failed: Mutex<Option<io::Error>>,
+    has_failed: AtomicBool,
 }
 
 impl FilePool {
@@ -75,6 +76,7 @@ impl FilePool {
             writes: AtomicU64::new(0),
             synced_writes: AtomicU64::new(0),
             failed: Mutex::new(None),
+            has_failed: AtomicBool::new(false),
         })
     }
 
@@ -133,10 +135,13 @@ impl PooledFile {
         call(&*self.open()?)
     }
 
-    /// Like [`with`](Self::with), for a call that writes: the file then counts as not synced. The partition's writer lock
-    /// is held by whoever calls this.
+    /// Like [`with`](Self::with), for a call that writes: the file then counts as not synced. After a sync that failed nothing
+    /// is written any more. The partition's writer lock is held by whoever calls this.
     #[inline]
     pub(crate) fn write_with<R>(&self, call: impl FnOnce(&dyn VfsFile) -> R) -> io::Result<R> {
+        if let Some(error) = self.failed_sync() {
+            return Err(error);
+        }
         self.with(|file| {
             // One thread at a time writes, so that a load and a store are enough. Counted before the write as well, so
             // that the file cannot be closed unsynced in between.
@@ -182,10 +187,19 @@ impl PooledFile {
         self.writes.load(Ordering::Acquire) != self.synced_writes.load(Ordering::Acquire)
     }
 
+    /// The sync that failed, also one that the pool asked for.
+    #[inline]
+    pub(crate) fn failed_sync(&self) -> Option<io::Error> {
+        if !self.has_failed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.failed.lock().as_ref().map(copy_io_error)
+    }
+
     /// Syncs the data. After one failure it fails for ever, without asking the disk again.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
-        if let Some(error) = self.failed.lock().as_ref() {
-            return Err(copy_io_error(error));
+        if let Some(error) = self.failed_sync() {
+            return Err(error);
         }
         let writes = self.writes.load(Ordering::Acquire);
         let synced = match self.with(|file| file.sync_data()) {
@@ -200,6 +214,7 @@ impl PooledFile {
             Err(error) => {
                 let copy = copy_io_error(&error);
                 self.failed.lock().get_or_insert(error);
+                self.has_failed.store(true, Ordering::Release);
                 Err(copy)
             }
         }

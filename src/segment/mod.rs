@@ -41,6 +41,9 @@ use self::time_index::TimeIndex;
 /// An index of more entries than a 2 GiB log can have is not read.
 const INDEX_FILE_BYTES_MAX: u64 = 512 << 20;
 
+/// How much of a log is read between two looks at what else is due. A multiple of what is read at once.
+const BETWEEN_BYTES: u64 = 8 << 20;
+
 /// Where a segment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -382,7 +385,7 @@ impl Segment {
         let Some(expected) = crc32 else {
             return Err(Error::corrupt(&path, 0, "the seal is missing or damaged, and no other checksum is known"));
         };
-        let seal = self.compute_seal(Uuid::from_bytes([0; 16]))?;
+        let seal = self.compute_seal(Uuid::from_bytes([0; 16]), &mut || {})?;
         if seal.crc32 != expected {
             return Err(Error::corrupt(
                 self.log.path(),
@@ -395,8 +398,8 @@ impl Segment {
     }
 
     /// Reads the whole log once, checks its batches and adds up its checksums. From then on the seal speaks for the
-    /// batches, so that it must not be made of damaged ones.
-    pub(crate) fn compute_seal(&self, store_id: Uuid) -> Result<Seal> {
+    /// batches, so that it must not be made of damaged ones. Calls `between` after every few MiB.
+    pub(crate) fn compute_seal(&self, store_id: Uuid, between: &mut dyn FnMut()) -> Result<Seal> {
         let mut builder = SealBuilder::default();
         let bytes = self.bytes();
         let mut batches = Some(BatchChecker::new(bytes));
@@ -415,6 +418,9 @@ impl Segment {
                 Err(damage) => return Err(self.damaged(&damage)),
             }
             position += length as u64;
+            if position % BETWEEN_BYTES == 0 {
+                between();
+            }
         }
         if let Some(Err(damage)) = batches.map(BatchChecker::finish) {
             return Err(self.damaged(&damage));

@@ -395,7 +395,7 @@ impl<'a> Adoption<'a> {
             segment.write_indexes(true)?;
         }
         self.write_txn_index(directory, entry, aborted)?;
-        let seal = segment.compute_seal(self.catalog.store_id)?;
+        let seal = segment.compute_seal(self.catalog.store_id, &mut || {})?;
         entry.crc32 = Some(seal.crc32);
         replace_file(vfs, directory, &file_name(entry.base, Suffix::Seal), &seal.encode(), true)
     }

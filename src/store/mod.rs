@@ -95,6 +95,8 @@ pub(crate) struct StoreInner {
 pub(crate) struct Signal {
     state: Mutex<SignalState>,
     changed: Condvar,
+    /// How long the thread sleeps; 0 while it works.
+    sleeps_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -343,7 +345,8 @@ impl Store {
     ///
     /// # Errors
     /// The first that any partition met; all others are closed all the same. The next open then scans what was not
-    /// closed.
+    /// closed. If there was none, the first that the upkeep thread met and that nobody
+    /// [took](Self::take_upkeep_error): everything is closed then.
     pub fn close(&self) -> Result<()> {
         self.inner.close()
     }
@@ -544,7 +547,7 @@ impl StoreInner {
         // An unfinished compaction has changed nothing; the next open sweeps its file.
         self.cleaner.lock().stop();
         let topics: Vec<Arc<TopicInner>> = self.topics.read().values().cloned().collect();
-        let mut first_error = self.upkeep_error.lock().take();
+        let mut first_error = None;
         let (mut ends, mut starts, mut cleaned) = (Offsets::new(), Offsets::new(), Offsets::new());
         // Derived: without the file the next use reads the log, so that a failure costs no more than that.
         for index in topics.iter().flat_map(|topic| topic.indexes()) {
@@ -568,7 +571,8 @@ impl StoreInner {
         }
         self.locks.lock().clear();
         self.env.bell.ring();
-        first_error.map_or(Ok(()), Err)
+        // What upkeep met earlier says nothing of what is on the disk now.
+        first_error.or_else(|| self.upkeep_error.lock().take()).map_or(Ok(()), Err)
     }
 }
 

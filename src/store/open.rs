@@ -379,7 +379,7 @@ pub(super) fn make_env(
         read_only: options.read_only,
         before_first_write: Arc::new(first_write),
         make_room: Arc::new(move || reserve.give_up()),
-        wake_upkeep: Arc::new(move || signal.wake()),
+        wake_upkeep: Arc::new(move |ms| signal.wake_within(ms)),
         has_upkeep: options.upkeep == Upkeep::Thread,
         bell: Arc::default(),
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
 use crate::key_index::making::ReadBudget;
 use crate::partition::upkeep::Sealed;
-use crate::partition::{Durability, Log};
+use crate::partition::{Durability, Log, Partition};
 use crate::planted::{Bug, is};
 use crate::retention::RetentionRule;
 use crate::sync::atomic::Ordering;
@@ -58,7 +58,7 @@ impl TickReport {
 }
 
 /// How long the thread sleeps when no window asks for less.
-const IDLE_WAIT: Duration = Duration::from_secs(1);
+const IDLE_WAIT_MS: u64 = 1000;
 
 impl Store {
     /// One bounded step of upkeep over every partition: windows of `Interval` that are over are synced, the recovery floor
@@ -222,6 +222,7 @@ impl StoreInner {
         let mut step = Step { times, may_compact, report, first_error: None, index_budget, events };
         let mut topics: Vec<_> = self.topics.read().values().cloned().collect();
         topics.retain(|topic| only.is_none_or(|only| topic.name == *only));
+        self.sync_what_is_due(&mut step);
         for topic in &topics {
             self.tick_logs(topic, &mut step);
         }
@@ -246,6 +247,22 @@ impl StoreInner {
         let Some(events) = step.events.as_mut().filter(|events| !events.is_empty()) else { return };
         if let Err(error) = self.audience.tell(std::mem::take(events)) {
             step.first_error.get_or_insert(error);
+        }
+    }
+
+    /// Syncs behind the appends that have waited as long as they may, of whatever topic.
+    fn sync_what_is_due(&self, step: &mut Step) {
+        let is_due = |partition: &&Partition| partition.log.sync_due_in() == Some(0);
+        let mut due = Vec::new();
+        for topic in self.topics.read().values() {
+            let of_topic = topic.partitions.values().filter(is_due);
+            due.extend(of_topic.map(|partition| (Arc::clone(topic), Arc::clone(&partition.log))));
+        }
+        for (topic, log) in due {
+            match log.sync_if_due() {
+                Ok(bytes) => step.report.synced_bytes += bytes,
+                Err(error) => step.fail(&topic, &log.id, error),
+            }
         }
     }
 
@@ -304,8 +321,7 @@ impl StoreInner {
 
     fn tick_log(&self, log: &Arc<Log>, step: &mut Step) -> Result<()> {
         let partition = || log.id.clone();
-        let kept = log.upkeep().map(|done| {
-            step.report.synced_bytes += done.synced_bytes;
+        let kept = log.upkeep(&mut || self.sync_what_is_due(step)).map(|done| {
             step.report.trimmed += usize::from(done.trimmed);
             if let Some(Sealed { base, next, bytes }) = done.sealed {
                 step.report.sealed_segments += 1;
@@ -343,14 +359,16 @@ impl StoreInner {
         kept.and(cut).and(rolled).and(unlinked)
     }
 
-    /// How long the thread may sleep: half of the shortest window.
+    /// How long the thread may sleep: half of the shortest window of a topic, and no longer than anything may wait for its sync.
     fn wait(&self) -> Duration {
         let topics = self.topics.read();
-        let windows = topics.values().map(|topic| match topic.config.read().durability_level() {
-            Durability::Interval { ms, .. } => Duration::from_millis((ms / 2).max(1)),
-            Durability::Sync | Durability::Os => IDLE_WAIT,
-        });
-        windows.min().unwrap_or(IDLE_WAIT)
+        let of_topic = |topic: &TopicInner| match topic.config.read().durability_level() {
+            Durability::Interval { ms, .. } => (ms / 2).max(1),
+            Durability::Sync | Durability::Os => IDLE_WAIT_MS,
+        };
+        let of_logs = |topic: &TopicInner| topic.partitions.values().filter_map(|one| one.log.sync_due_in()).min();
+        let windows = topics.values().flat_map(|topic| [Some(of_topic(topic)), of_logs(topic)]).flatten();
+        Duration::from_millis(windows.min().unwrap_or(IDLE_WAIT_MS).clamp(1, IDLE_WAIT_MS))
     }
 
     pub(super) fn start_upkeep(self: &std::sync::Arc<Self>) -> Result<()> {
@@ -407,6 +425,7 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
         if let Some(error) = first_error {
             inner.upkeep_error.lock().get_or_insert(error);
         }
+        signal.falls_asleep();
         let wait = match (goes_on, reads_on) {
             (true, _) => Duration::ZERO,
             (false, true) => pace.owes(now()).min(inner.wait()),
@@ -420,6 +439,19 @@ fn run(store: &Weak<StoreInner>, signal: &Signal) {
 }
 
 impl Signal {
+    /// There is something to do within so many milliseconds: wakes the thread if it would sleep longer, and in any case for 0.
+    pub(crate) fn wake_within(&self, ms: u64) {
+        if ms == 0 || ms < self.sleeps_ms.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// The thread is about to look how long it may sleep. Who wants it earlier from now on wakes it: either that look sees what
+    /// they want, or they see that it may sleep.
+    fn falls_asleep(&self) {
+        self.sleeps_ms.store(u64::MAX, Ordering::SeqCst);
+    }
+
     /// There is something to do.
     pub(crate) fn wake(&self) {
         let mut state = self.state.lock();
@@ -436,9 +468,11 @@ impl Signal {
     /// Sleeps until woken or until the time is over; true if the thread has to end.
     fn wait(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
+        self.sleeps_ms.store(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
         if !state.woken && !state.stop {
             self.changed.wait_for(&mut state, time);
         }
+        self.sleeps_ms.store(0, Ordering::SeqCst);
         state.woken = false;
         state.stop
     }

@@ -31,7 +31,7 @@ pub fn murmur2(key: &[u8]) -> u32 {
 /// The partition of a key, as every Kafka client with the default partitioner chooses it.
 #[inline]
 pub(crate) fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
-    (murmur2(key) & 0x7fff_ffff) % partitions
+    (murmur2(key) & 0x7fff_ffff) % partitions.max(1)
 }
 
 /// Records without a key stay on one partition until so many bytes went there (Kafka's `batch.size`), then go on.
@@ -52,7 +52,8 @@ impl Sticky {
     /// The partition for a record of about so many bytes.
     pub(crate) fn next(&self, record_bytes: usize, partitions: u32) -> u32 {
         let before = self.bytes.fetch_add(record_bytes as u64 + 1, Ordering::Relaxed);
-        ((before / STICKY_BYTES) % u64::from(partitions)) as u32
+        // Where no partition can be read there is none to choose, and whoever appends to it is told so.
+        ((before / STICKY_BYTES) % u64::from(partitions.max(1))) as u32
     }
 }
 

@@ -84,6 +84,100 @@ fn an_interval_is_kept_by_bytes_and_by_time() {
     assert_eq!(partition.durable_end(), partition.end());
 }
 
+/// The level of an append is kept whatever the level of its topic, by its time as well as by its bytes.
+#[test]
+fn an_append_is_synced_within_the_time_of_its_own_level() {
+    let check = |of_topic: Durability, of_append: Durability, after_ms: Option<i64>| {
+        let clock = Arc::new(ManualClock::new(0));
+        let store = builder(&machine()).clock(clock.clone()).open("/s").unwrap();
+        let topic = store.create_topic("t", TopicConfig::default().durability(of_topic)).unwrap();
+        let partition = topic.partition(0).unwrap();
+        let put = |level| {
+            let options = AppendOptions::new().durability(level);
+            partition.append_batch_with(&[Record::of_value("v")], &options).unwrap();
+        };
+        // What came before does not make it wait longer, nor shorter.
+        clock.advance_ms(100_000);
+        put(Durability::Sync);
+        clock.advance_ms(1);
+        put(of_append);
+        let synced_after = (0..200).find(|_| {
+            store.tick().unwrap();
+            let is_synced = partition.durable_end() == partition.end();
+            clock.advance_ms(1);
+            is_synced
+        });
+        assert_eq!(synced_after, after_ms, "{of_append:?} to a topic of {of_topic:?}");
+        // The shorter of two counts for both.
+        put(Durability::Interval { bytes: 1 << 20, ms: 90 });
+        clock.advance_ms(20);
+        put(Durability::Interval { bytes: 1 << 20, ms: 7 });
+        clock.advance_ms(6);
+        store.tick().unwrap();
+        let early = partition.durable_end() == partition.end();
+        clock.advance_ms(1);
+        store.tick().unwrap();
+        assert_eq!((early, partition.durable_end()), (false, partition.end()));
+    };
+    let five = Durability::Interval { bytes: 4096, ms: 5 };
+    check(Durability::Os, five, Some(5));
+    check(Durability::Sync, five, Some(5));
+    check(Durability::INTERVAL, five, Some(5));
+    check(five, Durability::INTERVAL, Some(50));
+    check(Durability::Sync, Durability::Os, Some(50));
+    check(five, Durability::Os, Some(50));
+    check(Durability::Os, Durability::Os, None);
+}
+
+/// The thread sleeps for a second where no topic asks for less, and knows nothing of the levels of appends.
+#[test]
+fn an_append_of_a_level_of_its_own_wakes_the_thread() {
+    let store = Store::builder().vfs(Arc::new(machine())).open("/s").unwrap();
+    for of_topic in [Durability::Os, Durability::Sync] {
+        let name = format!("{of_topic:?}");
+        let topic = store.create_topic(&name, TopicConfig::default().durability(of_topic)).unwrap();
+        let options = AppendOptions::new().durability(Durability::Interval { bytes: 4096, ms: 5 });
+        for _ in 0..3 {
+            let placed = topic.append_with(Record::of_value("v"), &options).unwrap();
+            store.wait_durable(&placed.position(), std::time::Duration::from_secs(60)).unwrap();
+        }
+    }
+    store.close().unwrap();
+}
+
+#[test]
+fn what_was_appended_before_the_level_was_raised_is_synced_too() {
+    let clock = Arc::new(ManualClock::new(0));
+    let store = builder(&machine()).clock(clock.clone()).open("/s").unwrap();
+    let topic = store.create_topic("t", TopicConfig::default().durability(Durability::Os)).unwrap();
+    topic.append(Record::of_value("v")).unwrap();
+    store.alter_topic("t", TopicConfig::default().durability(Durability::INTERVAL)).unwrap();
+    clock.advance_ms(50);
+    assert!(store.tick().unwrap().synced_bytes > 0);
+}
+
+/// Its descriptor is wanted for another file, so it is synced first; nobody waits for that sync.
+#[test]
+fn a_sync_that_fails_before_a_file_is_closed_stops_its_writer() {
+    let vfs = machine();
+    let store = builder(&vfs).open_files_max(4).open("/s").unwrap();
+    let config = TopicConfig::default().durability(Durability::Os).partitions(12).preallocate_bytes(0);
+    let topic = store.create_topic("t", config).unwrap();
+    let first = topic.partition(0).unwrap();
+    first.append(Record::of_value("written")).unwrap();
+    vfs.inject(FaultPlan::new(Fault::Sync(errno::EIO, SyncFailure::LostAtDrop)).on(OpKind::SyncData).in_class("log"));
+    for number in 1..12 {
+        topic.partition(number).unwrap().append(Record::of_value("others")).unwrap();
+    }
+    assert_eq!(vfs.faults_hit(), 1);
+    for _ in 0..2 {
+        let refused = first.append(Record::of_value("no")).unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+    }
+    assert_eq!(first.end().get(), 1);
+    assert!(matches!(first.flush(), Err(Error::SyncFailed { .. })));
+}
+
 #[test]
 fn after_a_failed_sync_the_partition_refuses_until_it_is_reopened() {
     for failure in [SyncFailure::LostAtDrop, SyncFailure::Reverted, SyncFailure::OpenHandles] {
@@ -97,7 +191,8 @@ fn after_a_failed_sync_the_partition_refuses_until_it_is_reopened() {
             assert!(matches!(partition.flush(), Err(Error::SyncFailed { durable_end, .. }) if durable_end.get() == 1));
         }
         assert_eq!(values(&partition, ReadLevel::Durable), ["kept"]);
-        assert!(store.close().is_err());
+        let refused = store.close().unwrap_err();
+        assert!(matches!(refused, Error::SyncFailed { durable_end, .. } if durable_end.get() == 1), "{refused}");
         drop((store, partition));
         vfs.kill();
         vfs.drop_caches();

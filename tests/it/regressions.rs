@@ -2,14 +2,14 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{
     Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, errno,
 };
-use topiclog::{Durability, Error, Record, Store, TopicConfig, Upkeep};
+use topiclog::{Durability, Error, Partition, Record, Store, TopicConfig, Upkeep};
 
 use crate::support::layered::{Layer, Layered};
 
@@ -345,11 +345,19 @@ fn who_reads_without_the_seal_speaks_for_nobody_with_it() {
     assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
 }
 
-/// How much was asked for at once, of a file system in memory without maps.
-struct Measured(Arc<AtomicUsize>);
+/// What is done at each read, which is told how much is asked for.
+type AtRead = Arc<dyn Fn(usize) + Send + Sync>;
 
-#[derive(Debug)]
-struct MeasuredFile(Arc<dyn VfsFile>, Arc<AtomicUsize>);
+/// A file system in memory without maps.
+struct Measured(AtRead);
+
+struct MeasuredFile(Arc<dyn VfsFile>, AtRead);
+
+impl std::fmt::Debug for MeasuredFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MeasuredFile")
+    }
+}
 
 impl Layer for Measured {
     fn open(&self, below: &MemoryVfs, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
@@ -359,7 +367,7 @@ impl Layer for Measured {
 
 impl VfsFile for MeasuredFile {
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        self.1.fetch_max(buffer.len(), Ordering::Relaxed);
+        (self.1)(buffer.len());
         self.0.read_at(buffer, position)
     }
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
@@ -394,7 +402,11 @@ impl VfsFile for MeasuredFile {
 fn a_wrong_length_takes_no_memory() {
     let largest = Arc::new(AtomicUsize::new(0));
     let memory = MemoryVfs::new();
-    let vfs = Arc::new(Layered(memory.clone(), Measured(Arc::clone(&largest))));
+    let measure = {
+        let largest = Arc::clone(&largest);
+        Arc::new(move |bytes| _ = largest.fetch_max(bytes, Ordering::Relaxed))
+    };
+    let vfs = Arc::new(Layered(memory.clone(), Measured(measure)));
     let store = Store::builder().vfs(vfs).upkeep(Upkeep::Manual).open("/s").unwrap();
     let config = TopicConfig::default().durability(Durability::Os).segment_bytes(60 << 20).batch_bytes_max(4 << 20);
     let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
@@ -471,4 +483,52 @@ fn after_the_level_was_raised_damage_is_told() {
     log.write_at(&[0; 512], 1500).unwrap();
     let refused = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap_err();
     assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+}
+
+/// A step of upkeep once synced one partition and then read a whole segment for its seal, while the others waited.
+#[test]
+fn nobody_waits_for_a_sync_while_a_segment_is_sealed() {
+    let clock = Arc::new(ManualClock::new(0));
+    let waiting: Arc<OnceLock<Partition>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let at_read = {
+        let (clock, waiting, seen) = (Arc::clone(&clock), Arc::clone(&waiting), Arc::clone(&seen));
+        move |bytes: usize| {
+            if let Some(waiting) = waiting.get()
+                && bytes == 1 << 20
+            {
+                clock.advance_ms(10);
+                seen.lock().unwrap().push(waiting.durable_end().get());
+            }
+        }
+    };
+    let vfs = Arc::new(Layered(MemoryVfs::new(), Measured(Arc::new(at_read))));
+    let store = Store::builder().vfs(vfs).clock(clock).upkeep(Upkeep::Manual).open("/s").unwrap();
+    let config = TopicConfig::default().durability(Durability::Os).segment_bytes(30 << 20);
+    let long = store.create_topic("a", config).unwrap();
+    for _ in 0..61 {
+        long.append(Record::of_value(vec![7; 1 << 19])).unwrap();
+    }
+    let topic = store.create_topic("b", TopicConfig::default().durability(Durability::INTERVAL)).unwrap();
+    topic.append(Record::of_value("waits")).unwrap();
+    waiting.set(topic.partition(0).unwrap()).ok();
+    assert_eq!(store.tick().unwrap().sealed_segments, 1);
+    let seen = seen.lock().unwrap();
+    // Looked at after every 8 MiB, so that its 50 ms are over by the first look at the latest.
+    assert!(seen.len() > 20 && seen[4] == 0 && seen[9] == 1, "{seen:?}");
+}
+
+/// The sticky partitioner once divided by their number.
+#[test]
+fn a_record_for_a_topic_of_which_nothing_can_be_read_is_refused() {
+    let vfs = machine();
+    let store = open(&vfs);
+    store.create_topic("t", TopicConfig::default()).unwrap().append(Record::of_value("v")).unwrap();
+    store.close().unwrap();
+    vfs.remove_file("/s/t-0/00000000000000000000.log".as_ref()).unwrap();
+    let builder = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).read_only(true);
+    let topic = builder.open("/s").unwrap().topic("t").unwrap();
+    for record in [Record::of_value("v"), Record::keyed("k", "v")] {
+        assert!(topic.append(record).is_err());
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, Vfs, errno};
+use topiclog::io::{Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, OpenMode, Vfs, errno};
 use topiclog::{
     CleanupPolicy, CompactionCounts, Durability, Error, Record, RetentionRule, Store, StoreBuilder, TopicConfig,
     Upkeep, UpkeepEvent,
@@ -412,6 +412,26 @@ fn a_listener_that_panics_poisons_nothing_and_is_told_of() {
         assert!(error.to_string().contains("the listener panicked: on purpose"), "{error}");
         assert_eq!(store.topic("t").unwrap().partition(0).unwrap().end().get(), 9);
         store.close().ok();
+    });
+}
+
+/// The marker for brokers once stayed away because of it, although everything had been closed.
+#[test]
+fn what_upkeep_met_earlier_is_told_by_close_and_leaves_nothing_unclean() {
+    in_time(|| {
+        let vfs = Arc::new(MemoryVfs::new());
+        let (send, heard) = mpsc::channel();
+        let send = Mutex::new(send);
+        let builder = Store::builder().vfs(Arc::clone(&vfs) as Arc<dyn Vfs>).on_upkeep(move |_| {
+            send.lock().unwrap().send(()).ok();
+            panic!("on purpose")
+        });
+        let store = builder.open("/s").unwrap();
+        fill(&store);
+        heard.recv_timeout(Duration::from_secs(50)).unwrap();
+        let told = store.close().unwrap_err();
+        assert!(told.to_string().contains("the listener panicked"), "{told}");
+        assert!(vfs.open("/s/.kafka_cleanshutdown".as_ref(), OpenMode::Read).is_ok());
     });
 }
 
