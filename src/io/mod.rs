@@ -74,7 +74,7 @@ pub enum LockKind {
     /// `flock(2)`, shared.
     Shared,
     /// A POSIX record lock over the whole file, bound to the open file (`F_OFD_SETLK`): what Kafka's `FileChannel` lock
-    /// conflicts with.
+    /// conflicts with. Where the platform has none (all but Linux), [`DiskVfs`] takes nothing and says nothing.
     Broker,
 }
 

@@ -17,7 +17,9 @@ fn tool(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    tell!("SKIP tools: {name} was not built; run all tests with `cargo test --all-features`");
+    let why = format!("{name} was not built; run all tests with `cargo test --all-features`");
+    tell!("SKIP tools: {why}");
+    assert!(std::env::var("TOPICLOG_REQUIRE_TOOLS").as_deref() != Ok("1"), "must not be skipped: {why}");
     None
 }
 
