@@ -1,15 +1,15 @@
-//! What a real broker wrote, taken over and compacted: the same tables come of it, and Kafka's own dump tool finds
-//! nothing to mind.
+//! What a real broker wrote, taken over and compacted: the same tables come of it, whoever asks for a key gets what is
+//! committed, and Kafka's own dump tool finds nothing to mind.
 #![cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
 use topiclog::{
-    AdoptOptions, CleanupPolicy, Compression, Durability, Isolation, Partition, ReadLevel, ReadOptions, Record, Store,
-    StoredRecord, TimestampType, TopicConfig, Upkeep, verify,
+    AdoptOptions, CleanupPolicy, Compression, Durability, Isolation, Partition, ReadLevel, ReadOptions, Record,
+    RecordRef, Store, StoredRecord, TimestampType, Topic, TopicConfig, Upkeep, verify,
 };
 
 use crate::interop::{check_dump, files, has_dump_tool, skip};
@@ -49,6 +49,13 @@ fn rows(partition: &Partition, isolation: Isolation) -> Rows {
     reader.map(|record| row(&record.unwrap()).1).collect()
 }
 
+/// The newest record of each key, a tombstone as well.
+fn newest<'a>(rows: impl Iterator<Item = Of<'a>>) -> BTreeMap<&'a [u8], Of<'a>> {
+    rows.filter_map(|row| Some((row.1.0.as_deref()?, row))).collect()
+}
+
+type Of<'a> = <&'a Rows as IntoIterator>::Item;
+
 fn fold(rows: &Rows) -> BTreeMap<&[u8], &[u8]> {
     let mut table = BTreeMap::new();
     for (key, value, ..) in rows.values() {
@@ -61,17 +68,104 @@ fn fold(rows: &Rows) -> BTreeMap<&[u8], &[u8]> {
     table
 }
 
+/// Offsets of records in transactions that nobody has ended.
+fn undecided(partition: &Partition) -> BTreeSet<i64> {
+    let options = ReadOptions::new().level(ReadLevel::Latest).isolation(Isolation::Uncommitted);
+    let mut reader = partition.reader(partition.last_stable_offset(), &options).unwrap();
+    let mut offsets = BTreeSet::new();
+    while let Some(batch) = reader.next_batch().unwrap() {
+        if batch.header().is_transactional() {
+            offsets.extend(batch.base_offset().get()..batch.next_offset().get());
+        }
+    }
+    offsets
+}
+
+/// How many keys were asked for, and of how many a wrong record lay nearest at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Asked {
+    keys: usize,
+    /// Kafka's partitioner leads to them as well.
+    routed: usize,
+    /// An aborted transaction wrote them last.
+    aborted_last: usize,
+    /// A transaction that is open wrote them last.
+    undecided_last: usize,
+    /// Their newest record is a tombstone.
+    deleted: usize,
+}
+
+impl std::ops::Add for Asked {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            keys: self.keys + other.keys,
+            routed: self.routed + other.routed,
+            aborted_last: self.aborted_last + other.aborted_last,
+            undecided_last: self.undecided_last + other.undecided_last,
+            deleted: self.deleted + other.deleted,
+        }
+    }
+}
+
 /// What was in a partition, and what may be left of it.
 struct Before {
+    topic: Topic,
     partition: Partition,
     uncommitted: Rows,
     committed: Rows,
+    undecided: BTreeSet<i64>,
 }
 
 impl Before {
-    fn of(partition: &Partition) -> Self {
+    fn of((topic, partition): &(Topic, Partition)) -> Self {
         let [uncommitted, committed] = [Isolation::Uncommitted, Isolation::Committed].map(|i| rows(partition, i));
-        Self { partition: partition.clone(), uncommitted, committed }
+        let (topic, partition, undecided) = (topic.clone(), partition.clone(), undecided(partition));
+        Self { topic, partition, uncommitted, committed, undecided }
+    }
+
+    /// Records that a transaction did not take back and that are in none that is open, also those behind an open one.
+    fn decided(&self) -> impl Iterator<Item = Of<'_>> {
+        let stable = self.partition.last_stable_offset().get();
+        let is_decided = move |offset: &i64| {
+            if *offset < stable { self.committed.contains_key(offset) } else { !self.undecided.contains(offset) }
+        };
+        self.uncommitted.iter().filter(move |(offset, _)| is_decided(offset))
+    }
+
+    /// Asks for every key that was ever written, and for all at once.
+    fn check_answers(&self, what: &str) -> Asked {
+        let (id, number) = (self.partition.id(), self.partition.id().partition);
+        let (table, written) = (newest(self.decided()), newest(self.uncommitted.iter()));
+        let live = |of: &Of<'_>| of.1.1.is_some();
+        let mut asked = Asked::default();
+        for (key, last) in &written {
+            let expected = table.get(key).copied().filter(live).map(|(offset, row)| (*offset, row.clone()));
+            let check = |found: Option<StoredRecord>, how: &str| {
+                let found = found.map(|record| row(&record).1);
+                let key = String::from_utf8_lossy(key);
+                assert!(found == expected, "{id} {what}: {how} {key:?} found {found:?}, not {expected:?}");
+            };
+            check(self.topic.get_in(number, key).unwrap(), "get_in");
+            asked.keys += 1;
+            if self.topic.partition_for(RecordRef::new(Some(key), None)) == number {
+                check(self.topic.get(key).unwrap(), "get");
+                assert_eq!(self.topic.contains(key).unwrap(), expected.is_some(), "{id} {what}: contains {key:?}");
+                asked.routed += 1;
+            }
+            let is_decided = table.get(key).is_some_and(|newest| newest.0 == last.0);
+            let is_undecided = self.undecided.contains(last.0);
+            asked.aborted_last += usize::from(!is_decided && !is_undecided);
+            asked.undecided_last += usize::from(is_undecided);
+            asked.deleted += usize::from(table.get(key).is_some_and(|newest| !live(newest)));
+        }
+        let latest = self.topic.latest(number).unwrap();
+        assert_eq!(latest.position(), self.partition.end(), "{id} {what}");
+        let listed: Vec<_> = latest.map(|record| row(&record.unwrap()).1).collect();
+        let expected: Rows = table.into_values().filter(live).map(|(offset, row)| (*offset, row.clone())).collect();
+        assert!(listed.into_iter().eq(expected), "{id} {what}: the listing is another table");
+        asked
     }
 
     /// Appends what makes another round worth while.
@@ -90,7 +184,7 @@ impl Before {
 
     fn check(&self, what: &str) {
         let id = self.partition.id();
-        let after = Self::of(&self.partition);
+        let after = Self::of(&(self.topic.clone(), self.partition.clone()));
         for (kind, before, after) in
             [("uncommitted", &self.uncommitted, &after.uncommitted), ("committed", &self.committed, &after.committed)]
         {
@@ -116,9 +210,15 @@ fn count(partitions: &[Before]) -> (usize, usize) {
     (all.len(), all.iter().filter(|row| row.0.is_some() && row.1.is_none()).count())
 }
 
-fn partitions(store: &Store) -> Vec<Partition> {
+fn partitions(store: &Store) -> Vec<(Topic, Partition)> {
     let topics = store.topics().into_iter().map(|name| store.topic(name.as_str()).unwrap());
-    topics.flat_map(|topic| topic.partitions().cloned().collect::<Vec<_>>()).collect()
+    let with_topic = |topic: Topic| topic.partitions().map(|found| (topic.clone(), found.clone())).collect::<Vec<_>>();
+    topics.flat_map(with_topic).collect()
+}
+
+/// Asks every partition for all of its keys.
+fn ask(partitions: &[Before], what: &str) -> Asked {
+    partitions.iter().map(|before| before.check_answers(what)).fold(Asked::default(), |all, asked| all + asked)
 }
 
 /// Takes a fixture over as if every topic in it were compacted, and compacts it through the time of its tombstones.
@@ -136,14 +236,17 @@ fn check_fixture(state: &str, root: &Path) {
     let ends: Vec<_> = before.iter().map(|before| before.partition.end()).collect();
     let mut counts = vec![count(&before)];
     let mut rounds = 0;
+    let adopted = ask(&before, "taken over");
     // At once, before the tombstones are over, when they are, and once more.
     for (number, advance) in [0, 86_399_999, 1, 86_400_000].into_iter().enumerate() {
         clock.advance_ms(advance);
         if number > 0 {
             before.iter_mut().for_each(Before::fill);
         }
+        let asked = ask(&before, &format!("before round {number}"));
         rounds += settle(&store).compactions;
         before.iter().for_each(|before| before.check(&format!("round {number}")));
+        assert_eq!(ask(&before, &format!("after round {number}")), asked);
         counts.push(count(&before));
         store.close().unwrap();
         let report = verify(root).unwrap();
@@ -152,27 +255,30 @@ fn check_fixture(state: &str, root: &Path) {
         assert!(!store.recovery_report().is_unclean());
         let repairs: Vec<_> = store.recovery_report().repairs().collect();
         assert!(repairs.is_empty(), "{repairs:?}");
-        for (before, partition) in before.iter_mut().zip(partitions(&store)) {
-            before.partition = partition;
+        for (before, (topic, partition)) in before.iter_mut().zip(partitions(&store)) {
+            (before.topic, before.partition) = (topic, partition);
             before.check("opened again");
         }
+        assert_eq!(ask(&before, "opened again"), asked);
     }
     for (before, end) in before.iter().zip(ends) {
         assert_eq!(before.partition.end().get(), end.get() + 6, "{}", before.partition.id());
     }
     store.close().unwrap();
     tell!(
-        "compacted kafka {state}: {} partitions, {rounds} rounds; records (tombstones among them) {counts:?}",
+        "compacted kafka {state}: {} partitions, {rounds} rounds; records (tombstones among them) {counts:?}; {adopted:?}",
         before.len()
     );
     assert!(rounds >= 80, "{rounds}");
+    assert!(adopted.aborted_last >= 16 && adopted.deleted >= 20 && adopted.routed >= 500, "{adopted:?}");
+    assert_eq!(adopted.undecided_last > 0, state == "killed", "{adopted:?}");
     let [first, settled, held, over, last] = counts[..] else { panic!("{counts:?}") };
     assert!(settled.0 < first.0 * 2 / 3 && settled.1 > 20, "{counts:?}");
     assert!(held.1 == settled.1 && over.1 < held.1 && last.1 <= over.1, "{counts:?}");
 }
 
 #[test]
-fn what_a_broker_wrote_folds_to_the_same_tables_after_compaction() {
+fn what_a_broker_wrote_folds_to_the_same_tables_after_compaction_and_answers_by_key() {
     for state in ["clean", "killed"] {
         let (_guard, root) = copy_of(state);
         check_fixture(state, &root);
@@ -192,7 +298,7 @@ fn write_compacted(root: &Path) {
         }
     }
     for _ in 0..3 {
-        for partition in partitions(&store) {
+        for (_, partition) in partitions(&store) {
             for _ in 0..150 {
                 let records: Vec<Record> = (0..1 + random.below(12))
                     .map(|_| {
@@ -209,6 +315,7 @@ fn write_compacted(root: &Path) {
         let before: Vec<Before> = partitions(&store).iter().map(Before::of).collect();
         assert!(settle(&store).compactions >= 10);
         before.iter().for_each(|before| before.check("written here"));
+        ask(&before, "written here");
         clock.advance_ms(86_400_000);
     }
     store.close().unwrap();
