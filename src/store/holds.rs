@@ -48,6 +48,8 @@ struct Entry {
 pub(super) struct Holds {
     generation: u64,
     by_name: BTreeMap<String, BTreeMap<TopicPartition, i64>>,
+    /// A write failed: the next open may find what it was to change, so that no change is there already.
+    is_unsure: bool,
 }
 
 fn slots(root: &Path) -> TwoSlots<'_> {
@@ -69,7 +71,7 @@ impl Holds {
         let path = root.join(slots(root).slot_name(slot.generation));
         let payload: Payload =
             serde_json::from_slice(&slot.payload).map_err(|error| Error::corrupt(&path, 32, error.to_string()))?;
-        let mut holds = Self { generation: slot.generation, by_name: BTreeMap::new() };
+        let mut holds = Self { generation: slot.generation, ..Self::default() };
         for entry in payload.holds {
             let id = TopicPartition::new(entry.topic, entry.partition);
             holds.by_name.entry(entry.name).or_default().insert(id, entry.position);
@@ -103,8 +105,9 @@ impl Holds {
         let payload =
             serde_json::to_vec(&Payload { holds }).expect("holds have string keys only, so JSON can hold them");
         let generation = self.generation + 1;
+        self.is_unsure = true;
         slots(root).write(vfs, generation, &payload, true)?;
-        (self.generation, self.by_name) = (generation, by_name);
+        (self.generation, self.by_name, self.is_unsure) = (generation, by_name, false);
         Ok(())
     }
 }
@@ -245,7 +248,7 @@ impl StoreInner {
         let mut holds = self.holds.lock();
         let mut by_name = holds.by_name.clone();
         change(&mut by_name);
-        if by_name == holds.by_name {
+        if by_name == holds.by_name && !holds.is_unsure {
             return Ok(());
         }
         if by_name.values().map(BTreeMap::len).sum::<usize>() > HOLDS_MAX {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::MemoryVfs;
+use topiclog::io::{Fault, FaultPlan, FaultVfs, MemoryVfs, errno};
 use topiclog::{
     CleanupPolicy, Durability, Error, Offset, Partition, ReadLevel, ReadOptions, Record, Store, StoreBuilder,
     TickReport, TopicConfig, Upkeep,
@@ -365,6 +365,34 @@ fn a_reader_that_may_have_missed_a_delete_is_told_so() {
     assert!(partition.reader(0, &stateless).unwrap().all(|record| record.is_ok()));
 }
 
+/// What a hold that failed has written must not come back behind a release that did not.
+#[test]
+fn a_hold_that_could_not_be_written_is_released_for_good() {
+    let mut came_back = 0;
+    for call in 1..20 {
+        let disk = FaultVfs::new();
+        let open = |disk: &FaultVfs| {
+            let clock = Arc::new(ManualClock::new(T0));
+            Store::builder().vfs(Arc::new(disk.clone())).clock(clock).upkeep(Upkeep::Manual).open("/s").unwrap()
+        };
+        let store = open(&disk);
+        let topic = store.create_topic("t", compacted()).unwrap();
+        let all = [(topic.partition(0).unwrap().id().clone(), Offset::new(0))];
+        disk.sync_everything();
+        disk.inject(FaultPlan::new(Fault::Error(errno::EIO)).at_call(call));
+        let held = store.hold_tombstones("reader", &all);
+        disk.clear_faults();
+        assert_eq!(store.holds().len(), usize::from(held.is_ok()), "call {call}");
+        let left = open(&FaultVfs::from_image(&disk.image())).holds().len();
+        came_back += usize::from(held.is_err() && left == 1);
+        store.release_tombstones("reader").unwrap();
+        for image in [disk.image(), disk.durable_image()] {
+            assert_eq!(open(&FaultVfs::from_image(&image)).holds(), [], "call {call}: {held:?}");
+        }
+    }
+    assert!(came_back > 0, "no failed call left anything behind");
+}
+
 #[test]
 fn a_deleted_topic_takes_what_was_held_of_it_along() {
     let bench = Bench::new();
@@ -424,17 +452,16 @@ fn a_round_that_retention_overtakes_counts_for_nothing() {
 
 #[test]
 fn a_log_start_is_never_ahead_of_what_a_crash_leaves() {
-    let disk = topiclog::io::FaultVfs::new();
-    let open = |disk: &topiclog::io::FaultVfs| {
-        Store::builder().vfs(Arc::new(disk.clone())).upkeep(Upkeep::Manual).open("/s").unwrap()
-    };
+    let disk = FaultVfs::new();
+    let open =
+        |disk: &FaultVfs| Store::builder().vfs(Arc::new(disk.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
     let store = open(&disk);
     let topic = store.create_topic("t", TopicConfig::default().durability(Durability::Os)).unwrap();
     (0..5).for_each(|n| {
         topic.append(Record::keyed("k", format!("{n}"))).unwrap();
     });
     assert_eq!(topic.partition(0).unwrap().delete_records(5).unwrap().get(), 5);
-    let after_power_cut = topiclog::io::FaultVfs::from_image(&disk.durable_image());
+    let after_power_cut = FaultVfs::from_image(&disk.durable_image());
     let store = open(&after_power_cut);
     let topic = store.topic("t").unwrap();
     let partition = topic.partition(0).unwrap();
@@ -513,6 +540,7 @@ pub(crate) fn all() {
     a_round_that_retention_overtakes_counts_for_nothing();
     a_log_start_is_never_ahead_of_what_a_crash_leaves();
     a_hold_that_is_released_while_a_round_runs_is_not_forgotten();
+    a_hold_that_could_not_be_written_is_released_for_good();
     a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges();
 }
 
