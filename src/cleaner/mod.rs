@@ -221,9 +221,19 @@ impl Cleaning {
         self.read_bytes
     }
 
-    /// Readers have moved: from here on tombstones at or above this offset are held.
+    /// Readers have moved: from here on tombstones at or above this offset are held. If more are held than before, and the copy
+    /// that is being made has left out one of them, it is made anew.
     pub(crate) fn hold_from(&mut self, offset: i64) {
-        self.rules.hold.from_offset = offset;
+        let before = std::mem::replace(&mut self.rules.hold.from_offset, offset);
+        let Phase::Copy { waiting, group } = &mut self.phase else { return };
+        let floor = self.passed.tombstone_floor;
+        let has_dropped = |copy: &mut Box<GroupCopy>| floor > offset.max(copy.passed_before.tombstone_floor);
+        if offset < before
+            && let Some(copy) = group.take_if(has_dropped)
+        {
+            waiting.push(copy.split(usize::MAX).0);
+            self.passed = copy.passed_before;
+        }
     }
 
     pub(crate) fn counts(&self) -> CompactionCounts {

@@ -488,6 +488,30 @@ fn a_hold_that_is_released_while_a_round_runs_is_not_forgotten() {
 }
 
 #[test]
+fn a_hold_that_is_set_while_a_round_runs_counts_for_what_has_not_taken_effect() {
+    let (mut held, mut gone) = (0, 0);
+    for steps in 0..40 {
+        let (vfs, clock) = (Arc::new(MemoryVfs::new()), Arc::new(ManualClock::new(T0)));
+        let store = builder(&vfs, &clock).compaction_step_bytes(1).open("/data").unwrap();
+        let bench = Bench { store, clock, vfs };
+        let partition = with_a_tombstone(&bench, 1_000_000);
+        bench.clock.advance_ms(5000);
+        for _ in 0..steps {
+            bench.store.tick().unwrap();
+        }
+        let floor = partition.tombstone_floor();
+        bench.store.hold_tombstones("late", &[(partition.id().clone(), Offset::new(0))]).unwrap();
+        bench.settle();
+        assert_eq!(partition.tombstone_floor(), floor, "set after {steps} steps");
+        let is_there = rows(&partition).iter().any(|row| row.1 == "a");
+        assert_eq!(is_there, floor.get() == 0, "set after {steps} steps");
+        held += usize::from(is_there);
+        gone += usize::from(!is_there);
+    }
+    assert!(held > 2 && gone > 2, "{held} held, {gone} gone");
+}
+
+#[test]
 fn a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges() {
     let directory = tempfile::tempdir().unwrap();
     let clock = Arc::new(ManualClock::new(T0));
@@ -540,6 +564,7 @@ pub(crate) fn all() {
     a_round_that_retention_overtakes_counts_for_nothing();
     a_log_start_is_never_ahead_of_what_a_crash_leaves();
     a_hold_that_is_released_while_a_round_runs_is_not_forgotten();
+    a_hold_that_is_set_while_a_round_runs_counts_for_what_has_not_taken_effect();
     a_hold_that_could_not_be_written_is_released_for_good();
     a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges();
 }
