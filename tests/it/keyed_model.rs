@@ -1,8 +1,9 @@
-//! One alphabet for the log and for what is made of it by keys: appends, look-ups, compaction, expiry and deletes in any order
-//! on the simulated disk, with crashes and faults in between.
+//! One alphabet for the log and for what is made of it by keys: appends, look-ups, compaction, expiry and deletes, and readers
+//! that keep a copy and hold tombstones, in any order on the simulated disk, with crashes and faults in between.
 //!
 //! The oracle is the list of what was appended, and the rule of a table: the newest record of a key, if it is no tombstone and
-//! has not expired. It knows nothing of segments, indexes or rounds of compaction.
+//! has not expired. It knows nothing of segments, indexes or rounds of compaction. Of tombstones it knows which ones are gone,
+//! as it looks each time the tombstone floor has moved, and who held them then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use topiclog::clock::ManualClock;
 use topiclog::io::{CrashProfile, CrashRule, Fault, FaultPlan, FaultVfs, errno};
 use topiclog::{
-    AppendOptions, CleanupPolicy, Durability, Error, Partition, ReadLevel, ReadOptions, Record, Store, StoredRecord,
-    Topic, TopicConfig, Upkeep,
+    AppendOptions, CleanupPolicy, Durability, Error, KeyCounts, Offset, Partition, ReadLevel, ReadOptions, Reader,
+    Record, RecordCount, Store, StoredRecord, Topic, TopicConfig, Upkeep,
 };
 
 use crate::support::simulate::Random;
@@ -20,6 +21,9 @@ const T0: i64 = 1_700_000_000_000;
 const ROOT: &str = "/s";
 const EXPIRE_MS: i64 = 20_000;
 const TOMBSTONE_MS: i64 = 1000;
+/// No reader holds a tombstone for longer.
+const HOLD_MS: i64 = 6000;
+const READERS: usize = 3;
 const KEYS: usize = 6;
 
 /// One step of a script.
@@ -52,10 +56,15 @@ enum Op {
     Fault,
     /// A reader beside, for which the index is made of what it sees.
     Beside,
+    /// Sets the hold of a reader, or moves it: mostly to where the reader is.
+    Hold,
+    Release,
+    /// A reader begins to make its copy, or goes on with it.
+    Follow,
 }
 
 /// Each as often as it stands here.
-const ALPHABET: [Op; 34] = [
+const ALPHABET: [Op; 42] = [
     Op::Append,
     Op::Append,
     Op::Append,
@@ -90,6 +99,14 @@ const ALPHABET: [Op; 34] = [
     Op::Bomb,
     Op::Fault,
     Op::Beside,
+    Op::Hold,
+    Op::Hold,
+    Op::Release,
+    Op::Follow,
+    Op::Follow,
+    Op::Follow,
+    Op::Follow,
+    Op::Follow,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +165,56 @@ impl Oracle {
     }
 }
 
+/// Who holds tombstones, and from which offset on.
+type Holds = BTreeMap<String, i64>;
+
+/// What the oracle knows of tombstones and of who waits for them.
+#[derive(Debug, Default)]
+struct Held {
+    holds: Holds,
+    /// A hold could not be written: after the next open it may be one of these as well.
+    maybe: Vec<Holds>,
+    /// The lowest hold and the time, at the last step of upkeep.
+    at_tick: (i64, i64),
+    floor: i64,
+    /// Tombstones that were the newest record of their keys when they were found to be gone, and at which look that was.
+    gone: BTreeMap<i64, usize>,
+    looks: usize,
+    /// The lowest hold at any step since the last round that is known to have gone by the holds of now, and whether there was a
+    /// round since the last open. What has moved and was not looked at is forgotten by an open: tombstones wait for the next round.
+    since_round: i64,
+    has_round: bool,
+    /// When upkeep first came to rest with this tombstone in the part that is compacted.
+    at_rest: BTreeMap<i64, i64>,
+}
+
+impl Held {
+    fn lowest(&self) -> i64 {
+        self.holds.values().min().copied().unwrap_or(i64::MAX)
+    }
+}
+
+/// Somebody who keeps a copy of the table, and goes on with it from time to time.
+struct Follower {
+    /// The tombstone floor, and what was gone already, when it began.
+    floor: i64,
+    looks: usize,
+    absent: BTreeSet<i64>,
+    start: i64,
+    position: i64,
+    copy: BTreeMap<String, String>,
+    /// Kept open, with the segments that it saw; else it begins anew where it was.
+    reader: Option<Reader>,
+}
+
+impl std::fmt::Debug for Follower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { floor, start, position, copy, reader, .. } = self;
+        let is_open = reader.is_some();
+        write!(f, "a reader since floor {floor}, from {start}, at {position}, open: {is_open}, with {copy:?}")
+    }
+}
+
 struct Run {
     disk: FaultVfs,
     clock: Arc<ManualClock>,
@@ -157,6 +224,8 @@ struct Run {
     expires: bool,
     durability: Durability,
     counter: usize,
+    held: Held,
+    followers: [Option<Follower>; READERS],
     seen: Seen,
 }
 
@@ -170,6 +239,13 @@ struct Seen {
     expired: usize,
     lost: usize,
     errors: usize,
+    /// Tombstones that went although a reader held them, as that was for too long.
+    unheld: usize,
+    /// Tombstones whose time was over and that a hold alone kept, at rest.
+    waited: usize,
+    /// Readers that had come to the end with the right copy, and those that were told to begin anew.
+    followed: usize,
+    outdated: usize,
 }
 
 fn config(durability: Durability, expires: bool, segment_bytes: u32) -> TopicConfig {
@@ -182,6 +258,7 @@ fn config(durability: Durability, expires: bool, segment_bytes: u32) -> TopicCon
         .preallocate_bytes(0)
         .min_cleanable_dirty_ratio(0.0)
         .delete_retention_ms(TOMBSTONE_MS)
+        .tombstone_hold_max_ms(HOLD_MS)
         .expire_after_ms(if expires { EXPIRE_MS } else { -1 })
 }
 
@@ -195,8 +272,10 @@ impl Run {
         let durability =
             [Durability::Sync, Durability::Os, Durability::Interval { bytes: 4096, ms: 50 }][random.below(3)];
         let (disk, clock) = (FaultVfs::new(), Arc::new(ManualClock::new(T0)));
-        let (oracle, seen) = (Oracle::default(), Seen::default());
-        let mut run = Self { disk, clock, random, store: None, oracle, expires: false, durability, counter: 0, seen };
+        let held = Held { since_round: i64::MAX, ..Held::default() };
+        let (oracle, followers, seen) = (Oracle::default(), [None, None, None], Seen::default());
+        let (store, expires, counter) = (None, false, 0);
+        let mut run = Self { disk, clock, random, store, oracle, expires, durability, counter, held, followers, seen };
         let store = run.open(false).unwrap();
         store.create_topic("t", config(durability, false, 500)).unwrap();
         run.disk.sync_everything();
@@ -264,6 +343,7 @@ impl Run {
             }
             Op::Reopen => {
                 let Some(store) = self.store.take() else { return Ok(()) };
+                self.let_go();
                 match store.close() {
                     Ok(()) if !self.oracle.is_uncertain => self.oracle.synced = self.oracle.rows.len(),
                     Ok(()) => {}
@@ -288,6 +368,9 @@ impl Run {
                 Ok(())
             }
             Op::Beside => self.beside(),
+            Op::Hold => self.hold(&partition),
+            Op::Release => self.release(),
+            Op::Follow => self.follow(&partition),
         }?;
         if self.disk.has_stopped() {
             return self.power_cut();
@@ -432,27 +515,48 @@ impl Run {
             Err(_) if self.disk.faults_hit() > 0 || self.disk.has_stopped() => return Ok(()),
             Err(error) => return Err(format!("count: {error}")),
         };
-        let newest = self.oracle.newest(counts.start.get(), counts.position.get());
+        let newest = self.oracle.newest(partition.start().get(), partition.end().get());
+        let Ok(sizes) = sizes(&partition) else { return self.only_if_faulty("a walk through the log") };
         let live = newest.values().filter(|(_, row)| row.value.is_some()).count() as u64;
-        if counts.live.records != live || counts.tombstones.records > newest.len() as u64 - live {
-            return Err(format!("counted {counts:?}, expected {live} of {}", newest.len()));
+        let offsets: BTreeSet<i64> = newest.values().map(|(offset, _)| *offset).collect();
+        let sum = |wanted: &dyn Fn(bool, bool) -> bool| {
+            let of = sizes.iter().filter(|(offset, (is_tombstone, _))| wanted(offsets.contains(offset), *is_tombstone));
+            of.fold((0, 0), |(records, bytes), (_, (_, size))| (records + 1, bytes + size))
+        };
+        let expected =
+            [sum(&|is_newest, is_tombstone| is_newest && !is_tombstone), sum(&|a, b| a && b), sum(&|a, _| !a)];
+        let pair = |count: RecordCount| (count.records, count.bytes);
+        let KeyCounts { position, start, undecided, .. } = counts;
+        let counted = [counts.live, counts.tombstones, counts.dead].map(pair);
+        let is_here = (position, start) == (partition.end(), partition.start());
+        if counted != expected || counted[0].0 != live || pair(undecided) != (0, 0) || !is_here {
+            return Err(format!("counted {counts:?}, expected {expected:?} of {}, {live} live", newest.len()));
         }
         Ok(())
+    }
+
+    fn only_if_faulty(&self, what: &str) -> Checked<()> {
+        let is_faulty = self.disk.faults_hit() > 0 || self.disk.has_stopped();
+        if is_faulty { Ok(()) } else { Err(format!("{what} failed without a fault")) }
     }
 
     fn tick(&mut self, partition: &Partition, most: usize) -> Checked<()> {
         for _ in 0..most {
             let Some(store) = self.store.clone() else { return Ok(()) };
+            self.held.at_tick = (self.held.lowest(), self.now());
+            self.held.since_round = self.held.since_round.min(self.held.lowest());
             let ticked = store.tick();
             // A tombstone whose outcome is not known, a sync that failed.
             self.oracle.is_uncertain |= ticked.is_err();
             self.absorb(partition)?;
+            self.look_for_tombstones(partition)?;
             match ticked {
                 Ok(report) => {
                     self.seen.compactions += report.compactions;
+                    self.held.has_round |= report.compactions > 0;
                     self.seen.tombstones_dropped += report.tombstones_dropped;
                     if report.is_idle() {
-                        return Ok(());
+                        return self.check_rest(partition);
                     }
                 }
                 Err(error) if self.disk.faults_hit() == 0 && !self.disk.has_stopped() => {
@@ -465,6 +569,197 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// The records that are there, if no fault hits that.
+    fn present(&mut self, partition: &Partition) -> Checked<Option<BTreeSet<i64>>> {
+        let options = ReadOptions::new().level(ReadLevel::Latest);
+        let read = || partition.reader(partition.start(), &options)?.map(|found| Ok(found?.offset().get())).collect();
+        let read: topiclog::Result<BTreeSet<i64>> = read();
+        read.map_or_else(|_| self.only_if_faulty("a read of everything").map(|()| None), |found| Ok(Some(found)))
+    }
+
+    /// Looks which tombstones are gone, if the floor says that some are.
+    fn look_for_tombstones(&mut self, partition: &Partition) -> Checked<()> {
+        let floor = partition.tombstone_floor().get();
+        if self.oracle.is_uncertain || floor == self.held.floor {
+            return Ok(());
+        }
+        match self.present(partition)? {
+            Some(present) => self.note_gone(partition, &present),
+            // The next open looks.
+            None => self.note_failure(),
+        }
+    }
+
+    /// Takes down which tombstones are gone, and sees that each of them was allowed to.
+    fn note_gone(&mut self, partition: &Partition, present: &BTreeSet<i64>) -> Checked<()> {
+        let (start, floor) = (partition.start().get(), partition.tombstone_floor().get());
+        let (hold, now) = self.held.at_tick;
+        if floor < self.held.floor || floor > self.oracle.rows.len() as i64 {
+            return Err(format!("the tombstone floor went from {} to {floor}", self.held.floor));
+        }
+        let newest = self.oracle.newest(start, i64::MAX);
+        let newest = newest.values().filter(|(offset, row)| row.value.is_none() && !present.contains(offset));
+        let mut gone: BTreeSet<i64> = newest.map(|(offset, _)| *offset).collect();
+        let last_gone = floor - 1;
+        if floor > self.held.floor {
+            if present.contains(&last_gone) || self.oracle.rows[last_gone as usize].value.is_some() {
+                return Err(format!("the tombstone floor is {floor}, but no tombstone below it is gone"));
+            }
+            // Superseded by now, maybe.
+            gone.insert(last_gone);
+        }
+        self.held.looks += 1;
+        for offset in gone {
+            let appended = self.oracle.rows[offset as usize].timestamp_ms;
+            if self.held.gone.contains_key(&offset) {
+                continue;
+            }
+            if offset >= floor || now < appended + TOMBSTONE_MS {
+                return Err(format!("the tombstone at {offset}, of {appended}, is gone at {now}; floor {floor}"));
+            }
+            if offset >= hold && now < appended + HOLD_MS {
+                return Err(format!(
+                    "the tombstone at {offset}, of {appended}, is gone at {now}, but was held from {hold}"
+                ));
+            }
+            self.seen.unheld += usize::from(offset >= hold);
+            self.held.gone.insert(offset, self.held.looks);
+        }
+        self.held.floor = floor;
+        Ok(())
+    }
+
+    /// Where upkeep has nothing left to do, the tombstones whose time is over are gone, but for those that are held and those
+    /// behind them.
+    fn check_rest(&mut self, partition: &Partition) -> Checked<()> {
+        if self.oracle.is_uncertain || self.disk.faults_hit() > 0 {
+            return Ok(());
+        }
+        let (clean_end, now, lowest) = (partition.clean_end().get(), self.now(), self.held.lowest());
+        if self.held.has_round {
+            self.held.since_round = lowest;
+        }
+        let lowest = lowest.min(self.held.since_round);
+        let newest = self.oracle.newest(partition.start().get(), i64::MAX);
+        let still = |offset: &i64| *offset < clean_end && !self.held.gone.contains_key(offset);
+        let left = newest.values().filter(|(offset, row)| row.value.is_none() && still(offset));
+        let left: BTreeSet<i64> = left.map(|(offset, _)| *offset).collect();
+        self.held.at_rest.retain(|offset, _| left.contains(offset));
+        for offset in &left {
+            self.held.at_rest.entry(*offset).or_insert(now);
+        }
+        // Those behind the first one wait for it.
+        let Some((offset, &seen)) = self.held.at_rest.first_key_value() else { return Ok(()) };
+        if now < seen + TOMBSTONE_MS {
+            return Ok(());
+        }
+        if *offset >= lowest && now < seen + HOLD_MS {
+            self.seen.waited += 1;
+            return Ok(());
+        }
+        Err(format!("nothing is left to do at {now}, but the tombstone at {offset} is there since {seen}"))
+    }
+
+    fn hold(&mut self, partition: &Partition) -> Checked<()> {
+        let number = self.random.below(READERS);
+        let anywhere = self.random.below(partition.end().get() as usize + 1) as i64;
+        let at = self.followers[number].as_ref().map(|follower| follower.position);
+        let at = at.filter(|_| self.random.below(4) > 0).unwrap_or(anywhere);
+        let name = format!("reader-{number}");
+        let wanted = [(partition.id().clone(), Offset::new(at))];
+        let mut changed = self.held.holds.clone();
+        changed.insert(name.clone(), at);
+        self.change_holds(|store| store.hold_tombstones(&name, &wanted), changed)
+    }
+
+    fn release(&mut self) -> Checked<()> {
+        let name = format!("reader-{}", self.random.below(READERS));
+        let mut changed = self.held.holds.clone();
+        changed.remove(&name);
+        self.change_holds(|store| store.release_tombstones(&name), changed)
+    }
+
+    fn change_holds(&mut self, change: impl FnOnce(&Store) -> topiclog::Result<()>, changed: Holds) -> Checked<()> {
+        let Some(store) = self.store.clone() else { return Ok(()) };
+        match change(&store) {
+            Ok(()) => {
+                self.held.holds = changed;
+                self.held.maybe.clear();
+            }
+            Err(error) => {
+                self.only_if_faulty(&format!("a hold: {error}"))?;
+                self.held.maybe.push(changed);
+                self.note_failure()?;
+            }
+        }
+        let found = holds_of(&store);
+        if found == self.held.holds { Ok(()) } else { Err(format!("holds {found:?}, not {:?}", self.held.holds)) }
+    }
+
+    /// Nobody reads in a store that is going to be closed.
+    fn let_go(&mut self) {
+        self.followers.iter_mut().flatten().for_each(|follower| follower.reader = None);
+    }
+
+    fn follow(&mut self, partition: &Partition) -> Checked<()> {
+        if !self.absorb(partition)? || self.oracle.is_uncertain {
+            return Ok(());
+        }
+        let Some(present) = self.present(partition)? else { return Ok(()) };
+        let number = self.random.below(READERS);
+        let (start, end) = (partition.start().get(), partition.end().get());
+        let absent: BTreeSet<i64> = (start..end).filter(|offset| !present.contains(offset)).collect();
+        let there = self.followers[number].take().filter(|_| self.random.below(8) > 0);
+        let mut follower = there.unwrap_or_else(|| Follower {
+            floor: partition.tombstone_floor().get(),
+            looks: self.held.looks,
+            absent: absent.clone(),
+            start,
+            position: start,
+            copy: BTreeMap::new(),
+            reader: None,
+        });
+        // What is known to be gone that it has not come to, and what may be.
+        let missed = |at: &i64| *at >= follower.position;
+        let must_fail = self.held.gone.iter().any(|(at, look)| missed(at) && *look > follower.looks);
+        let is_tombstone = |at: &i64| self.oracle.rows[*at as usize].value.is_none();
+        let may_fail = absent.iter().any(|at| missed(at) && is_tombstone(at) && !follower.absent.contains(at));
+        let is_below = follower.position < start;
+        // One that is open shows what it has in hand.
+        let must_fail = (must_fail || is_below) && follower.reader.is_none();
+        let most = if self.random.below(2) == 0 { usize::MAX } else { 1 + self.random.below(12) };
+        match read_on(partition, &mut follower, most) {
+            Ok(_) if must_fail => {
+                Err(format!("{follower:?} went on although something that it had not come to is gone"))
+            }
+            Ok(is_at_end) => {
+                if is_at_end {
+                    let table = self.oracle.newest(follower.start, end);
+                    let live = |(key, (_, row)): (&&str, &(i64, &Row))| Some(((*key).to_owned(), row.value.clone()?));
+                    let table: BTreeMap<String, String> = table.iter().filter_map(live).collect();
+                    if follower.copy != table {
+                        return Err(format!("{follower:?} has another copy than {table:?}"));
+                    }
+                    self.seen.followed += 1;
+                }
+                if self.random.below(2) == 0 {
+                    follower.reader = None;
+                }
+                self.followers[number] = Some(follower);
+                Ok(())
+            }
+            Err(Error::SnapshotRequired { .. }) if may_fail || is_below => {
+                self.seen.outdated += 1;
+                Ok(())
+            }
+            Err(Error::OffsetOutOfRange { .. }) if is_below => Ok(()),
+            Err(error) if self.disk.faults_hit() == 0 && !self.disk.has_stopped() => {
+                Err(format!("{follower:?} cannot go on: {error}"))
+            }
+            Err(_) => Ok(()),
+        }
     }
 
     fn delete(&mut self, partition: &Partition) -> Checked<()> {
@@ -503,6 +798,7 @@ impl Run {
         let states: Vec<_> = states.collect();
         let Some(state) = states.get(self.random.below(states.len().max(1))) else { return Ok(()) };
         self.store = None;
+        self.let_go();
         self.disk = FaultVfs::from_image(&state.image);
         if state.rule != CrashRule::Everything {
             self.oracle.acked = self.oracle.acked.min(self.oracle.synced);
@@ -513,6 +809,7 @@ impl Run {
     /// Opens, without a fault, and compares everything; what is found is what holds from then on.
     fn reopen(&mut self) -> Checked<()> {
         self.store = None;
+        self.let_go();
         self.disk.clear_faults();
         if self.disk.has_stopped() {
             return self.power_cut();
@@ -543,6 +840,15 @@ impl Run {
         self.oracle.rows.truncate(end);
         self.oracle.ends.retain(|&at| at <= end);
         (self.oracle.acked, self.oracle.synced) = (end, end);
+        for follower in &mut self.followers {
+            follower.take_if(|follower| follower.position > end as i64);
+        }
+        let holds = holds_of(&store);
+        let maybe = std::mem::take(&mut self.held.maybe);
+        if holds != self.held.holds && !maybe.contains(&holds) {
+            return Err(format!("opened with the holds {holds:?}, not {:?} nor {maybe:?}", self.held.holds));
+        }
+        (self.held.holds, self.held.has_round) = (holds, false);
         self.store = Some(store);
         self.check_everything(&topic, &partition)
     }
@@ -568,6 +874,7 @@ impl Run {
                 return Err(format!("offset {offset} comes twice"));
             }
         }
+        self.note_gone(partition, &found.keys().copied().collect())?;
         let floor = partition.tombstone_floor().get();
         for (key, (offset, row)) in self.oracle.newest(start, end) {
             let is_over = row.timestamp_ms + TOMBSTONE_MS <= self.now();
@@ -593,6 +900,52 @@ impl Run {
         }
         self.check_table(topic)
     }
+}
+
+fn holds_of(store: &Store) -> Holds {
+    store.holds().into_iter().map(|(name, _, at)| (name, at.get())).collect()
+}
+
+/// Reads so many records into the copy of a follower. True at the end of the log.
+fn read_on(partition: &Partition, follower: &mut Follower, most: usize) -> topiclog::Result<bool> {
+    let options = ReadOptions::new().level(ReadLevel::Latest).state_since(Offset::new(follower.floor));
+    if follower.reader.is_none() {
+        follower.reader = Some(partition.reader(follower.position, &options)?);
+    }
+    let Some(reader) = &mut follower.reader else { return Ok(false) };
+    for _ in 0..most {
+        let Some(record) = reader.next() else { return Ok(true) };
+        let row = Row::of(&record?);
+        match row.value {
+            Some(value) => drop(follower.copy.insert(row.key, value)),
+            None => drop(follower.copy.remove(&row.key)),
+        }
+        follower.position = Reader::position(reader).get();
+    }
+    Ok(false)
+}
+
+/// Of each record that is there, whether it is a tombstone and how many bytes it takes in its batch.
+fn sizes(partition: &Partition) -> topiclog::Result<BTreeMap<i64, (bool, u64)>> {
+    let number = |value: i64| {
+        let zigzag = (value << 1 ^ value >> 63) as u64;
+        u64::from((64 - (zigzag | 1).leading_zeros()).div_ceil(7))
+    };
+    let bytes = |bytes: Option<&[u8]>| bytes.map_or(1, |bytes| number(bytes.len() as i64) + bytes.len() as u64);
+    let mut reader = partition.reader(partition.start(), &ReadOptions::new().level(ReadLevel::Latest))?;
+    let mut sizes = BTreeMap::new();
+    while let Some(batch) = reader.next_batch()? {
+        let header = batch.header();
+        let begin = (header.base_offset, header.base_timestamp);
+        for record in batch.stored_records() {
+            let record = record.expect("what was read holds together");
+            let deltas = number(record.offset().get() - begin.0) + number(record.timestamp_ms() - begin.1);
+            // The attributes, and the count of headers, of which there are none.
+            let body = 1 + deltas + bytes(record.key()) + bytes(record.value()) + 1;
+            sizes.insert(record.offset().get(), (record.is_tombstone(), number(body as i64) + body));
+        }
+    }
+    Ok(sizes)
 }
 
 fn run(seed: u64, steps: usize) -> Result<Seen, (Vec<Op>, String)> {
@@ -623,6 +976,10 @@ fn the_log_and_its_keys_say_the_same_whatever_happens_to_both() {
                 all.expired += seen.expired;
                 all.lost += seen.lost;
                 all.errors += seen.errors;
+                all.unheld += seen.unheld;
+                all.waited += seen.waited;
+                all.followed += seen.followed;
+                all.outdated += seen.outdated;
             }
             Ok(Err((script, problem))) => panic!("TOPICLOG_SEED={seed} {script:?}: {problem}"),
             Err(_) => panic!("TOPICLOG_SEED={seed}: a panic"),
@@ -632,5 +989,6 @@ fn the_log_and_its_keys_say_the_same_whatever_happens_to_both() {
     if runs >= 1000 {
         assert!(all.opens > 5000 && all.looks > 1000 && all.compactions > 1000, "{all:?}");
         assert!(all.tombstones_dropped > 300 && all.expired > 300 && all.lost > 300 && all.errors > 300, "{all:?}");
+        assert!(all.unheld > 30 && all.waited > 30 && all.followed > 1000 && all.outdated > 100, "{all:?}");
     }
 }
