@@ -127,9 +127,20 @@ pub fn damaged_store(bytes: &[u8]) {
     }
 }
 
-/// Loads the file of a key index.
+thread_local! {
+    /// A log for the file of a key index to be of; nothing is appended to it any more.
+    static KEYED: crate::Partition = {
+        let store = crate::Store::builder().vfs(Arc::new(MemoryVfs::new())).upkeep(crate::Upkeep::Manual).id_seed(1);
+        let topic = store.open("/s").and_then(|store| store.create_topic("t", crate::TopicConfig::default())).unwrap();
+        (0..100_u8).for_each(|index| drop(topic.append(crate::Record::keyed(vec![index], "v")).unwrap()));
+        topic.partition(0).unwrap()
+    };
+}
+
+/// Loads the file of a key index, as a whole and in steps.
 pub fn keys(bytes: &[u8]) {
     crate::key_index::snapshot::fuzz(bytes);
+    KEYED.with(|partition| crate::key_index::snapshot::fuzz_loader(&partition.log, bytes));
 }
 
 /// Records of `__consumer_offsets`: what is read is written as what reads the same, and any of them fold.

@@ -39,6 +39,8 @@ const CRC_BYTES: usize = 4;
 const CHUNK_BYTES: usize = 1 << 20;
 /// What an entry may come to in memory, for the check before the file is read.
 const MEMORY_BYTES: u64 = 24;
+/// What a table of few entries takes besides.
+const SMALL_TABLE_BYTES: usize = 1024;
 
 /// What a file holds.
 #[derive(Debug)]
@@ -197,6 +199,8 @@ pub(crate) struct Loader {
     head: Head,
     checks: Vec<Check>,
     table: Table,
+    /// What the table may come to: for so much there was room.
+    memory_bytes_max: usize,
 }
 
 /// What a step of reading a file came to.
@@ -229,7 +233,8 @@ impl Loader {
         let Some((head, checks_count)) = Head::decode(&head_bytes, bytes) else { return Ok(None) };
         // The checks are there twice while they are read.
         let memory = head.count.saturating_mul(MEMORY_BYTES).saturating_add(checks_count as u64 * MEMORY_BYTES);
-        if !is_of(&head, log) || !fits(usize::try_from(memory).unwrap_or(usize::MAX)) {
+        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+        if !is_of(&head, log) || !fits(memory) {
             return Ok(None);
         }
         let mut checks = vec![0; checks_count * CHECK_BYTES];
@@ -242,7 +247,8 @@ impl Loader {
         let at = (HEAD_BYTES + checks.len()) as u64;
         let table = Table::with_room(head.base, usize::try_from(head.count).unwrap_or(0));
         let checks = checks.chunks_exact(CHECK_BYTES).filter_map(decode_check).collect();
-        Ok(Some(Self { path, file, at, end: bytes - CRC_BYTES as u64, crc, head, checks, table }))
+        let (end, memory_bytes_max) = (bytes - CRC_BYTES as u64, memory.saturating_add(SMALL_TABLE_BYTES));
+        Ok(Some(Self { path, file, at, end, crc, head, checks, table, memory_bytes_max }))
     }
 
     /// Bytes of memory that it takes.
@@ -260,6 +266,10 @@ impl Loader {
             let most = (CHUNK_BYTES as u64).min(budget.left()).next_multiple_of(ENTRY_BYTES as u64);
             chunk.resize(usize::try_from(most.min(self.end - self.at)).unwrap_or(CHUNK_BYTES), 0);
             if !self.read(&mut chunk, self.at)? || !fill(&mut self.table, &self.head, &chunk) {
+                return Ok(Load::Void);
+            }
+            // Hashes of keys are spread over the whole table; others may crowd a part of it.
+            if self.table.memory_bytes() > self.memory_bytes_max {
                 return Ok(Load::Void);
             }
             self.crc.update(&chunk);
@@ -368,9 +378,240 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) use any::fuzz_loader;
+
+/// Any bytes as the file of a log, for the fuzz target and for the tests.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "a failed promise ends the run")]
+mod any {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What is to come of a file when it is read in steps: how much at once, how much memory there is, and whether it loses its
+    /// end meanwhile.
+    #[derive(Clone, Copy, Debug)]
+    struct Reading {
+        step_bytes: u64,
+        memory_bytes: usize,
+        /// So many of its bytes are left after the first step, if it needs more of them.
+        left_bytes: Option<u64>,
+    }
+
+    /// What reading the file of a log, as the loader does it, came to.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) enum Came {
+        /// No file that counts, or no room for it.
+        ToNothing,
+        /// So many entries.
+        To(usize),
+    }
+
+    /// Puts bytes where the file of a log is.
+    pub(super) fn put_file(log: &Log, file: &[u8]) -> Arc<dyn VfsFile> {
+        let opened = log.env.vfs.open(&log.directory.join(INDEX_NAME), OpenMode::Create).unwrap();
+        opened.set_len(0).unwrap();
+        opened.write_at(file, 0).unwrap();
+        opened
+    }
+
+    /// Puts bytes where the file of a log is and has the loader read them. It has to come to what [`decode`] makes of them and this log,
+    /// within the memory that it asked for.
+    fn check_loader(log: &Log, file: &[u8], reading: Reading) -> Came {
+        let is_own = |head: &Head| {
+            let log_range = log.log_start()..=log.last_stable_offset();
+            head.store_id == *log.env.store_id.as_bytes()
+                && log_range.contains(&head.position)
+                && head.epoch == epoch_below(log, head.position)
+        };
+        let expected = decode(file).filter(|found| is_own(&found.head)).and_then(|found| {
+            let offset = |entry: &KeyEntry| i128::from(found.head.base) + i128::from(entry.relative_offset());
+            let are_below = found.entries.iter().all(|entry| offset(entry) < i128::from(found.head.position));
+            // The last of those of one record counts.
+            let record = |entry: &KeyEntry| ((entry.words().0, entry.words().1 >> 32), *entry);
+            let entries: BTreeMap<_, _> = found.entries.iter().map(record).collect();
+            are_below.then_some((found.head, found.checks, entries))
+        });
+        let opened = put_file(log, file);
+        let mut asked = None;
+        let fits = |bytes: usize| {
+            asked = Some(bytes);
+            bytes <= reading.memory_bytes
+        };
+        let begun = Loader::begin(log, fits).unwrap();
+        // An entry has 16 bytes in the file, and a check 12.
+        assert!(asked.is_none_or(|asked| asked <= 2 * file.len()), "asked for {asked:?} for {} bytes", file.len());
+        let Some(mut loader) = begun else {
+            assert!(expected.is_none() || asked.is_some_and(|asked| asked > reading.memory_bytes), "{expected:?}");
+            return Came::ToNothing;
+        };
+        let asked = asked.unwrap();
+        assert!(asked <= reading.memory_bytes, "there was no room for {asked} bytes");
+        let mut is_cut = false;
+        for _ in 0..=file.len() / ENTRY_BYTES {
+            let before = loader.at;
+            let mut budget = ReadBudget::of(reading.step_bytes);
+            let load = loader.step(log, &mut budget).unwrap();
+            assert!(budget.read() < reading.step_bytes + ENTRY_BYTES as u64, "{budget:?}");
+            assert!(loader.memory_bytes() <= asked + SMALL_TABLE_BYTES, "{} for {asked}", loader.memory_bytes());
+            match load {
+                Load::More => assert!(loader.at > before, "a step that reads nothing"),
+                Load::Void => {
+                    assert!(expected.is_none() || is_cut, "{expected:?}");
+                    return Came::ToNothing;
+                }
+                Load::Whole(loaded) => {
+                    let (head, checks, entries) = expected.expect("what is whole holds");
+                    assert!(!is_cut, "the end of the file is gone");
+                    assert_eq!((loaded.secret, loaded.position), (head.secret, head.position));
+                    assert_eq!(
+                        (loaded.checks, loaded.table.base(), loaded.table.len()),
+                        (checks, head.base, entries.len())
+                    );
+                    let mut found: Vec<(u64, u64)> = loaded.table.entries().map(KeyEntry::words).collect();
+                    found.sort_unstable();
+                    assert!(found.into_iter().eq(entries.values().map(|entry| entry.words())));
+                    return Came::To(loaded.table.len());
+                }
+            }
+            if let Some(left) = reading.left_bytes.filter(|_| !is_cut) {
+                opened.set_len(left.min(file.len() as u64 - 1)).unwrap();
+                is_cut = true;
+            }
+        }
+        panic!("it never ends");
+    }
+
+    /// Any bytes as the file of a log, and how it is read. The first of them say what of the rest is made to fit: with nothing of it
+    /// hardly anything gets behind the head.
+    pub(super) fn check_any(log: &Log, bytes: &[u8]) -> Came {
+        let Some((&[fits, step, room, left], rest)) = bytes.split_first_chunk::<4>() else { return Came::ToNothing };
+        let mut file = rest.to_vec();
+        if fits & 1 == 0 {
+            fit(log, &mut file, fits);
+        }
+        let step_bytes = 1 + u64::from(step) * 5;
+        let memory_bytes = if room < 128 { usize::MAX } else { usize::from(room - 128) * 32 };
+        let left_bytes = (left >= 192).then(|| u64::from(left - 192) * 16);
+        check_loader(log, &file, Reading { step_bytes, memory_bytes, left_bytes })
+    }
+
+    /// Makes a file of this log out of any bytes, but for what flags except from that.
+    fn fit(log: &Log, file: &mut Vec<u8>, flags: u8) {
+        file.resize(file.len().max(HEAD_BYTES + CRC_BYTES), 0);
+        let body = file.len() - HEAD_BYTES - CRC_BYTES;
+        let checks = usize::from(file[63] & 7).min(body / CHECK_BYTES);
+        let count = (body - checks * CHECK_BYTES) / ENTRY_BYTES;
+        let entries = HEAD_BYTES + checks * CHECK_BYTES;
+        file.truncate(entries + count * ENTRY_BYTES);
+        file[..8].copy_from_slice(MAGIC);
+        file[8..10].copy_from_slice(&VERSION.to_be_bytes());
+        file[10..16].fill(0);
+        file[60..64].copy_from_slice(&(checks as u32).to_be_bytes());
+        let beside = if flags & 64 == 0 { 0 } else { u64::from(file[71]) };
+        file[64..72].copy_from_slice(&(count as u64 + beside).to_be_bytes());
+        if flags & 2 == 0 {
+            file[32..48].copy_from_slice(log.env.store_id.as_bytes());
+        }
+        if flags & 4 == 0 {
+            let (start, end) = (log.log_start(), log.last_stable_offset());
+            let position = start + i64::from(file[55]) % (end - start + 1);
+            file[48..56].copy_from_slice(&position.to_be_bytes());
+        }
+        let position = i64::from_be_bytes(file[48..56].try_into().unwrap());
+        if flags & 8 == 0 {
+            file[56..60].copy_from_slice(&epoch_below(log, position.max(0)).to_be_bytes());
+        }
+        if flags & 16 == 0 {
+            // A little below the position, or just not.
+            file[72..80].copy_from_slice(&(position.max(i64::MIN + 200) - 200).to_be_bytes());
+            for entry in file[entries..].chunks_exact_mut(ENTRY_BYTES) {
+                let offset = u32::from(entry[11]) % if flags & 32 == 0 { 200 } else { 256 };
+                entry[7] = 0;
+                entry[8..12].copy_from_slice(&offset.to_be_bytes());
+            }
+        }
+        let crc = crc32fast::hash(&file[..80]);
+        file[80..84].copy_from_slice(&crc.to_be_bytes());
+        let crc = crc32fast::hash(file) ^ u32::from(flags >> 7);
+        file.extend_from_slice(&crc.to_be_bytes());
+    }
+
+    /// For the fuzz target: any bytes as the file of this log.
+    #[cfg(fuzzing)]
+    pub(crate) fn fuzz_loader(log: &Log, bytes: &[u8]) {
+        check_any(log, bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::any::{Came, check_any, put_file};
     use super::*;
+
+    #[test]
+    fn whatever_stands_in_the_file_of_a_log_is_read_whole_or_not_at_all() {
+        let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1_u64);
+        let store = crate::Store::in_memory().unwrap();
+        let topic = store.create_topic("t", crate::TopicConfig::default()).unwrap();
+        (0..100).for_each(|_| drop(topic.append(crate::Record::of_value("v")).unwrap()));
+        let partition = topic.partition(0).unwrap();
+        let mut state = seed;
+        let mut random = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed ^ mixed >> 29
+        };
+        let (mut to_nothing, mut entries) = (0, 0);
+        for run in 0..3000 {
+            // Few of the flags, so that much of it fits.
+            let mut bytes = vec![(random() & random() & random()) as u8];
+            let len = 3 + random() as usize % (1 << (3 + run % 9));
+            bytes.extend((0..len).map(|_| random() as u8));
+            let came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check_any(&partition.log, &bytes)));
+            match came {
+                Ok(Came::ToNothing) => to_nothing += 1,
+                Ok(Came::To(count)) => entries += count,
+                Err(_) => panic!("TOPICLOG_SEED={seed} run {run}: {bytes:?}"),
+            }
+        }
+        assert!(to_nothing > 500 && entries > 5000, "TOPICLOG_SEED={seed}: {to_nothing} to nothing, {entries} entries");
+    }
+
+    #[test]
+    fn a_file_whose_entries_crowd_a_part_of_the_table_takes_no_more_memory_than_there_was_for_it() {
+        let store = crate::Store::in_memory().unwrap();
+        let topic = store.create_topic("t", crate::TopicConfig::default()).unwrap();
+        topic.append(crate::Record::keyed("k", "v")).unwrap();
+        let log = &topic.partition(0).unwrap().log;
+        let head = |count| {
+            let (store_id, epoch) = (*log.env.store_id.as_bytes(), epoch_below(log, 1));
+            Head { secret: [7; 16], store_id, position: 1, epoch, count, base: 0 }
+        };
+        let check = |hash: &dyn Fn(u64) -> u64, came: Came| {
+            let entries = (0..300_000).map(|n| KeyEntry::new(hash(n), 0, 0).unwrap());
+            let file = encode(&head(300_000), &[], entries);
+            put_file(log, &file);
+            let mut loader = Loader::begin(log, |_| true).unwrap().unwrap();
+            let (mut most, mut found) = (0, None);
+            while found.is_none() {
+                let load = loader.step(log, &mut ReadBudget::of(100_000)).unwrap();
+                most = most.max(loader.memory_bytes());
+                found = match load {
+                    Load::More => None,
+                    Load::Whole(loaded) => Some(Came::To(loaded.table.len())),
+                    Load::Void => Some(Came::ToNothing),
+                };
+            }
+            assert_eq!(found, Some(came));
+            assert!(most < 300_000 * 24 + 400_000, "{most}");
+        };
+        let spread = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8;
+        check(&spread, Came::To(300_000));
+        // The low bits choose the part, the others the place in it.
+        check(&|n| spread(n) & !0xff_ffff, Came::ToNothing);
+    }
 
     fn head(count: u64) -> Head {
         Head { secret: [7; 16], store_id: [3; 16], position: 90, epoch: 4, count, base: 5 }
