@@ -256,7 +256,13 @@ impl Cleaning {
     }
 
     fn look_at_a_batch(&mut self) -> Result<u64> {
+        let most = self.dirty_bytes().saturating_mul(2);
         let Phase::Look(newest) = &mut self.phase else { return Ok(0) };
+        // Small records that were superseded in large batches: to read those costs more than the pass and a copy do.
+        if newest.read_bytes() > most {
+            self.begin_map();
+            return Ok(0);
+        }
         match newest.note_a_batch(&mut self.rules.map) {
             Ok(Noted::Batch(read_bytes)) => Ok(read_bytes),
             Ok(Noted::All) => {
@@ -272,6 +278,12 @@ impl Cleaning {
                 Ok(0)
             }
         }
+    }
+
+    /// What a pass over the dirty part would read.
+    fn dirty_bytes(&self) -> u64 {
+        let dirty = self.sources.iter().skip(self.set.index_of(self.range.first_dirty));
+        dirty.map(|source| source.bytes()).sum()
     }
 
     /// Without the index: the map is made by a pass over the dirty part.

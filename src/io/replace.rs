@@ -48,6 +48,15 @@ pub(crate) fn replace_file_in_parts(
     Ok(())
 }
 
+/// Removes a file, if there is one; says whether there was.
+pub(crate) fn remove_if_there(vfs: &dyn Vfs, path: &Path) -> Result<bool> {
+    match vfs.remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("remove", path, error)),
+    }
+}
+
 fn write_temporary(
     vfs: &dyn Vfs,
     path: &Path,

@@ -55,15 +55,11 @@ impl KeyIndex {
                     false if self.log.key_queue.len() == 0 && !is_decided => break,
                     false => self.take_over(ready)?,
                 };
-                let counted = ready.counted;
                 match taken {
                     Taken::All(..) => break,
-                    Taken::NoRoom => *state = self.give_up(counted),
+                    Taken::NoRoom => self.give_up(state),
                     // The log itself tells the rest.
-                    Taken::Outrun => {
-                        self.budget.exchange(counted, 0);
-                        *state = State::Unused;
-                    }
+                    Taken::Outrun => self.forget(state),
                 }
             }
             if matches!(state, State::Unused | State::Making(_))
@@ -95,11 +91,12 @@ impl KeyIndex {
         ))
     }
 
-    pub(super) fn give_up(&self, counted: usize) -> State {
+    /// There is no memory for it.
+    pub(super) fn give_up(&self, state: &mut State) {
         self.log.key_queue.stop();
-        self.budget.exchange(counted, 0);
+        self.budget.exchange(state.counted(), 0);
         self.notices.lock().given_up = true;
-        State::TooLarge
+        *state = State::TooLarge;
     }
 
     /// Reads what records there are from an offset on, but those of aborted transactions. Those of open ones come in once they

@@ -40,12 +40,10 @@ impl KeyIndex {
             let ready = self.ready(&mut state)?;
             // Taken over once more together with the log end and the segments, so that exactly what lies below it is in the
             // table, and all of it in the segments.
-            let taken = self.take_over(ready)?;
-            let counted = ready.counted;
-            let (position, set) = match taken {
+            let (position, set) = match self.take_over(ready)? {
                 Taken::All(end, set) => (end, set),
                 Taken::NoRoom => {
-                    *state = self.give_up(counted);
+                    self.give_up(&mut state);
                     return Err(self.too_large());
                 }
                 Taken::Outrun => continue,

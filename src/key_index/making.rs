@@ -183,7 +183,6 @@ impl KeyIndex {
         making.is_used |= is_asked;
         let is_used = making.is_used;
         let made = self.go_on(&mut making, budget);
-        let counted = making.counted();
         match (&made, &mut making.stage) {
             (Ok(Made::More), _) => *state = State::Making(making),
             (Ok(Made::Ready), stage) => {
@@ -192,8 +191,11 @@ impl KeyIndex {
                     *state = State::Ready(ready);
                 }
             }
-            (Ok(Made::NoRoom), _) if making.is_used => *state = self.give_up(counted),
-            (Ok(_) | Err(_), _) => drop(self.budget.exchange(counted, 0)),
+            (Ok(Made::NoRoom), _) if making.is_used => {
+                *state = State::Making(making);
+                self.give_up(state);
+            }
+            (Ok(_) | Err(_), _) => drop(self.budget.exchange(making.counted(), 0)),
         }
         match made {
             // A batch that becomes too large in memory, a codec that is not built in: whoever asks gets the error.

@@ -113,6 +113,17 @@ enum State {
     TooLarge,
 }
 
+impl State {
+    /// Bytes that are counted in the budget for it.
+    fn counted(&self) -> usize {
+        match self {
+            State::Ready(ready) => ready.counted,
+            State::Making(making) => making.counted(),
+            State::Unused | State::TooLarge => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Ready {
     secret: HashKey,
@@ -179,6 +190,13 @@ impl KeyIndex {
 
     pub(crate) fn partition(&self) -> &TopicPartition {
         &self.log.id
+    }
+
+    /// Lets go of what it knows, to be made anew.
+    fn forget(&self, state: &mut State) {
+        self.budget.exchange(state.counted(), 0);
+        *state = State::Unused;
+        self.expect_use();
     }
 
     /// What has become of it since the last call.
@@ -256,15 +274,12 @@ impl KeyIndex {
     fn compare_some(&self) -> Looked {
         let nothing = Looked::default();
         let Some(mut state) = self.state.try_lock() else { return nothing };
-        let counted = match &*state {
-            State::Ready(ready) if !self.log.is_closed() => ready.counted,
-            _ => return nothing,
-        };
+        if !matches!(*state, State::Ready(_)) || self.log.is_closed() {
+            return nothing;
+        }
         if self.has_been_outrun() {
             // Made anew, in steps.
-            self.budget.exchange(counted, 0);
-            *state = State::Unused;
-            self.expect_use();
+            self.forget(&mut state);
             return nothing;
         }
         match self.ready(&mut state) {
@@ -291,7 +306,8 @@ impl KeyIndex {
     #[cold]
     fn relieve_now(&self) -> Result<()> {
         let Some(mut state) = self.state.try_lock() else { return Ok(()) };
-        if !matches!(*state, State::Ready(_)) {
+        // One that has to be made anew is not made by an append.
+        if !matches!(*state, State::Ready(_)) || self.has_been_outrun() {
             return Ok(());
         }
         let ready = self.ready(&mut state)?;
@@ -336,10 +352,6 @@ impl KeyIndex {
 
 impl Drop for KeyIndex {
     fn drop(&mut self) {
-        match &*self.state.lock() {
-            State::Ready(ready) => drop(self.budget.exchange(ready.counted, 0)),
-            State::Making(making) => drop(self.budget.exchange(making.counted(), 0)),
-            State::Unused | State::TooLarge => {}
-        }
+        self.budget.exchange(self.state.lock().counted(), 0);
     }
 }

@@ -1,8 +1,9 @@
 //! What the index tells compaction: where the newest records of all keys are.
 
 use super::feed::Taken;
-use super::{KeyIndex, State, snapshot};
-use crate::error::{Error, Result};
+use super::{KeyIndex, State};
+use crate::error::Error;
+use crate::io::replace::remove_if_there;
 use crate::partition::key_queue::INDEX_NAME;
 use crate::partition::newest_records::{NewestRecords, RecordPlace};
 
@@ -15,12 +16,10 @@ impl KeyIndex {
         if self.log.is_closed() || self.has_been_outrun() {
             return None;
         }
-        let taken = self.take_over(ready);
-        let counted = ready.counted;
-        let (end, set) = match taken {
+        let (end, set) = match self.take_over(ready) {
             Ok(Taken::All(end, set)) => (end, set),
             Ok(Taken::NoRoom) => {
-                *state = self.give_up(counted);
+                self.give_up(&mut state);
                 return None;
             }
             // It is made anew by whoever uses it next, and that one meets what was wrong.
@@ -43,26 +42,22 @@ impl KeyIndex {
     }
 
     /// Forgets everything, its file as well, because compaction has met a record whose key is not in here; upkeep makes it anew
-    /// from the log. The error is for whoever looks after the store.
-    pub(crate) fn distrust(&self, offset: i64) -> Result<()> {
+    /// from the log. Returns the error for whoever looks after the store.
+    pub(crate) fn distrust(&self, offset: i64) -> Error {
         let mut state = self.state.lock();
         // One that is being made anew may be made of the same file.
-        let counted = match &*state {
-            State::Ready(ready) => Some(ready.counted),
-            State::Making(making) => Some(making.counted()),
-            State::Unused | State::TooLarge => None,
-        };
-        if let Some(counted) = counted {
+        if matches!(*state, State::Ready(_) | State::Making(_)) {
             self.log.key_queue.stop();
-            self.budget.exchange(counted, 0);
-            *state = State::Unused;
+            self.forget(&mut state);
         }
-        self.expect_use();
-        snapshot::remove(&self.log)?;
-        let what = format!(
-            "the key index did not know the key of the record at offset {offset}; nothing is lost: it is made anew from the log"
-        );
-        Err(Error::corrupt(&self.log.directory.join(INDEX_NAME), 0, what))
+        let path = self.log.directory.join(INDEX_NAME);
+        let what = match remove_if_there(&*self.log.env.vfs, &path) {
+            Ok(_) => "nothing is lost: it is made anew from the log".to_owned(),
+            // It would be made anew of the same file, and met again.
+            Err(error) => format!("nothing is lost, but remove the file: {error}"),
+        };
+        let what = format!("the key index did not know the key of the record at offset {offset}; {what}");
+        Error::corrupt(&path, 0, what)
     }
 
     /// Loses what it knows of a key, which only a bug or a fault of the memory would.

@@ -179,15 +179,6 @@ pub(crate) fn exists(log: &Log) -> Result<bool> {
     }
 }
 
-/// Removes the file, if there is one.
-pub(crate) fn remove(log: &Log) -> Result<()> {
-    let path = log.directory.join(INDEX_NAME);
-    match log.env.vfs.remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, error)),
-        _ => Ok(()),
-    }
-}
-
 /// A file that is being read, some of it at a time. Nothing of it counts before all of it was read and summed.
 pub(crate) struct Loader {
     path: PathBuf,

@@ -311,6 +311,34 @@ impl Partition {
     }
 }
 
+/// A batch, and where it stands.
+#[derive(Debug)]
+pub(crate) struct FoundBatch<'a> {
+    pub(crate) segment: &'a Arc<Segment>,
+    pub(crate) position: u64,
+    pub(crate) header: BatchHeader,
+    pub(crate) batch: SharedBytes,
+}
+
+impl SegmentSet {
+    /// The batch that holds an offset, or the first one behind it in its segment; with a hint where it may begin.
+    #[inline]
+    pub(crate) fn batch_near(&self, offset: i64, hint: Option<u64>, verify: Verify) -> Result<Option<FoundBatch<'_>>> {
+        let Some(segment) = self.segments.get(self.index_of(offset)) else { return Ok(None) };
+        if let Some(position) = hint
+            && let Some((header, batch)) = segment.batch_at(self.epochs.as_ref(), verify, position, offset)
+        {
+            return Ok(Some(FoundBatch { segment, position, header, batch }));
+        }
+        let mut cursor = Cursor::seek(segment, self.epochs.clone(), verify, offset)?;
+        let found = cursor.next()?;
+        Ok(found.map(|found| {
+            let (position, header) = (found.position, found.header);
+            FoundBatch { segment, position, header, batch: cursor.bytes(&found) }
+        }))
+    }
+}
+
 impl Log {
     /// The record at an offset as a set of segments has it; `None` if none is stored there, or below the log start.
     pub(crate) fn record_in(&self, set: &SegmentSet, offset: i64) -> Result<Option<StoredRecord>> {
@@ -332,18 +360,10 @@ impl Log {
         if offset < self.log_start() {
             return Ok(None);
         }
-        let Some(segment) = set.segments.get(set.index_of(offset)) else { return Ok(None) };
-        let hinted = hint.map(u64::from).and_then(|position| {
-            let (header, batch) = segment.batch_at(set.epochs.as_ref(), verify, position, offset)?;
-            Some((position, header, batch))
-        });
-        let (position, header, batch) = match hinted {
-            Some(hinted) => hinted,
-            None => {
-                let mut cursor = Cursor::seek(segment, set.epochs.clone(), verify, offset)?;
-                let Some(found) = cursor.next()? else { return Ok(None) };
-                (found.position, found.header, cursor.bytes(&found))
-            }
+        let Some(FoundBatch { segment, position, header, batch }) =
+            set.batch_near(offset, hint.map(u64::from), verify)?
+        else {
+            return Ok(None);
         };
         if header.base_offset > offset || header.is_control() {
             return Ok(None);

@@ -14,6 +14,7 @@ use super::Log;
 use super::manifest::{EntryState, Pending, SegmentEntry};
 use super::writer::{PanicGuard, Writer};
 use crate::error::{Error, Result};
+use crate::io::replace::remove_if_there;
 use crate::io::{OpenMode, Vfs};
 use crate::planted::{Bug, is};
 use crate::segment::name::{self, Suffix, file_name};
@@ -287,7 +288,7 @@ impl Log {
             // Only this list holds it: no reader has it in a set, and none can get it.
             if Arc::strong_count(&one.segment) == 1 {
                 match remove_if_there(&*self.env.vfs, &one.path) {
-                    Ok(()) => continue,
+                    Ok(_) => continue,
                     Err(error) => failed = Some(error),
                 }
             }
@@ -295,13 +296,6 @@ impl Log {
         }
         *retired = kept;
         failed.map_or(Ok(retired.len()), Err)
-    }
-}
-
-fn remove_if_there(vfs: &dyn Vfs, path: &Path) -> Result<()> {
-    match vfs.remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-        _ => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
-use crate::io::replace::replace_file;
+use crate::io::replace::{remove_if_there, replace_file};
 use crate::io::{Vfs, read_small};
 
 pub(crate) const RECOVERY_POINT: &str = "recovery-point-offset-checkpoint";
@@ -88,12 +88,10 @@ pub(crate) fn write_clean_shutdown(
 
 /// Removes the marker, durably: a broker must never trust a stale one.
 pub(crate) fn remove_clean_shutdown(vfs: &dyn Vfs, root: &Path) -> Result<()> {
-    let path = root.join(CLEAN_SHUTDOWN);
-    match vfs.remove_file(&path) {
-        Ok(()) => vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("remove", &path, error)),
+    if remove_if_there(vfs, &root.join(CLEAN_SHUTDOWN))? {
+        vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error))?;
     }
+    Ok(())
 }
 
 /// Reads the topic id of a broker's partition directory; `None` if there is no such file.

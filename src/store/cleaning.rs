@@ -79,8 +79,7 @@ impl StoreInner {
                     state.current = None;
                     state.by_log.insert(of.clone());
                     let index = topic.as_ref().and_then(|topic| topic.index_of(of.partition.get()));
-                    let made = index.map_or(Ok(()), |index| index.distrust(offset));
-                    return made.map_err(|error| (of, error));
+                    return index.map_or(Ok(()), |index| Err((of, index.distrust(offset))));
                 }
                 note_step(step, log, cleaning, done);
                 if done.is_done {
@@ -241,7 +240,8 @@ mod tests {
         store.tick().unwrap();
         let topic = store.topic("t").unwrap();
         let inner = Arc::clone(&store.inner.topics.read()[topic.name()]);
-        assert!(inner.index_of(0).unwrap().distrust(3).is_err());
+        let told = inner.index_of(0).unwrap().distrust(3);
+        assert!(matches!(told, Error::Corrupt { .. }), "{told}");
         for key in ["k2", "k3"] {
             assert!(topic.get(key).unwrap().is_some(), "{key}");
         }

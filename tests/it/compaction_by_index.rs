@@ -50,12 +50,16 @@ struct Round {
 
 /// Compacts records of some keys and returns what it took; the table is the same before and after.
 fn compact(change: impl FnOnce(StoreBuilder) -> StoreBuilder, keys: usize, records: usize) -> Round {
+    compact_what(change, |_, partition| fill(partition, keys, records))
+}
+
+fn compact_what(change: impl FnOnce(StoreBuilder) -> StoreBuilder, append: impl FnOnce(&Store, &Partition)) -> Round {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = Arc::clone(&heard);
     let builder = builder(Arc::new(MemoryVfs::new())).on_upkeep(move |event| ear.lock().unwrap().push(event.clone()));
     let store = change(builder).open("/s").unwrap();
     let partition = store.create_topic("t", compacted()).unwrap().partition(0).unwrap();
-    fill(&partition, keys, records);
+    append(&store, &partition);
     let before = fold(&partition);
     settle(&store);
     assert_eq!(fold(&partition), before);
@@ -103,6 +107,24 @@ fn more_newest_records_than_there_are_dirty_ones_are_not_looked_up() {
     // A new key each time: the active segment has some that the dirty part has not.
     let round = compact(|builder| builder, 1000, 1000);
     assert_eq!((round.read_bytes, round.gone), (2 * round.source_bytes, 0));
+}
+
+/// What supersedes ten small records may take any number of bytes to read.
+#[test]
+fn newest_records_in_large_batches_cost_no_more_than_two_passes_over_the_dirty_part() {
+    let large = 20_000;
+    let round = compact_what(
+        |builder| builder,
+        |store, partition| {
+            fill(partition, 10, 40);
+            // All of them in the active segment.
+            store.alter_topic("t", compacted().segment_bytes(10 << 20)).unwrap();
+            for n in 0..10 {
+                partition.append(Record::keyed(format!("k{n}"), "v".repeat(large))).unwrap();
+            }
+        },
+    );
+    assert!(round.source_bytes > 0 && round.read_bytes < 4 * round.source_bytes + 100 + large as u64, "{round:?}");
 }
 
 #[test]
