@@ -10,8 +10,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use topiclog::record::RecordRef;
-use topiclog::{Durability, Partition, ReadOptions, Store, TopicConfig, Upkeep, Verify};
+use topiclog::record::{BatchView, Decompressor, RecordRef};
+use topiclog::{AppendOptions, Durability, Partition, ReadOptions, Store, TopicConfig, Upkeep, Verify};
+
+#[allow(dead_code, reason = "each bench uses a part of it")]
+mod support;
+
+use support::raw::{RawGroup, preallocate, raw_recovery};
 
 /// A directory that goes when the work is done.
 struct Place(PathBuf);
@@ -96,15 +101,14 @@ fn synced_appends(criterion: &mut Criterion) {
                 timed(|| std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(append)))))
             });
         });
-        group.bench_function("raw write + fdatasync, 1 thread", |bencher| {
+        group.bench_function("raw write + shared fdatasync", |bencher| {
             bencher.iter_custom(|count| {
                 let place = Place::new();
-                let mut file = File::create(place.0.join("raw")).unwrap();
+                let raw = RawGroup::new(File::create(place.0.join("raw")).unwrap());
+                let append = || (0..count).for_each(|_| raw.append(&value));
                 timed(|| {
-                    for _ in 0..count {
-                        file.write_all(&value).unwrap();
-                        file.sync_data().unwrap();
-                    }
+                    preallocate(&raw.file, 0);
+                    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(append))));
                 })
             });
         });
@@ -113,12 +117,12 @@ fn synced_appends(criterion: &mut Criterion) {
 }
 
 /// A closed log of about 100 MB in batches.
-fn filled(size: usize) -> (Place, u64) {
+fn filled(size: usize, durability: Durability) -> (Place, u64) {
     let place = Place::new();
     let value = vec![b'v'; size];
     let records: Vec<RecordRef<'_>> = (0..100).map(|_| RecordRef::new(None, Some(&value))).collect();
     let store = place.open();
-    let partition = place.partition(&store, Durability::Os);
+    let partition = place.partition(&store, durability);
     let batches = 100_000_000 / (size * 100);
     for _ in 0..batches {
         partition.append_batch(&records).unwrap();
@@ -129,7 +133,7 @@ fn filled(size: usize) -> (Place, u64) {
 
 fn reads(criterion: &mut Criterion) {
     for size in [100, 1024] {
-        let (place, count) = filled(size);
+        let (place, count) = filled(size, Durability::Os);
         let store = place.open();
         let partition = place.partition(&store, Durability::Os);
         let always = ReadOptions::new().verify(Verify::Always);
@@ -176,45 +180,78 @@ fn reads(criterion: &mut Criterion) {
                 partition.record(((seed >> 20) % count) as i64).unwrap().unwrap().offset()
             });
         });
+        let mut positions = Vec::new();
+        let mut at = 0;
+        while at + 61 <= mapped.len() {
+            positions.push(at);
+            at += 12 + u32::from_be_bytes(mapped[at + 8..at + 12].try_into().unwrap()) as usize;
+        }
+        let mut decompressor = Decompressor::default();
+        assert_eq!(positions.len() as u64 * 100, count);
+        group.bench_function("raw map with CRC, all positions known", |bencher| {
+            bencher.iter(|| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let target = (seed >> 20) % count;
+                let batch = BatchView::parse(&mapped[positions[target as usize / 100]..]).unwrap();
+                let found = batch.records(&mut decompressor).unwrap().nth(target as usize % 100);
+                found.unwrap().unwrap().offset()
+            });
+        });
         group.finish();
         store.close().unwrap();
     }
 }
 
 fn reopens(criterion: &mut Criterion) {
-    let (place, _) = filled(100);
-    let mut group = criterion.benchmark_group("reopen to the first record, 100 MB");
-    group.sample_size(10);
-    group.bench_function("clean", |bencher| {
-        bencher.iter_custom(|count| {
-            let mut time = Duration::ZERO;
-            for _ in 0..count {
-                let start = Instant::now();
-                let store = place.open();
-                assert!(place.partition(&store, Durability::Os).record(0).unwrap().is_some());
-                time += start.elapsed();
-                store.close().unwrap();
-            }
-            time
+    for size in [100, 1024] {
+        let (place, _) = filled(size, Durability::Sync);
+        let log = place.0.join("store/t-0/00000000000000000000.log");
+        let mut group = criterion.benchmark_group(format!("reopen to the first record, 100 MB, {size} B"));
+        group.sample_size(10);
+        let open = || {
+            let start = Instant::now();
+            let store = place.open();
+            assert!(place.partition(&store, Durability::Sync).record(0).unwrap().is_some());
+            (start.elapsed(), store)
+        };
+        group.bench_function("clean", |bencher| {
+            bencher.iter_custom(|count| {
+                let each = |_| {
+                    let (time, store) = open();
+                    store.close().unwrap();
+                    time
+                };
+                (0..count).map(each).sum()
+            });
         });
-    });
-    group.bench_function("after a kill, os", |bencher| {
-        bencher.iter_custom(|count| {
-            let mut time = Duration::ZERO;
-            for _ in 0..count {
-                let store = place.open();
-                place.partition(&store, Durability::Os).append(RecordRef::new(None, Some(b"v"))).unwrap();
-                drop(store);
-                let start = Instant::now();
-                let store = place.open();
-                assert!(place.partition(&store, Durability::Os).record(0).unwrap().is_some());
-                time += start.elapsed();
-                store.close().unwrap();
-            }
-            time
+        // What was appended since the floor moved last: about 8 MiB.
+        let value = vec![b'v'; size];
+        let records: Vec<RecordRef<'_>> = (0..100).map(|_| RecordRef::new(None, Some(&value))).collect();
+        let mut above = 0;
+        group.bench_function("after a kill", |bencher| {
+            bencher.iter_custom(|count| {
+                let mut each = |_| {
+                    let store = place.open();
+                    let partition = place.partition(&store, Durability::Sync);
+                    let os = AppendOptions::new().durability(Durability::Os);
+                    for _ in 0..8_000_000 / (size * 100) {
+                        partition.append_batch_with(&records, &os).unwrap();
+                    }
+                    drop((partition, store));
+                    let (time, store) = open();
+                    above = store.recovery_report().partitions[0].scanned_bytes;
+                    store.close().unwrap();
+                    time
+                };
+                (0..count).map(&mut each).sum()
+            });
         });
-    });
-    group.finish();
+        group.bench_function("raw scan, copy and fdatasync of what was above the floor", |bencher| {
+            let end = fs::metadata(&log).unwrap().len();
+            bencher.iter_custom(|count| (0..count).map(|_| raw_recovery(&log, end - above, end)).sum());
+        });
+        group.finish();
+    }
 }
 
 criterion_group!(benches, appends, synced_appends, reads, reopens);

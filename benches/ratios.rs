@@ -8,8 +8,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use topiclog::record::{BatchView, Decompressor, RecordRef};
@@ -18,6 +17,7 @@ use topiclog::{Durability, Partition, Store, TopicConfig, Upkeep, Verify};
 #[allow(dead_code, reason = "each bench uses a part of it")]
 mod support;
 
+use support::raw::{RawGroup, preallocate, raw_recovery};
 use support::{ROUNDS, directory, map, median, varint};
 
 fn main() {
@@ -148,9 +148,6 @@ fn append_batches() {
     }
 }
 
-/// The space that the raw limit takes ahead, as the topic does.
-const PREALLOCATE: u64 = 4 << 20;
-
 fn sync_one() {
     let count = 300u64;
     for size in [100, 1024] {
@@ -182,10 +179,6 @@ fn sync_one() {
         };
         compare(&format!("synced append, 1 thread, {size} B / write+fdatasync"), "sync", count, ours, raw);
     }
-}
-
-fn preallocate(file: &File, position: u64) {
-    nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::empty(), position as i64, PREALLOCATE as i64).unwrap();
 }
 
 const THREADS: u64 = 8;
@@ -231,51 +224,6 @@ fn sync_eight() {
             time
         };
         compare(&format!("synced append, 8 threads, {size} B / shared fdatasync"), "sync", each * THREADS, ours, raw);
-    }
-}
-
-/// Threads that each write and share each fdatasync: the least that a group commit has to do.
-struct RawGroup {
-    file: File,
-    position: Mutex<u64>,
-    written: AtomicU64,
-    state: Mutex<(u64, bool)>,
-    ended: Condvar,
-}
-
-impl RawGroup {
-    fn new(file: File) -> Self {
-        Self {
-            file,
-            position: Mutex::new(0),
-            written: AtomicU64::new(0),
-            state: Mutex::new((0, false)),
-            ended: Condvar::new(),
-        }
-    }
-
-    fn append(&self, value: &[u8]) {
-        let end = {
-            let mut position = self.position.lock().unwrap();
-            self.file.write_all_at(value, *position).unwrap();
-            *position += value.len() as u64;
-            self.written.store(*position, Ordering::Release);
-            *position
-        };
-        let mut state = self.state.lock().unwrap();
-        while state.0 < end {
-            if state.1 {
-                state = self.ended.wait(state).unwrap();
-                continue;
-            }
-            state.1 = true;
-            drop(state);
-            let covered = self.written.load(Ordering::Acquire);
-            self.file.sync_data().unwrap();
-            state = self.state.lock().unwrap();
-            (state.0, state.1) = (state.0.max(covered), false);
-            self.ended.notify_all();
-        }
     }
 }
 
@@ -502,38 +450,6 @@ fn timed_open(directory: &Path, times: &mut Vec<Duration>) -> u64 {
     let scanned = store.recovery_report().partitions[0].scanned_bytes;
     store.close().unwrap();
     scanned
-}
-
-/// Scans the bytes above the floor with their CRCs, copies them and syncs the copy.
-fn raw_recovery(log: &Path, from: u64, to: u64) -> Duration {
-    let copy = log.with_extension("copy");
-    let time = timed(|| {
-        let source = File::open(log).unwrap();
-        let target = File::create(&copy).unwrap();
-        let mut buffer = vec![0; 4 << 20];
-        let (mut at, mut kept) = (from, 0);
-        while at < to {
-            let wanted = (buffer.len() - kept).min((to - at) as usize);
-            source.read_exact_at(&mut buffer[kept..kept + wanted], at).unwrap();
-            target.write_all_at(&buffer[kept..kept + wanted], at - from).unwrap();
-            at += wanted as u64;
-            let filled = kept + wanted;
-            let mut place = 0;
-            while place + 61 <= filled {
-                let size = 12 + u32::from_be_bytes(buffer[place + 8..place + 12].try_into().unwrap()) as usize;
-                if place + size > filled {
-                    break;
-                }
-                BatchView::parse(&buffer[place..place + size]).unwrap();
-                place += size;
-            }
-            buffer.copy_within(place..filled, 0);
-            kept = filled - place;
-        }
-        target.sync_data().unwrap();
-    });
-    fs::remove_file(copy).unwrap();
-    time
 }
 
 fn idle_partitions() {

@@ -1,5 +1,7 @@
 //! What the benches that compare share: where files go, how often a thing is done, and numbers of a batch read by hand.
 
+pub(crate) mod raw;
+
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
