@@ -1,14 +1,18 @@
 //! Look-ups by time. Control records and records of aborted transactions count, as they do for Kafka.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Log, Partition, SegmentSet};
+use super::{Log, Partition, ReadOptions, SegmentSet};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::Offset;
 use crate::record::{self, BatchError, BatchHeader, DecodeLimits, RecordsIter, SharedBytes};
 use crate::segment::Segment;
 use crate::segment::cursor::{Cursor, Verify};
+
+/// What a batch may become in memory when it is decompressed to be looked through.
+const LIMITS: DecodeLimits = DecodeLimits { decompressed_bytes_max: 64 << 20 };
 
 /// An offset found by time, with the timestamp of the record there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,40 +26,44 @@ pub struct TimestampedOffset {
 
 impl Partition {
     /// The first record whose timestamp is at least `timestamp_ms` (Kafka's offsets-for-times). It may be a control
-    /// record, which no reader is shown; reading from its offset is right all the same. `None` if there is none.
+    /// record, which no reader is shown; reading from its offset is right all the same. `None` if there is none that a reader
+    /// of the topic's level may see: on a `Sync` topic what waits for its sync is not found yet.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if a batch on the way is damaged, [`Error::Unsupported`] for a codec that is not built in.
     pub fn offset_for_timestamp(&self, timestamp_ms: Timestamp) -> Result<Option<TimestampedOffset>> {
         self.log.check_open()?;
         let set = self.log.snapshot();
+        let shown = shown(&self.log);
         for (index, segment) in set.segments.iter().enumerate() {
             let end = set.segments.get(index + 1).map_or(i64::MAX, |next| next.base_offset());
-            if end <= self.log.log_start() {
+            if end <= shown.start {
                 continue;
             }
             if segment.max_timestamp()?.is_none_or(|(maximum, _)| maximum < timestamp_ms) {
                 continue;
             }
-            if let Some(found) = find_in_segment(&self.log, &set, segment, timestamp_ms)? {
-                return Ok(Some(found));
+            if let Some(found) = find_in_segment(&self.log, &set, segment, timestamp_ms, shown.start)? {
+                // What follows lies behind it.
+                return Ok(Some(found).filter(|found| found.offset.get() < shown.end));
             }
         }
         Ok(None)
     }
 
-    /// The first of the records with the largest timestamp (Kafka's max-timestamp query). `None` if the partition is
-    /// empty or its records have no timestamps.
+    /// The first of the records with the largest timestamp (Kafka's max-timestamp query), of those that a reader of the topic's
+    /// level may see. `None` if there is none, or they have no timestamps.
     ///
     /// # Errors
     /// As [`offset_for_timestamp`](Self::offset_for_timestamp).
     pub fn max_timestamp(&self) -> Result<Option<TimestampedOffset>> {
         self.log.check_open()?;
         let set = self.log.snapshot();
+        let shown = shown(&self.log);
         let mut best: Option<(Timestamp, &Arc<Segment>, i64)> = None;
         for (index, segment) in set.segments.iter().enumerate() {
             let end = set.segments.get(index + 1).map_or(i64::MAX, |next| next.base_offset());
-            if end <= self.log.log_start() {
+            if end <= shown.start {
                 continue;
             }
             if let Some((timestamp, batch_end)) = segment.max_timestamp()?
@@ -67,26 +75,44 @@ impl Partition {
         let Some((timestamp, segment, batch_end)) = best else { return Ok(None) };
         let mut cursor = Cursor::seek(segment, set.epochs.clone(), Verify::Always, batch_end)?;
         let Some(found) = cursor.next()? else { return Ok(None) };
-        let hit = first_at_least(&self.log, segment, &found.header, &cursor.bytes(&found), timestamp, i64::MIN)?;
-        // Compaction may have left no more than the header of that batch: then all the others are asked.
-        if hit.is_some() { Ok(hit) } else { max_of_records(&self.log, &set) }
+        let batch = cursor.bytes(&found);
+        let hit = first_at_least(&self.log, segment, &found.header, &batch, timestamp, shown.start)?;
+        match hit.filter(|hit| hit.offset.get() < shown.end) {
+            Some(hit) => Ok(Some(hit)),
+            // Compaction may have left no more than the header of that batch, or the record is not shown: all others are asked.
+            None => max_of_records(&self.log, &set, &shown),
+        }
     }
 }
 
-fn max_of_records(log: &Log, set: &SegmentSet) -> Result<Option<TimestampedOffset>> {
-    let mut best: Option<(&Arc<Segment>, BatchHeader, SharedBytes)> = None;
+/// The offsets that a reader of the topic's level may see.
+fn shown(log: &Log) -> Range<i64> {
+    log.log_start()..log.bound(&ReadOptions::new())
+}
+
+fn max_of_records(log: &Log, set: &SegmentSet, shown: &Range<i64>) -> Result<Option<TimestampedOffset>> {
+    let mut best: Option<TimestampedOffset> = None;
     for segment in &set.segments {
         let mut cursor = Cursor::at_start(segment, set.epochs.clone(), Verify::Always)?;
         while let Some(found) = cursor.next()? {
-            let header = found.header;
-            let most = best.as_ref().map_or(-1, |(_, best, _)| best.max_timestamp);
-            if header.records_count > 0 && header.last_offset() >= log.log_start() && header.max_timestamp > most {
-                best = Some((segment, header, cursor.bytes(&found)));
+            let (header, batch) = (found.header, cursor.bytes(&found));
+            let is_shown = header.last_offset() >= shown.start && header.base_offset < shown.end;
+            let more = best.as_ref().map_or(0, |best| best.timestamp_ms.saturating_add(1));
+            if header.records_count == 0 || !is_shown || header.max_timestamp < more {
+                continue;
             }
+            each_record(log, segment, &header, &batch, |record| {
+                if shown.contains(&record.offset.get())
+                    && record.timestamp_ms >= 0
+                    && best.is_none_or(|best| record.timestamp_ms > best.timestamp_ms)
+                {
+                    best = Some(record);
+                }
+                false
+            })?;
         }
     }
-    let Some((segment, header, bytes)) = best else { return Ok(None) };
-    first_at_least(log, segment, &header, &bytes, header.max_timestamp, i64::MIN)
+    Ok(best)
 }
 
 fn find_in_segment(
@@ -94,16 +120,17 @@ fn find_in_segment(
     set: &SegmentSet,
     segment: &Arc<Segment>,
     timestamp_ms: Timestamp,
+    log_start: i64,
 ) -> Result<Option<TimestampedOffset>> {
     let from = segment.with_times(|times| times.lookup(timestamp_ms))?;
-    let start = (segment.base_offset() + i64::from(from)).max(log.log_start());
+    let start = (segment.base_offset() + i64::from(from)).max(log_start);
     let mut cursor = Cursor::seek(segment, set.epochs.clone(), log.env.verify, start)?;
     while let Some(found) = cursor.next()? {
         if found.header.max_timestamp < timestamp_ms || found.header.last_offset() < start {
             continue;
         }
         let bytes = cursor.bytes(&found);
-        if let Some(hit) = first_at_least(log, segment, &found.header, &bytes, timestamp_ms, log.log_start())? {
+        if let Some(hit) = first_at_least(log, segment, &found.header, &bytes, timestamp_ms, log_start)? {
             return Ok(Some(hit));
         }
     }
@@ -119,6 +146,23 @@ fn first_at_least(
     timestamp_ms: Timestamp,
     offset: i64,
 ) -> Result<Option<TimestampedOffset>> {
+    let mut first = None;
+    each_record(log, segment, header, batch, |record| {
+        let is_it = record.timestamp_ms >= timestamp_ms && record.offset.get() >= offset;
+        first = Some(record).filter(|_| is_it);
+        is_it
+    })?;
+    Ok(first)
+}
+
+/// Shows each record of a batch, until that was enough.
+fn each_record(
+    log: &Log,
+    segment: &Segment,
+    header: &BatchHeader,
+    batch: &SharedBytes,
+    mut is_enough: impl FnMut(TimestampedOffset) -> bool,
+) -> Result<()> {
     let failed = |error: BatchError| {
         if error.is_unsupported() {
             return Error::unsupported(format!("{error} ({}, offset {})", log.id, header.base_offset));
@@ -136,12 +180,12 @@ fn first_at_least(
             what: error.to_string(),
         }
     };
-    let body = record::decode_shared(header, batch, &DecodeLimits::default()).map_err(failed)?;
+    let body = record::decode_shared(header, batch, &LIMITS).map_err(failed)?;
     for record in RecordsIter::new(header, &body) {
         let record = record.map_err(failed)?;
-        if record.timestamp_ms() >= timestamp_ms && record.offset() >= offset {
-            return Ok(Some(TimestampedOffset { offset: record.offset().into(), timestamp_ms: record.timestamp_ms() }));
+        if is_enough(TimestampedOffset { offset: record.offset().into(), timestamp_ms: record.timestamp_ms() }) {
+            break;
         }
     }
-    Ok(None)
+    Ok(())
 }

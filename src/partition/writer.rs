@@ -288,6 +288,7 @@ impl Log {
         (self.env.before_first_write)()?;
         let mut floor = self.floor.lock();
         let active = &writer.active;
+        active.count_stored_entries();
         if is(Bug::CleanFlagStands) {
             writer.is_ready = true;
             return Ok(());

@@ -309,6 +309,10 @@ impl LogFile {
         }
         let published = self.published();
         let mut slot = self.map.write();
+        // Asked once more under the lock that forgets the map: none is made behind that.
+        if self.distrusts_maps.load(Ordering::Acquire) {
+            return None;
+        }
         let covered = slot.as_ref().map_or(0, |mapped| mapped.bytes().len() as u64);
         if covered >= end {
             return slot.clone();

@@ -120,7 +120,7 @@ pub(crate) struct Segment {
     offsets: OffsetIndex,
     /// Entries that were in the file when the segment was opened, loaded at the first look-up that needs them.
     stored_index: RwLock<Option<Bytes>>,
-    /// How many those are; 0 until they are loaded.
+    /// How many those are.
     stored_entries: AtomicU64,
     /// The stored entries end below this position; recovery makes everything from here on anew.
     stored_index_end: u64,
@@ -341,6 +341,18 @@ impl Segment {
         let first = self.first_header()?.map_or(-1, |header| header.max_timestamp);
         self.max_timestamp_at_first.store(first, Ordering::Relaxed);
         Ok((first >= 0).then_some(first))
+    }
+
+    /// Before the first append after an open: how many entries the file has by its length, without reading it. A file that does
+    /// not hold is made anew before it is used, of about as many.
+    pub(crate) fn count_stored_entries(&self) {
+        if self.stored_index.read().is_some() {
+            return;
+        }
+        let file = self.pool.vfs().open(&self.file_path(Suffix::Index), OpenMode::Read);
+        if let Ok(bytes) = file.and_then(|file| file.len()) {
+            self.stored_entries.store(bytes / offset_index::ENTRY_BYTES as u64, Ordering::Relaxed);
+        }
     }
 
     /// Whether an index has no room for another entry (Kafka's `segment.index.bytes`; one time entry is reserved).

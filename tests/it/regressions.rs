@@ -532,3 +532,64 @@ fn a_record_for_a_topic_of_which_nothing_can_be_read_is_refused() {
         assert!(topic.append(record).is_err());
     }
 }
+
+/// They once named records that no reader was shown: such as wait for their sync, or lie below the log start.
+#[test]
+fn look_ups_by_time_find_what_readers_see() {
+    let store = open(&machine());
+    let partition = store.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap();
+    let os = topiclog::AppendOptions::new().durability(Durability::Os);
+    let put = |time: i64| {
+        partition.append_batch_with(&[Record::of_value("v").timestamp_ms(time)], &os).unwrap();
+    };
+    let check = |from: i64, first: Option<i64>, latest: Option<(i64, i64)>| {
+        let found = partition.offset_for_timestamp(from).unwrap();
+        assert_eq!(found.map(|found| found.offset.get()), first);
+        let most = partition.max_timestamp().unwrap();
+        assert_eq!(most.map(|most| (most.offset.get(), most.timestamp_ms)), latest);
+    };
+    put(9000);
+    check(0, None, None);
+    partition.flush().unwrap();
+    check(0, Some(0), Some((0, 9000)));
+    put(1000);
+    put(2000);
+    partition.flush().unwrap();
+    put(9500);
+    check(9001, None, Some((0, 9000)));
+    partition.delete_records(1).unwrap();
+    check(0, Some(1), Some((2, 2000)));
+    partition.flush().unwrap();
+    check(2001, Some(3), Some((3, 9500)));
+}
+
+/// Only the entries made since the open once counted, so that the files grew to twice their size.
+#[test]
+fn an_index_is_as_full_after_a_reopen_as_before() {
+    let until_rolled = |reopened_after: usize| {
+        let vfs = machine();
+        let mut store = open(&vfs);
+        let config = TopicConfig::default().index_interval_bytes(0).segment_index_bytes(240);
+        store.create_topic("t", config).unwrap();
+        (1..100).find(|&count| {
+            let partition = store.topic("t").unwrap().partition(0).unwrap();
+            partition.append(Record::of_value("v")).unwrap();
+            let has_rolled = partition.stats().segments > 1;
+            if count == reopened_after {
+                store.close().unwrap();
+                store = open(&vfs);
+            }
+            has_rolled
+        })
+    };
+    let whole = until_rolled(0);
+    assert!(whole.is_some_and(|count| count > 10), "{whole:?}");
+    for reopened_after in [1, 5, 10] {
+        let count = until_rolled(reopened_after);
+        // The batch behind a reopen begins an interval of its own.
+        assert!(
+            count.is_some_and(|count| count.abs_diff(whole.unwrap()) <= 1),
+            "{reopened_after}: {count:?}, {whole:?}"
+        );
+    }
+}
