@@ -14,8 +14,6 @@ use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
 
 pub(crate) const DIRECTORY: &str = "quarantine";
-/// A longer tail is not copied: the damaged file itself moves here after its good part was copied out of it.
-pub(crate) const COPY_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Serialize)]
 struct Reason<'a> {
@@ -36,7 +34,8 @@ pub(crate) fn ensure(vfs: &dyn Vfs, partition: &Path) -> Result<()> {
     }
 }
 
-/// Copies `[position, end)` of a log file; durable when this returns.
+/// Copies `[position, end)` of a log file, however long; durable when this returns. The log itself stays as it is, so that
+/// whatever interrupts a recovery, the next one finds what this one found.
 pub(crate) fn copy_tail(
     vfs: &dyn Vfs,
     partition: &Path,

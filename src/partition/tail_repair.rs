@@ -46,11 +46,8 @@ impl Opening<'_> {
     /// Puts the bad tail into quarantine, writes the good one again and syncs it.
     pub(super) fn repair(&self, manifest: &mut Manifest, found: &End, report: &mut PartitionReport) -> Result<()> {
         for scanned in &found.scanned {
-            let mut move_damaged = false;
             if let Stop::Bad(reason) = &scanned.scan.stop {
-                let bytes = scanned.scan.file_bytes - scanned.scan.position;
-                move_damaged = bytes > quarantine::COPY_BYTES_MAX;
-                if !move_damaged && !is(Bug::QuarantineSkipped) {
+                if !is(Bug::QuarantineSkipped) {
                     quarantine::copy_tail(
                         &*self.env.vfs,
                         &self.directory,
@@ -63,7 +60,7 @@ impl Opening<'_> {
                 }
                 report.repairs.push(self.tail_cut(scanned, reason));
             }
-            self.write_tail_again(scanned, move_damaged, report)?;
+            self.write_tail_again(scanned, report)?;
         }
         found.apply_to(manifest);
         // They move once the manifest says so: until then the old state holds, and it needs them where they are.
@@ -73,10 +70,10 @@ impl Opening<'_> {
 
     /// The bytes above the floor may be in the page cache and not on the disk, with the error reported to a process that
     /// is gone. Merely syncing them might succeed without writing them: they are written again.
-    fn write_tail_again(&self, scanned: &Scanned, move_damaged: bool, report: &mut PartitionReport) -> Result<()> {
+    fn write_tail_again(&self, scanned: &Scanned, report: &mut PartitionReport) -> Result<()> {
         let path = self.directory.join(file_name(scanned.base, Suffix::Log));
         let (from, to) = (scanned.floor_position, scanned.scan.position);
-        if self.may_rewrite_in_place && !move_damaged {
+        if self.may_rewrite_in_place {
             let file = self.env.vfs.open(&path, OpenMode::Write).map_err(|error| Error::io("open", &path, error))?;
             if !is(Bug::TailNotRewritten) {
                 copy_range(&*file, &*file, from, to, &path)?;
@@ -87,7 +84,7 @@ impl Opening<'_> {
             }
             file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
         } else {
-            self.replace_by_copy(scanned, &path, move_damaged)?;
+            self.replace_by_copy(scanned, &path)?;
         }
         if to > from {
             report.repairs.push(Repair::TailRewritten { path, position: from, bytes: to - from });
@@ -107,8 +104,9 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Builds the good part as a new file and puts it in the old one's place; old maps keep the old file.
-    fn replace_by_copy(&self, scanned: &Scanned, path: &Path, keep_damaged: bool) -> Result<()> {
+    /// Builds the good part as a new file and puts it in the old one's place; old maps keep the old file. At every moment a
+    /// file has the log's name, so that it can all be done again.
+    fn replace_by_copy(&self, scanned: &Scanned, path: &Path) -> Result<()> {
         let vfs = &*self.env.vfs;
         let cleaned = self.directory.join(format!("{}.cleaned", file_name(scanned.base, Suffix::Log)));
         let source = vfs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
@@ -116,14 +114,6 @@ impl Opening<'_> {
         target.set_len(0).map_err(|error| Error::io("cut", &cleaned, error))?;
         copy_range(&*source, &*target, 0, scanned.scan.position, &cleaned)?;
         target.sync_all().map_err(|error| Error::io("sync", &cleaned, error))?;
-        if keep_damaged {
-            quarantine::ensure(vfs, &self.directory)?;
-            let name = format!("{:020}-{}-whole.bin", scanned.base, scanned.scan.position);
-            let kept = self.directory.join(quarantine::DIRECTORY).join(name);
-            vfs.rename(path, &kept).map_err(|error| Error::io("rename", &kept, error))?;
-            let parent = self.directory.join(quarantine::DIRECTORY);
-            vfs.sync_dir(&parent).map_err(|error| Error::io("sync", &parent, error))?;
-        }
         vfs.rename(&cleaned, path).map_err(|error| Error::io("rename", path, error))?;
         vfs.sync_dir(&self.directory).map_err(|error| Error::io("sync", &self.directory, error))
     }

@@ -593,3 +593,46 @@ fn an_index_is_as_full_after_a_reopen_as_before() {
         );
     }
 }
+
+/// The log with a torn tail of more than 64 MiB was itself renamed into quarantine before its good part had its name: a
+/// recovery that stopped in between could never be gone on with.
+#[test]
+fn a_recovery_of_a_long_torn_tail_may_stop_anywhere() {
+    let vfs = machine();
+    let store = open(&vfs);
+    let config = TopicConfig::default().durability(Durability::Os).segment_bytes(200 << 20).batch_bytes_max(4 << 20);
+    let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+    partition.append(Record::of_value("kept")).unwrap();
+    let first = vfs.image().read("s/t-0/00000000000000000000.log").unwrap();
+    let position = 12 + u32::from_be_bytes(first[8..12].try_into().unwrap()) as usize;
+    for _ in 0..17 {
+        partition.append(Record::of_value(vec![b'x'; (4 << 20) - 1000])).unwrap();
+    }
+    drop((store, partition));
+    vfs.kill();
+    vfs.patch("/s/t-0/00000000000000000000.log", position as u64 + 200, b"?").unwrap();
+    let image = vfs.image();
+    let log = image.read("s/t-0/00000000000000000000.log").unwrap();
+    let stopped = |op, call| {
+        let vfs = FaultVfs::from_image(&image);
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(op).at_call(call));
+        let builder = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).id_seed(5);
+        let was_stopped = builder.open("/s").is_err();
+        vfs.clear_faults();
+        vfs.kill();
+        let store = open(&vfs);
+        let partition = store.topic("t").unwrap().partition(0).unwrap();
+        assert_eq!(partition.end().get(), 1, "{op:?} {call}");
+        assert_eq!(partition.record(0).unwrap().unwrap().value(), Some(&b"kept"[..]));
+        let after = vfs.image();
+        let kept: Vec<_> = after.files().filter(|(path, _)| path.contains("/quarantine/")).collect();
+        let kept: Vec<_> = kept.iter().filter(|(path, _)| path.ends_with(".bin")).collect();
+        assert_eq!(kept.len(), 1, "{op:?} {call}: {kept:?}");
+        assert!(after.read(kept[0].0).unwrap() == log[position..], "{op:?} {call}: what was cut is kept");
+        was_stopped
+    };
+    for (op, at_least) in [(OpKind::Rename, 3), (OpKind::SyncDir, 4)] {
+        let calls = (1..40).take_while(|call| stopped(op, *call)).count();
+        assert!((at_least..39).contains(&calls), "{op:?}: {calls}");
+    }
+}
