@@ -24,14 +24,16 @@ struct Reason<'a> {
     reason: &'a str,
 }
 
-/// Makes the directory, durably.
+/// Makes the directory, durably. One that is there already may have been made by a process that was killed before its entry
+/// was on the disk, so that it is synced all the same.
 pub(crate) fn ensure(vfs: &dyn Vfs, partition: &Path) -> Result<()> {
     let directory = partition.join(DIRECTORY);
     match vfs.create_dir(&directory) {
-        Ok(()) => vfs.sync_dir(partition).map_err(|error| Error::io("sync", partition, error)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is(Bug::RecoveryNotIdempotent) => Ok(()),
-        Err(error) => Err(Error::io("create", &directory, error)),
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is(Bug::RecoveryNotIdempotent) => {}
+        Err(error) => return Err(Error::io("create", &directory, error)),
     }
+    vfs.sync_dir(partition).map_err(|error| Error::io("sync", partition, error))
 }
 
 /// Copies `[position, end)` of a log file, however long; durable when this returns. The log itself stays as it is, so that
@@ -154,6 +156,17 @@ mod tests {
             "quarantine/00000000000000000007.seal",
         ];
         assert_eq!(files, expected);
+    }
+
+    /// A recovery was killed after it had made the directory and before the directory's entry was synced; the next one took
+    /// the entry for durable, and a power cut behind its cut took all that was kept.
+    #[test]
+    fn a_directory_that_was_made_and_not_synced_is_synced_by_whoever_finds_it() {
+        let vfs = disk();
+        vfs.create_dir(Path::new("/quarantine")).unwrap();
+        copy_tail(&vfs, Path::new("/"), 7, 11, 27, 9, "torn").unwrap();
+        let image = vfs.durable_image();
+        assert_eq!(image.files().filter(|(path, _)| path.starts_with("quarantine/")).count(), 2);
     }
 
     /// A second recovery of the same segment once put its file over the one that the first had kept.
