@@ -293,6 +293,8 @@ impl<'a> Adoption<'a> {
         let settings = topic.config.log_settings();
         let log = directory.join(file_name(found.end, Suffix::Log));
         let file = vfs.open(&log, OpenMode::Create).map_err(|error| Error::io("create", &log, error))?;
+        // The broker's may hold space that was taken ahead, or a torn first batch, which is in quarantine by now.
+        file.set_len(0).map_err(|error| Error::io("cut", &log, error))?;
         file.sync_all().map_err(|error| Error::io("sync", &log, error))?;
         for suffix in [Suffix::Index, Suffix::TimeIndex] {
             let path = directory.join(file_name(found.end, suffix));

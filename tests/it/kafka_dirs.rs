@@ -174,6 +174,26 @@ fn adopted_directories_show_the_same_and_go_on() {
     }
 }
 
+/// The last segment of a broker may hold nothing but space that was taken ahead, or a torn first batch. The file stayed as
+/// it was and became the active segment, which then looked as if another program had written to it: no open succeeded.
+#[test]
+fn an_adoption_leaves_nothing_in_an_empty_last_segment() {
+    use topiclog::{AdoptOptions, Record};
+    let torn = [&240_i64.to_be_bytes()[..], &[1; 32]].concat();
+    for rest in [vec![0; 100_000], torn.clone()] {
+        let (_guard, root) = copy_of("clean");
+        let log = root.join("codec.none-0/00000000000000000240.log");
+        fs::write(&log, &rest).unwrap();
+        Store::adopt(&root, &AdoptOptions::new().broker_is_gone(true).cut_torn_tails(true)).unwrap();
+        let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+        let partition = store.topic("codec.none").unwrap().partition(0).unwrap();
+        assert_eq!(partition.end().get(), 240);
+        assert_eq!(partition.append(Record::of_value("after")).unwrap().offset.get(), 240);
+        let kept = fs::read_dir(root.join("codec.none-0/quarantine")).map_or(0, Iterator::count);
+        assert_eq!(kept, if rest == torn { 2 } else { 0 });
+    }
+}
+
 #[test]
 fn no_fixture_is_damaged_and_a_flipped_bit_is_found() {
     use topiclog::verify;
