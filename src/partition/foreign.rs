@@ -315,7 +315,8 @@ fn last_hint(opening: &Opening<'_>, file: &dyn crate::io::VfsFile, base: i64, by
     let read = read_full_at(file, &mut buffer, position).ok()?;
     let batch = BatchView::parse(buffer.get(..read)?).ok()?;
     let header = batch.header();
-    let fits = header.base_offset > base && header.base_offset <= base + i64::from(entry.relative_offset);
+    let last = base.saturating_add(i64::from(entry.relative_offset));
+    let fits = header.base_offset > base && header.base_offset <= last;
     fits.then_some((position, header.base_offset))
 }
 

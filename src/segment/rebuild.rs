@@ -32,7 +32,7 @@ impl Segment {
             Some(entry) => Some(entry),
             None => self.lookup_stored(target)?,
         };
-        Ok(entry.map(|entry| (self.base_offset + i64::from(entry.relative_offset), u64::from(entry.position))))
+        Ok(entry.map(|entry| (self.offset_of(entry.relative_offset), u64::from(entry.position))))
     }
 
     fn lookup_stored(self: &Arc<Self>, target: u32) -> Result<Option<offset_index::Entry>> {
@@ -95,7 +95,7 @@ impl Segment {
         if known != UNKNOWN && known > timestamp {
             return;
         }
-        let offset = maximum.map_or(UNKNOWN, |maximum| self.base_offset + i64::from(maximum.relative_offset));
+        let offset = maximum.map_or(UNKNOWN, |maximum| self.offset_of(maximum.relative_offset));
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
         let took = self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed);
         if took.is_ok() {
@@ -177,10 +177,14 @@ impl Segment {
                 return Ok(Some((timestamp, offset)));
             }
         }
-        let base = self.base_offset;
         self.with_times(|times| {
-            times.maximum().map(|maximum| (maximum.timestamp, base + i64::from(maximum.relative_offset)))
+            times.maximum().map(|maximum| (maximum.timestamp, self.offset_of(maximum.relative_offset)))
         })
+    }
+
+    /// The offset that an index entry names. Neither the entry nor the name of a broker's file keeps it below 2^63.
+    fn offset_of(&self, relative_offset: u32) -> i64 {
+        self.base_offset.saturating_add(i64::from(relative_offset))
     }
 
     /// Writes both index files as they must be for a segment that stops growing: all entries, and the final maximum in

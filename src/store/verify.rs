@@ -652,7 +652,7 @@ impl IndexCheck {
                 break;
             }
             self.next_offset_entry += 1;
-            let offset = base + i64::from(entry.relative_offset);
+            let offset = base.saturating_add(i64::from(entry.relative_offset));
             let fits = if self.is_exact { offset == header.last_offset() } else { offset >= header.base_offset };
             if at < position || !fits {
                 self.note(
@@ -663,7 +663,7 @@ impl IndexCheck {
         }
         // Every record with a greater timestamp than an entry's lies behind the entry's offset.
         while let Some(&entry) = self.times.get(self.next_time_entry) {
-            let offset = base + i64::from(entry.relative_offset);
+            let offset = base.saturating_add(i64::from(entry.relative_offset));
             if offset >= header.last_offset() {
                 break;
             }

@@ -636,3 +636,40 @@ fn a_recovery_of_a_long_torn_tail_may_stop_anywhere() {
         assert!((at_least..39).contains(&calls), "{op:?}: {calls}");
     }
 }
+
+/// The offset of an index entry was added up without a look at where offsets end. The name of a file and its index may say
+/// anything.
+#[test]
+fn offsets_at_the_end_of_their_range_are_no_panic() {
+    use topiclog::record::{BatchBuilder, BatchSpec};
+    for base in [i64::MAX, i64::MAX - 1, i64::MAX - 40, i64::MAX - i64::from(u32::MAX)] {
+        for relative in [1, 30, u32::MAX / 2, u32::MAX] {
+            let vfs = machine();
+            vfs.create_dir(Path::new("/s/t-0")).unwrap();
+            let put = |suffix: &str, bytes: &[u8]| {
+                let path = format!("/s/t-0/{base:020}.{suffix}");
+                vfs.open(Path::new(&path), OpenMode::Create).unwrap().write_at(bytes, 0).unwrap();
+            };
+            let mut log = Vec::new();
+            for offset in [base, base.saturating_add(20)] {
+                let mut builder = BatchBuilder::new(BatchSpec::new(0));
+                builder.push(Record::of_value("v").timestamp_ms(1000)).unwrap();
+                let mut batch = builder.finish().unwrap().to_vec();
+                batch[..8].copy_from_slice(&offset.to_be_bytes());
+                log.extend_from_slice(&batch);
+            }
+            put("log", &log);
+            put("index", &[relative.to_be_bytes(), (log.len() as u32 / 2).to_be_bytes()].concat());
+            put("timeindex", &[&1000_i64.to_be_bytes()[..], &relative.to_be_bytes()].concat());
+            let builder = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).read_only(true);
+            let store = builder.open("/s").unwrap();
+            if let Ok(partition) = store.topic("t").and_then(|topic| topic.partition(0)) {
+                for offset in [base, base.saturating_add(20), i64::MAX - 1] {
+                    drop(partition.record(offset));
+                }
+                drop((partition.max_timestamp(), partition.offset_for_timestamp(999)));
+            }
+            topiclog::verify_on(&vfs, Path::new("/s")).unwrap();
+        }
+    }
+}
