@@ -399,6 +399,7 @@ impl GroupCopy {
             max_timestamp: Some(composed.max_timestamp),
             crc32: Some(composed.crc32),
             time_index: Some(composed.time_index),
+            txn_index: composed.txn_index,
             synced: true,
             foreign: true,
             closed_ms,

@@ -3,7 +3,7 @@
 //! It can be looked at, never written: nothing vouches for its files, so every batch is checked at its first read. The
 //! same look, with every batch checked, is what taking such a directory over begins with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::kafka_state::{self, Producers};
@@ -14,7 +14,7 @@ use super::reader::marker_of;
 use super::repair::{PartitionReport, Repair};
 use super::{Log, SegmentSet};
 use crate::error::{Error, Result};
-use crate::io::{EntryKind, OpenMode, Vfs, read_full_at, read_small};
+use crate::io::{EntryKind, OpenMode, Vfs, VfsFile, read_full_at, read_small};
 use crate::record::{BatchHeader, BatchView};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::offset_index;
@@ -180,6 +180,7 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
         clean_end: 0,
         tombstone_floor: 0,
         next_horizon_ms: None,
+        producers: None,
         pending: None,
     };
     let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;
@@ -305,7 +306,7 @@ fn scan_file(opening: &Opening<'_>, found: &mut Found, base: i64, bytes: u64, ev
 }
 
 /// The last index entry that leads to a whole batch: from there on the end of the segment is found by scanning.
-fn last_hint(opening: &Opening<'_>, file: &dyn crate::io::VfsFile, base: i64, bytes: u64) -> Option<(u64, i64)> {
+fn last_hint(opening: &Opening<'_>, file: &dyn VfsFile, base: i64, bytes: u64) -> Option<(u64, i64)> {
     let path = opening.directory.join(file_name(base, Suffix::Index));
     let index = read_small(&*opening.env.vfs, &path, INDEX_BYTES_MAX).ok()?;
     let entry = offset_index::rising_entries(&index).filter(|entry| u64::from(entry.position) < bytes).last()?;
@@ -346,61 +347,83 @@ fn read_epochs(opening: &Opening<'_>, found: &mut Found) -> Result<()> {
 
 /// Producer state at the end: the newest good snapshot, then a replay of what follows it. Aborted transactions: those of
 /// the index files, and those that a replay finds. A segment without an index file has none, or lost it: where there were
-/// producers, its batches are asked.
+/// producers, the batches are asked. With `every_batch` they are asked alone.
 fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool, found: &mut Found) -> Result<()> {
     let vfs = &*opening.env.vfs;
     let mut start = found.entries.first().map_or(0, |entry| entry.base);
     for &offset in listing.snapshots.keys().rev().filter(|&&offset| offset <= found.end) {
         let path = opening.directory.join(file_name(offset, Suffix::Snapshot));
-        let read = read_small(vfs, &path, INDEX_BYTES_MAX).map_err(|error| Error::io("read", &path, error))?;
-        match Producers::decode_snapshot(&read) {
-            Ok(producers) => {
-                (found.producers, start) = (producers, offset);
-                break;
-            }
-            Err(reason) => found.repairs.push(Repair::ManifestSlotDamaged { path, reason: reason.into() }),
-        }
+        let reason = match read_small(vfs, &path, INDEX_BYTES_MAX) {
+            Ok(read) => match Producers::decode_snapshot(&read) {
+                Ok(producers) => {
+                    (found.producers, start) = (producers, offset);
+                    break;
+                }
+                Err(reason) => reason.to_owned(),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => error.to_string(),
+            Err(error) => return Err(Error::io("read", &path, error)),
+        };
+        found.repairs.push(Repair::SideFileRebuilt { path, reason });
     }
     if listing.snapshots.is_empty() && opening.hints.was_clean {
         start = found.end;
     }
     let mut aborted: Vec<AbortedTxn> = Vec::new();
+    let mut indexed = BTreeSet::new();
     for &(base, suffix) in &listing.side_files {
         if suffix == Suffix::TxnIndex && listing.logs.contains_key(&base) {
             let path = opening.directory.join(found.exchange.name(base, Suffix::TxnIndex));
-            aborted.extend(read_txn_index(vfs, &path, base, &mut found.repairs)?);
+            if let Some(entries) = read_txn_index(vfs, &path, base, &mut found.repairs)? {
+                aborted.extend(entries);
+                indexed.insert(base);
+            }
         }
     }
     let mut producers = std::mem::take(&mut found.producers);
-    aborted.extend(replay(opening, found, start, &mut producers)?);
+    aborted.extend(replay(opening, found, start, &mut producers)?.0);
     found.producers = producers;
-    let has_index = |base: &i64| listing.side_files.contains(&(*base, Suffix::TxnIndex));
     let had_producers = listing.snapshots.values().any(|&bytes| bytes > Producers::EMPTY_SNAPSHOT_BYTES as u64)
         || listing.side_files.iter().any(|(_, suffix)| *suffix == Suffix::TxnIndex)
         || (listing.snapshots.is_empty() && found.end > 0);
-    if every_batch || (had_producers && !listing.logs.keys().all(has_index)) {
-        aborted.extend(replay(opening, found, i64::MIN, &mut Producers::default())?);
+    if every_batch || (had_producers && !listing.logs.keys().all(|base| indexed.contains(base))) {
+        let (replayed, is_whole) = replay(opening, found, i64::MIN, &mut Producers::default())?;
+        // The batches have checksums and the index files have none. Behind a damaged batch the files are all there is.
+        if is_whole {
+            aborted.clear();
+        }
+        aborted.extend(replayed);
     }
-    // One marker, one transaction; what the index says of it comes first.
+    // One marker, one transaction; the index comes first where it is there still.
     aborted.sort_by_key(|txn| txn.last_offset);
     aborted.dedup_by_key(|txn| txn.last_offset);
     found.aborted = aborted;
     Ok(())
 }
 
-fn read_txn_index(vfs: &dyn Vfs, path: &Path, base: i64, repairs: &mut Vec<Repair>) -> Result<Vec<AbortedTxn>> {
-    let bytes = read_small(vfs, path, INDEX_BYTES_MAX).map_err(|error| Error::io("read", path, error))?;
-    match txn_index::decode(&bytes, base) {
-        Ok(entries) => Ok(entries),
-        Err(reason) => {
-            repairs.push(Repair::ManifestSlotDamaged { path: path.to_owned(), reason });
-            Ok(Vec::new())
-        }
-    }
+/// The entries of one index file; `None` if it is not one.
+fn read_txn_index(vfs: &dyn Vfs, path: &Path, base: i64, repairs: &mut Vec<Repair>) -> Result<Option<Vec<AbortedTxn>>> {
+    let reason = match read_small(vfs, path, INDEX_BYTES_MAX) {
+        Ok(bytes) => match txn_index::decode(&bytes, base) {
+            Ok(entries) => return Ok(Some(entries)),
+            Err(reason) => reason,
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => error.to_string(),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    repairs.push(Repair::SideFileRebuilt { path: path.to_owned(), reason });
+    Ok(None)
 }
 
-fn replay(opening: &Opening<'_>, found: &Found, start: i64, producers: &mut Producers) -> Result<Vec<AbortedTxn>> {
-    let mut aborted = Vec::new();
+/// Aborted transactions whose marker lies at or behind an offset, and whether all batches up to the last segment's tail were
+/// good.
+fn replay(
+    opening: &Opening<'_>,
+    found: &Found,
+    start: i64,
+    producers: &mut Producers,
+) -> Result<(Vec<AbortedTxn>, bool)> {
+    let (mut aborted, mut is_whole) = (Vec::new(), true);
     for entry in found.entries.iter().filter(|entry| entry.next > start) {
         let path = opening.directory.join(found.exchange.name(entry.base, Suffix::Log));
         let file = match opening.env.vfs.open(&path, OpenMode::Read) {
@@ -408,16 +431,26 @@ fn replay(opening: &Opening<'_>, found: &Found, start: i64, producers: &mut Prod
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io("open", &path, error)),
         };
-        let rules =
-            ScanRules { position: 0, next_offset: entry.base, base_offset: entry.base, is_foreign: true, epochs: None };
-        let scanned = scan(&*file, &rules, |_, header, bytes| {
-            if header.base_offset < start || header.producer_id < 0 {
-                return;
-            }
-            let marker = bytes.and_then(|bytes| marker_of(header, bytes));
-            aborted.extend(producers.replay(header, marker));
-        });
-        scanned.map_err(|error| Error::io("read", &path, error))?;
+        let scan = replay_file(&*file, entry.base, start, producers, &mut aborted);
+        is_whole &= scan.map_err(|error| Error::io("read", &path, error))?.position >= entry.bytes;
     }
-    Ok(aborted)
+    Ok((aborted, is_whole))
+}
+
+/// Takes note of the producers in one log from an offset on, and of the transactions whose abort marker is in it.
+pub(super) fn replay_file(
+    file: &dyn VfsFile,
+    base: i64,
+    start: i64,
+    producers: &mut Producers,
+    aborted: &mut Vec<AbortedTxn>,
+) -> std::io::Result<Scan> {
+    let rules = ScanRules { position: 0, next_offset: base, base_offset: base, is_foreign: true, epochs: None };
+    scan(file, &rules, |_, header, bytes| {
+        if header.base_offset < start || header.producer_id < 0 {
+            return;
+        }
+        let marker = bytes.and_then(|bytes| marker_of(header, bytes));
+        aborted.extend(producers.replay(header, marker));
+    })
 }

@@ -45,6 +45,9 @@ pub(crate) struct Manifest {
     /// When compaction has tombstones or markers to drop although nothing was appended, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) next_horizon_ms: Option<i64>,
+    /// The snapshot of the producers, where a broker wrote to this log; ours change nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) producers: Option<FileCheck>,
     /// Segments that are no longer listed, and whose files are on their way out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pending: Option<Pending>,
@@ -84,6 +87,9 @@ pub(crate) struct SegmentEntry {
     pub(crate) crc32: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) time_index: Option<FileCheck>,
+    /// The index of aborted transactions, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) txn_index: Option<FileCheck>,
     /// Whether all bytes of a closed segment were synced when it was listed as closed.
     #[serde(default)]
     pub(crate) synced: bool,
@@ -129,6 +135,7 @@ impl SegmentEntry {
             max_timestamp: Some(-1),
             crc32: None,
             time_index: None,
+            txn_index: None,
             synced: false,
             max_unsynced_bytes,
             foreign: false,
@@ -165,6 +172,7 @@ impl Manifest {
             clean_end: 0,
             tombstone_floor: 0,
             next_horizon_ms: None,
+            producers: None,
             pending: None,
         }
     }

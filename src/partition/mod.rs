@@ -26,6 +26,7 @@ pub(crate) mod swap;
 pub(crate) mod sync;
 mod tail_repair;
 pub(crate) mod times;
+mod transactions;
 pub(crate) mod upkeep;
 pub(crate) mod writer;
 

@@ -21,10 +21,10 @@ use super::writer::Writer;
 use super::{Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
-use crate::io::{OpenMode, Vfs, read_small, write_all_at};
+use crate::io::{OpenMode, Vfs, write_all_at};
 use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
-use crate::segment::txn_index::{self, AbortedTxn};
+use crate::segment::txn_index::AbortedTxn;
 use crate::segment::{Segment, SegmentOptions, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use crate::sync::{Mutex, RwLock};
@@ -33,7 +33,7 @@ use crate::sync::{Mutex, RwLock};
 const LOOKS_BESIDE_A_WRITER: usize = 4;
 
 /// A small file of Kafka's is never larger than this.
-const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
+pub(super) const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// What identifies a partition, and how it is to be opened.
 #[derive(Clone)]
@@ -108,7 +108,8 @@ impl Opening<'_> {
                 let failed = |error| Error::io("sync directory", &self.directory, error);
                 self.env.vfs.sync_dir(&self.directory).map_err(failed)?;
             }
-            return Ok((self.assemble(manifest, generation, Some(floor), &listing, false)?, report));
+            let log = self.assemble(manifest, generation, Some(floor), (&listing, &mut report), false)?;
+            return Ok((log, report));
         }
         self.refuse_foreign_growth(floor.as_ref(), generation, &manifest, &listing)?;
         report.unclean = true;
@@ -118,7 +119,8 @@ impl Opening<'_> {
         if self.env.read_only {
             self.note_what_a_writer_would_do(&found, &mut report);
             found.apply_to(&mut manifest);
-            return Ok((self.assemble(manifest, generation, floor, &listing, false)?, report));
+            let log = self.assemble(manifest, generation, floor, (&listing, &mut report), false)?;
+            return Ok((log, report));
         }
         if is(Bug::CleanBeforeRepairs) {
             let mut early = manifest.clone();
@@ -134,7 +136,8 @@ impl Opening<'_> {
             (generation, floor) = self.commit(&mut manifest, generation, Some(floor), &found)?;
         }
         let listing = list(&*self.env.vfs, &self.directory)?;
-        Ok((self.assemble(manifest, generation, Some(floor), &listing, true)?, report))
+        let log = self.assemble(manifest, generation, Some(floor), (&listing, &mut report), true)?;
+        Ok((log, report))
     }
 
     fn empty_report(&self) -> PartitionReport {
@@ -389,60 +392,24 @@ impl Opening<'_> {
     /// Builds the log from a manifest that holds.
     pub(crate) fn assemble(
         self,
-        manifest: Manifest,
+        mut manifest: Manifest,
         generation: u64,
         floor: Option<Floor>,
-        listing: &Listing,
+        (listing, report): (&Listing, &mut PartitionReport),
         was_repaired: bool,
     ) -> Result<Log> {
-        let has_foreign = manifest.segments.iter().any(|entry| entry.foreign);
-        let aborted = if has_foreign { self.load_aborted(&manifest, listing)? } else { Vec::new() };
-        let end = manifest.active().map_or(0, |entry| entry.next);
-        let producers = self.load_producers(listing, end);
+        let transactions = self.load_transactions(&mut manifest, listing, report)?;
         let transit = manifest.pending.as_ref().and_then(|pending| pending.by);
         let transit = transit.and_then(|by| Some((by, listing.in_transit.get(&by)?.0.clone())));
         let directory = self.directory.clone();
-        let log = self.build(manifest, generation, floor, aborted, producers)?;
+        let log = self.build(manifest, generation, floor, transactions.aborted, transactions.producers)?;
         if let Some((by, name)) = transit
             && let Some(segment) = log.snapshot().segments.iter().find(|segment| segment.base_offset() == by)
         {
             segment.log().file().is_at(directory.join(name));
         }
-        log.writer.lock().must_close = was_repaired;
+        log.writer.lock().must_close = was_repaired || transactions.is_manifest_changed;
         Ok(log)
-    }
-
-    /// Aborted transactions of the segments that a broker wrote.
-    fn load_aborted(&self, manifest: &Manifest, listing: &Listing) -> Result<Vec<AbortedTxn>> {
-        let mut aborted = Vec::new();
-        for entry in manifest.segments.iter().filter(|entry| entry.foreign) {
-            if !listing.side_files.contains(&(entry.base, Suffix::TxnIndex)) {
-                continue;
-            }
-            let path = self.directory.join(file_name(entry.base, Suffix::TxnIndex));
-            let bytes = read_small(&*self.env.vfs, &path, SMALL_FILE_BYTES_MAX)
-                .map_err(|error| Error::io("read", &path, error))?;
-            let entries = txn_index::decode(&bytes, entry.base).map_err(|why| Error::corrupt(&path, 0, why))?;
-            aborted.extend(entries);
-        }
-        aborted.sort_by_key(|txn| txn.last_offset);
-        Ok(aborted)
-    }
-
-    /// Producer state from the newest snapshot that can be read, at or below the end. A store of ours changes it only by
-    /// taking a broker's directory over, and writes it at every roll and close.
-    fn load_producers(&self, listing: &Listing, end: i64) -> Producers {
-        for (&offset, &bytes) in listing.snapshots.range(..=end).rev() {
-            if bytes == Producers::EMPTY_SNAPSHOT_BYTES as u64 {
-                return Producers::default();
-            }
-            let path = self.directory.join(file_name(offset, Suffix::Snapshot));
-            let read = read_small(&*self.env.vfs, &path, SMALL_FILE_BYTES_MAX).ok();
-            if let Some(producers) = read.and_then(|bytes| Producers::decode_snapshot(&bytes).ok()) {
-                return producers;
-            }
-        }
-        Producers::default()
     }
 
     pub(crate) fn build(

@@ -65,6 +65,14 @@ pub enum Repair {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file that follows from the log, and does not change what the log holds, is missing or damaged: it was made anew from
+    /// the batches.
+    SideFileRebuilt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Damage that had been synced before: a writer refuses to open, a reader sees what lies before it.
     Rot {
         /// The log file.
@@ -91,6 +99,12 @@ pub enum Repair {
 impl Repair {
     /// Whether the open changed, or would change, anything of the log because of this.
     pub fn is_change(&self) -> bool {
-        !matches!(self, Repair::Stranger { .. } | Repair::ManifestSlotDamaged { .. } | Repair::Unreadable { .. })
+        !matches!(
+            self,
+            Repair::Stranger { .. }
+                | Repair::ManifestSlotDamaged { .. }
+                | Repair::SideFileRebuilt { .. }
+                | Repair::Unreadable { .. }
+        )
     }
 }

@@ -47,6 +47,7 @@ pub(crate) struct Composed {
     pub(crate) max_timestamp: i64,
     pub(crate) crc32: u32,
     pub(crate) time_index: FileCheck,
+    pub(crate) txn_index: Option<FileCheck>,
 }
 
 impl NewSegment {
@@ -143,8 +144,9 @@ impl NewSegment {
             self.write_side_file(Suffix::Index, &offset_index::encode(self.offsets.iter().copied()))?,
             self.write_side_file(Suffix::TimeIndex, &times)?,
         ];
-        if let Some(aborted) = aborted {
-            side_files.push(self.write_side_file(Suffix::TxnIndex, &txn_index::encode(aborted))?);
+        let aborted = aborted.map(txn_index::encode);
+        if let Some(aborted) = &aborted {
+            side_files.push(self.write_side_file(Suffix::TxnIndex, aborted)?);
         }
         let facts = SealFacts {
             store_id,
@@ -163,6 +165,7 @@ impl NewSegment {
             max_timestamp: self.max_timestamp,
             crc32: seal.crc32,
             time_index: FileCheck::of(&times),
+            txn_index: aborted.as_deref().map(FileCheck::of),
         })
     }
 

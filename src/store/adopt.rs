@@ -26,7 +26,7 @@ use crate::partition::open::{Opening, kafka_metadata};
 use crate::partition::repair::Repair;
 use crate::partition::{Env, quarantine};
 use crate::segment::name::{Suffix, file_name};
-use crate::segment::{Segment, SegmentOptions, State, txn_index};
+use crate::segment::{FileCheck, Segment, SegmentOptions, State, txn_index};
 use crate::sync::atomic::AtomicBool;
 use crate::topic::TopicConfig;
 
@@ -301,6 +301,7 @@ impl<'a> Adoption<'a> {
             let file = vfs.open(&path, OpenMode::Create).map_err(|error| Error::io("create", &path, error))?;
             file.set_len(0).map_err(|error| Error::io("cut", &path, error))?;
         }
+        let snapshot = found.producers.encode_snapshot();
         let mut segments = found.entries.clone();
         segments.push(SegmentEntry::empty(found.end, settings.unsynced_cap()));
         let mut manifest = Manifest {
@@ -316,13 +317,13 @@ impl<'a> Adoption<'a> {
             tombstone_floor: if settings.needs_key { found.end } else { 0 }
                 .max(before.map_or(0, |before| before.tombstone_floor)),
             next_horizon_ms: None,
+            producers: Some(FileCheck::of(&snapshot)),
             pending: None,
         };
         manifest.epochs.retain(|&(_, start)| start < found.end);
         let newest = found.highest_epoch.max(manifest.epochs.last().map_or(-1, |&(epoch, _)| epoch));
         manifest.epochs.push((newest.saturating_add(1), found.end));
-        let snapshot = file_name(found.end, Suffix::Snapshot);
-        replace_file(vfs, &directory, &snapshot, &found.producers.encode_snapshot(), true)?;
+        replace_file(vfs, &directory, &file_name(found.end, Suffix::Snapshot), &snapshot, true)?;
         let epochs = kafka_state::encode_epochs(&manifest.epochs);
         replace_file(vfs, &directory, kafka_state::EPOCHS_NAME, epochs.as_bytes(), true)?;
         replace_file(vfs, &directory, "partition.metadata", kafka_metadata(topic.topic_id).as_bytes(), true)?;
@@ -396,14 +397,20 @@ impl<'a> Adoption<'a> {
             segment.distrust_index()?;
             segment.write_indexes(true)?;
         }
-        self.write_txn_index(directory, entry, aborted)?;
+        entry.txn_index = self.write_txn_index(directory, entry, aborted)?;
         let seal = segment.compute_seal(self.catalog.store_id, &mut || {})?;
         entry.crc32 = Some(seal.crc32);
         replace_file(vfs, directory, &file_name(entry.base, Suffix::Seal), &seal.encode(), true)
     }
 
-    /// Aborted transactions whose marker lies in this segment; a file that says the same stays as it is.
-    fn write_txn_index(&self, directory: &Path, entry: &SegmentEntry, aborted: &[txn_index::AbortedTxn]) -> Result<()> {
+    /// Aborted transactions whose marker lies in this segment; a file that says the same stays as it is, and without any
+    /// there needs to be none.
+    fn write_txn_index(
+        &self,
+        directory: &Path,
+        entry: &SegmentEntry,
+        aborted: &[txn_index::AbortedTxn],
+    ) -> Result<Option<FileCheck>> {
         let here: Vec<_> =
             aborted.iter().copied().filter(|txn| (entry.base..entry.next).contains(&txn.last_offset)).collect();
         let name = file_name(entry.base, Suffix::TxnIndex);
@@ -414,10 +421,13 @@ impl<'a> Adoption<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io("read", &path, error)),
         };
-        if old.as_deref() == Some(&bytes) || (old.is_none() && bytes.is_empty()) {
-            return Ok(());
+        if old.is_none() && bytes.is_empty() {
+            return Ok(None);
         }
-        replace_file(&*self.vfs, directory, &name, &bytes, true)
+        if old.as_deref() != Some(&bytes) {
+            replace_file(&*self.vfs, directory, &name, &bytes, true)?;
+        }
+        Ok(Some(FileCheck::of(&bytes)))
     }
 
     /// Ends an interrupted compaction as Kafka's loader does: unfinished output goes, finished output takes the place of

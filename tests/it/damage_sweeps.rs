@@ -21,7 +21,7 @@ const T0: i64 = 1_700_000_000_000;
 
 /// What became of a damaged store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
+pub(crate) enum Class {
     /// An unused or derived byte; everything is as before.
     Harmless,
     /// Made anew, and said so.
@@ -150,7 +150,7 @@ impl Victim {
     }
 
     /// Opens it, reads it in three ways, and says which class it is in.
-    fn judge(&self, image: &Image) -> Result<Class, String> {
+    fn class_of(&self, image: &Image) -> Result<Class, String> {
         let disk = FaultVfs::from_image(image);
         let store = match open(&disk, false) {
             Ok(store) => store,
@@ -286,7 +286,7 @@ fn same(expected: Option<&Shown>, record: &StoredRecord, how: &str) -> Result<()
     if expected == Some(&shown) { Ok(()) } else { Err(format!("{how}: SILENT {shown:?}, expected {expected:?}")) }
 }
 
-fn is_typed(error: &Error) -> Result<(), String> {
+pub(crate) fn is_typed(error: &Error) -> Result<(), String> {
     match error {
         Error::Corrupt { .. } | Error::NeedsAdopt { .. } | Error::Unsupported { .. } => Ok(()),
         other => Err(format!("not an error for damage: {} {other}", other.code())),
@@ -316,6 +316,31 @@ fn nothing_changed(before: &Image, after: &Image) -> Result<(), String> {
     Err(format!("a refused open changed {:?}", before.keys().chain(after.keys()).find(changed)))
 }
 
+/// A store to damage that knows what it held.
+pub(crate) trait Judged: Sync {
+    fn name(&self) -> &str;
+    fn image(&self) -> &Image;
+    /// The disk at earlier moments.
+    fn history(&self) -> &[Image];
+    /// The class that a damaged image of it is in. The text says what is shown that was never there.
+    fn judge(&self, image: &Image) -> Result<Class, String>;
+}
+
+impl Judged for Victim {
+    fn name(&self) -> &str {
+        self.name
+    }
+    fn image(&self) -> &Image {
+        &self.image
+    }
+    fn history(&self) -> &[Image] {
+        &self.history
+    }
+    fn judge(&self, image: &Image) -> Result<Class, String> {
+        self.class_of(image)
+    }
+}
+
 /// Counts of one sweep.
 #[derive(Default)]
 struct Tally {
@@ -340,10 +365,10 @@ impl Tally {
 }
 
 /// One way to damage one victim; the text says which.
-type Case<'a> = Box<dyn Fn(&mut Image) -> String + Send + Sync + 'a>;
+pub(crate) type Case<'a> = Box<dyn Fn(&mut Image) -> String + Send + Sync + 'a>;
 
 /// Judges all cases on all processors.
-fn sweep(name: &str, floor: u64, victims: &[Victim], cases: impl Fn(&Victim) -> Vec<Case<'_>>) {
+pub(crate) fn sweep<V: Judged>(name: &str, floor: u64, victims: &[V], cases: impl Fn(&V) -> Vec<Case<'_>>) {
     let started = Instant::now();
     let mut tally = Tally::default();
     for victim in victims {
@@ -352,12 +377,12 @@ fn sweep(name: &str, floor: u64, victims: &[Victim], cases: impl Fn(&Victim) -> 
         let work = || {
             let mut tally = Tally::default();
             while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut image = victim.image.clone();
+                let mut image = victim.image().clone();
                 let what = case(&mut image);
                 match catch_unwind(AssertUnwindSafe(|| victim.judge(&image))) {
                     Ok(Ok(class)) => *tally.classes.entry(class).or_default() += 1,
-                    Ok(Err(problem)) => tally.failures.push(format!("{}: {what}: {problem}", victim.name)),
-                    Err(_) => tally.failures.push(format!("{}: {what}: panic", victim.name)),
+                    Ok(Err(problem)) => tally.failures.push(format!("{}: {what}: {problem}", victim.name())),
+                    Err(_) => tally.failures.push(format!("{}: {what}: panic", victim.name())),
                 }
             }
             tally
@@ -372,104 +397,112 @@ fn sweep(name: &str, floor: u64, victims: &[Victim], cases: impl Fn(&Victim) -> 
 }
 
 /// Every file that holds something.
-fn files(image: &Image) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn files(image: &Image) -> Vec<(String, Vec<u8>)> {
     image.files().map(|(path, _)| (path.to_owned(), image.read(path).unwrap())).collect()
 }
 
-#[test]
-fn a_flipped_byte_is_never_shown() {
-    sweep("byte flips", 190_000, &Victim::all(), |victim| {
-        let mut cases: Vec<Case<'_>> = Vec::new();
-        for (path, bytes) in files(&victim.image) {
-            for (position, &byte) in bytes.iter().enumerate() {
-                for changed in [byte ^ (1 << (position % 8)), byte ^ 0xff, 0] {
-                    if changed != byte {
-                        let path = path.clone();
-                        cases.push(Box::new(move |image| {
-                            image.patch(&path, position as u64, &[changed]).unwrap();
-                            format!("{path}[{position}] {byte:#x} became {changed:#x}")
-                        }));
-                    }
-                }
-            }
-        }
-        cases
-    });
-}
-
-#[test]
-fn a_cut_or_longer_file_is_never_taken_for_whole() {
-    sweep("cut and extended", 110_000, &Victim::all(), |victim| {
-        let mut cases: Vec<Case<'_>> = Vec::new();
-        for (path, bytes) in files(&victim.image) {
-            for length in 0..bytes.len() {
-                let path = path.clone();
-                cases.push(Box::new(move |image| {
-                    image.set_len(&path, length as u64).unwrap();
-                    format!("{path} cut to {length}")
-                }));
-            }
-            let mut random = Random(bytes.len() as u64);
-            for more in (1..=96).chain((97..4096).step_by(61)) {
-                let garbage: Vec<u8> = (0..more).map(|_| random.below(256) as u8).collect();
-                let doubled = bytes[bytes.len().saturating_sub(more)..].to_vec();
-                for (kind, tail) in [("garbage", garbage), ("zeros", vec![0; more]), ("its tail again", doubled)] {
-                    let (path, at) = (path.clone(), bytes.len() as u64);
+/// Each byte of each file changed in three ways.
+pub(crate) fn flips<V: Judged>(victim: &V) -> Vec<Case<'_>> {
+    let mut cases: Vec<Case<'_>> = Vec::new();
+    for (path, bytes) in files(victim.image()) {
+        for (position, &byte) in bytes.iter().enumerate() {
+            for changed in [byte ^ (1 << (position % 8)), byte ^ 0xff, 0] {
+                if changed != byte {
+                    let path = path.clone();
                     cases.push(Box::new(move |image| {
-                        image.patch(&path, at, &tail).unwrap();
-                        format!("{path} longer by {more}: {kind}")
+                        image.patch(&path, position as u64, &[changed]).unwrap();
+                        format!("{path}[{position}] {byte:#x} became {changed:#x}")
                     }));
                 }
             }
         }
-        cases
-    });
+    }
+    cases
+}
+
+#[test]
+fn a_flipped_byte_is_never_shown() {
+    sweep("byte flips", 190_000, &Victim::all(), flips);
+}
+
+/// Each file cut at each byte, and made longer.
+pub(crate) fn lengths<V: Judged>(victim: &V) -> Vec<Case<'_>> {
+    let mut cases: Vec<Case<'_>> = Vec::new();
+    for (path, bytes) in files(victim.image()) {
+        for length in 0..bytes.len() {
+            let path = path.clone();
+            cases.push(Box::new(move |image| {
+                image.set_len(&path, length as u64).unwrap();
+                format!("{path} cut to {length}")
+            }));
+        }
+        let mut random = Random(bytes.len() as u64);
+        for more in (1..=96).chain((97..4096).step_by(61)) {
+            let garbage: Vec<u8> = (0..more).map(|_| random.below(256) as u8).collect();
+            let doubled = bytes[bytes.len().saturating_sub(more)..].to_vec();
+            for (kind, tail) in [("garbage", garbage), ("zeros", vec![0; more]), ("its tail again", doubled)] {
+                let (path, at) = (path.clone(), bytes.len() as u64);
+                cases.push(Box::new(move |image| {
+                    image.patch(&path, at, &tail).unwrap();
+                    format!("{path} longer by {more}: {kind}")
+                }));
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn a_cut_or_longer_file_is_never_taken_for_whole() {
+    sweep("cut and extended", 110_000, &Victim::all(), lengths);
+}
+
+/// Files removed, emptied, copied, as of earlier moments and in each other's place; blocks of them zeroed or moved.
+pub(crate) fn surgery<V: Judged>(victim: &V) -> Vec<Case<'_>> {
+    let mut cases: Vec<Case<'_>> = Vec::new();
+    let all = files(victim.image());
+    for (path, bytes) in &all {
+        cases.push(replace(path, None, "removed".into()));
+        cases.push(replace(path, Some(Vec::new()), "emptied".into()));
+        let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let other_base = name.split_once('.').filter(|(base, _)| base.len() == 20);
+        let mut copies = vec![format!("{path}.bak"), format!("{path}.tmp"), format!("s/{name}.copy")];
+        copies.extend(other_base.map(|(_, suffix)| format!("{directory}/00000000000000009999.{suffix}")));
+        copies.extend(other_base.map(|(_, suffix)| format!("{directory}/00000000000000000001.{suffix}")));
+        copies.extend([format!("s/t-1/{name}"), format!("s/{name}-0/{name}")]);
+        for copy in copies {
+            cases.push(replace(&copy, Some(bytes.clone()), format!("a copy of {path}")));
+        }
+        for (age, older) in victim.history().iter().enumerate() {
+            if let Some(old) = older.read(path).filter(|old| old != bytes) {
+                cases.push(replace(path, Some(old), format!("as of moment {age}")));
+            }
+        }
+        for size in [512, 4096] {
+            blocks(&mut cases, path, bytes, size);
+        }
+    }
+    for (index, (one, _)) in all.iter().enumerate() {
+        for (other, _) in &all[index + 1..] {
+            // With the log goes what says how much of it was synced: nothing can tell that from a torn write.
+            if one.ends_with(".log") && (other.ends_with("topiclog.floor") || other.contains("topiclog.partition.")) {
+                continue;
+            }
+            let (one, other) = (one.clone(), other.clone());
+            cases.push(Box::new(move |image| {
+                let (ours, theirs) = (image.read(&one).unwrap(), image.read(&other).unwrap());
+                image.write(&one, &theirs).unwrap();
+                image.write(&other, &ours).unwrap();
+                format!("{one} swapped with {other}")
+            }));
+        }
+    }
+    cases
 }
 
 #[test]
 fn files_removed_swapped_copied_or_moved_about_are_noticed() {
-    sweep("file surgery", 3_000, &Victim::all(), |victim| {
-        let mut cases: Vec<Case<'_>> = Vec::new();
-        let all = files(&victim.image);
-        for (path, bytes) in &all {
-            cases.push(replace(path, None, "removed".into()));
-            cases.push(replace(path, Some(Vec::new()), "emptied".into()));
-            let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-            let other_base = name.split_once('.').filter(|(base, _)| base.len() == 20);
-            let mut copies = vec![format!("{path}.bak"), format!("{path}.tmp"), format!("s/{name}.copy")];
-            copies.extend(other_base.map(|(_, suffix)| format!("{directory}/00000000000000009999.{suffix}")));
-            copies.extend(other_base.map(|(_, suffix)| format!("{directory}/00000000000000000001.{suffix}")));
-            copies.extend([format!("s/t-1/{name}"), format!("s/{name}-0/{name}")]);
-            for copy in copies {
-                cases.push(replace(&copy, Some(bytes.clone()), format!("a copy of {path}")));
-            }
-            for (age, older) in victim.history.iter().enumerate() {
-                if let Some(old) = older.read(path).filter(|old| old != bytes) {
-                    cases.push(replace(path, Some(old), format!("as of moment {age}")));
-                }
-            }
-            for size in [512, 4096] {
-                blocks(&mut cases, path, bytes, size);
-            }
-        }
-        for (index, (one, _)) in all.iter().enumerate() {
-            for (other, _) in &all[index + 1..] {
-                // With the log goes what says how much of it was synced: nothing can tell that from a torn write.
-                if one.ends_with(".log") && (other.ends_with("topiclog.floor") || other.contains("topiclog.partition."))
-                {
-                    continue;
-                }
-                let (one, other) = (one.clone(), other.clone());
-                cases.push(Box::new(move |image| {
-                    let (ours, theirs) = (image.read(&one).unwrap(), image.read(&other).unwrap());
-                    image.write(&one, &theirs).unwrap();
-                    image.write(&other, &ours).unwrap();
-                    format!("{one} swapped with {other}")
-                }));
-            }
-        }
-        cases
-    });
+    sweep("file surgery", 3_000, &Victim::all(), surgery);
 }
 
 fn replace<'a>(path: &str, bytes: Option<Vec<u8>>, what: String) -> Case<'a> {

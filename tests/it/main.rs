@@ -27,6 +27,8 @@ mod consumers_model;
 mod crashes;
 #[cfg(topiclog_planted)]
 mod damage;
+#[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
+mod damage_kafka;
 mod damage_sweeps;
 mod durability;
 mod golden;

@@ -307,6 +307,8 @@ pub(crate) fn all() {
     a_failed_creation_after_a_failed_deletion_is_swept_at_once();
     a_topic_that_only_a_lost_manifest_listed_is_not_gone();
     a_seal_does_not_vouch_for_what_was_damaged_before_it();
+    a_recovery_of_a_long_torn_tail_may_stop_anywhere();
+    offsets_at_the_end_of_their_range_are_no_panic();
 }
 
 /// A reader that had begun before its segment was sealed marked blocks of the new map as read in, and others took the mark to

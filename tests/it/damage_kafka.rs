@@ -1,0 +1,301 @@
+//! Damage done to a broker's directories: taken over, where checksums of ours cover every byte, and bare, where only
+//! Kafka's do, and what passes unseen is counted.
+
+use std::sync::Arc;
+
+use topiclog::clock::ManualClock;
+use topiclog::io::{FaultVfs, Image};
+use topiclog::{
+    AdoptOptions, Error, Isolation, Partition, ReadLevel, ReadOptions, Record, Repair, Store, StoredRecord, Upkeep,
+};
+
+use crate::damage_sweeps::{Class, Judged, files, flips, is_typed, lengths, surgery, sweep};
+use crate::kafka_dirs::fixtures;
+
+const ROOT: &str = "/s";
+const T0: i64 = 1_700_000_000_000;
+
+/// A record as it is shown: offset, leader epoch, time, key, value, number of headers.
+type Shown = (i64, i32, i64, Option<Vec<u8>>, Option<Vec<u8>>, usize);
+
+fn shown(record: &StoredRecord) -> Shown {
+    let (key, value) = (record.key().map(<[u8]>::to_vec), record.value().map(<[u8]>::to_vec));
+    (record.offset().get(), record.leader_epoch(), record.timestamp_ms(), key, value, record.headers().len())
+}
+
+/// What one partition shows when nothing is damaged.
+struct Held {
+    topic: String,
+    partition: u32,
+    start: i64,
+    end: i64,
+    stable: i64,
+    committed: Vec<Shown>,
+    uncommitted: Vec<Shown>,
+}
+
+const ISOLATIONS: [Isolation; 2] = [Isolation::Committed, Isolation::Uncommitted];
+
+fn options(isolation: Isolation) -> ReadOptions {
+    ReadOptions::new().level(ReadLevel::Latest).isolation(isolation)
+}
+
+impl Held {
+    fn of(partition: &Partition) -> Self {
+        let read = |isolation| -> Vec<Shown> {
+            let reader = partition.reader(partition.start(), &options(isolation)).unwrap();
+            reader.map(|record| shown(&record.unwrap())).collect()
+        };
+        Self {
+            topic: partition.id().topic.to_string(),
+            partition: partition.id().partition.get(),
+            start: partition.start().get(),
+            end: partition.end().get(),
+            stable: partition.last_stable_offset().get(),
+            committed: read(Isolation::Committed),
+            uncommitted: read(Isolation::Uncommitted),
+        }
+    }
+
+    fn records(&self, isolation: Isolation) -> &[Shown] {
+        if isolation == Isolation::Committed { &self.committed } else { &self.uncommitted }
+    }
+
+    /// Reads it again. True if all is as before; false if there was an error or `may_miss` and a part is not there.
+    fn check(&self, store: &Store, may_miss: bool) -> Result<bool, String> {
+        let partition = match store.topic(&self.topic).and_then(|topic| topic.partition(self.partition)) {
+            Ok(partition) => partition,
+            Err(_) if may_miss => return Ok(false),
+            Err(error) => return is_typed(&error).map(|()| false),
+        };
+        let mut is_whole = true;
+        for isolation in ISOLATIONS {
+            is_whole &= self.check_records(&partition, isolation, may_miss)?;
+        }
+        is_whole &= self.check_offsets(&partition, may_miss)?;
+        let bounds = (partition.start().get(), partition.end().get(), partition.last_stable_offset().get());
+        if bounds != (self.start, self.end, self.stable) {
+            let expected = (self.start, self.end, self.stable);
+            return if may_miss { Ok(false) } else { Err(format!("{}: {bounds:?}, not {expected:?}", self.topic)) };
+        }
+        Ok(is_whole)
+    }
+
+    fn check_records(&self, partition: &Partition, isolation: Isolation, may_miss: bool) -> Result<bool, String> {
+        let expected = self.records(isolation);
+        let reader = match partition.reader(partition.start(), &options(isolation)) {
+            Ok(reader) => reader,
+            Err(error) => return is_typed(&error).map(|()| false),
+        };
+        let mut seen = 0;
+        for found in reader {
+            match found {
+                Ok(record) if expected.get(seen) == Some(&shown(&record)) => seen += 1,
+                Ok(record) => {
+                    let (found, expected) = (shown(&record), expected.get(seen));
+                    return Err(format!("{} {isolation:?}: SILENT {found:?}, expected {expected:?}", self.topic));
+                }
+                Err(error) => return is_typed(&error).map(|()| false),
+            }
+        }
+        match seen == expected.len() {
+            true => Ok(true),
+            false if may_miss => Ok(false),
+            false => Err(format!("{} {isolation:?}: {seen} of {} and no error", self.topic, expected.len())),
+        }
+    }
+
+    fn check_offsets(&self, partition: &Partition, may_miss: bool) -> Result<bool, String> {
+        let mut is_whole = true;
+        for expected in self.uncommitted.iter().rev().step_by(11) {
+            match partition.record(expected.0) {
+                Ok(Some(record)) if shown(&record) == *expected => {}
+                Ok(None) | Err(Error::OffsetOutOfRange { .. }) if may_miss => is_whole = false,
+                Ok(None) => return Err(format!("{}: nothing at {}", self.topic, expected.0)),
+                Ok(Some(record)) => {
+                    return Err(format!(
+                        "{}: SILENT by offset {:?}, expected {expected:?}",
+                        self.topic,
+                        shown(&record)
+                    ));
+                }
+                Err(error) => {
+                    is_typed(&error)?;
+                    is_whole = false;
+                }
+            }
+        }
+        Ok(is_whole)
+    }
+}
+
+/// A broker's directories in one image, as they are or taken over.
+struct Directory {
+    name: &'static str,
+    image: Image,
+    history: Vec<Image>,
+    held: Vec<Held>,
+    is_read_only: bool,
+    /// What an open reports when nothing is damaged.
+    calm: String,
+}
+
+fn open(disk: &FaultVfs, read_only: bool) -> topiclog::Result<Store> {
+    let builder = Store::builder().vfs(Arc::new(disk.clone())).clock(Arc::new(ManualClock::new(T0)));
+    builder.upkeep(Upkeep::Manual).id_seed(7).open_files_max(6).read_only(read_only).open(ROOT)
+}
+
+/// What a broker left of these partitions.
+fn of_broker(state: &str, partitions: &[&str]) -> Image {
+    let mut image = Image::new();
+    for entry in std::fs::read_dir(fixtures().join(state)).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_file() {
+            image.write(format!("s/{name}"), &std::fs::read(&path).unwrap()).unwrap();
+        } else if partitions.contains(&&*name) {
+            for file in std::fs::read_dir(&path).unwrap() {
+                let file = file.unwrap().path();
+                let within = file.file_name().unwrap().to_str().unwrap();
+                image.write(format!("s/{name}/{within}"), &std::fs::read(&file).unwrap()).unwrap();
+            }
+        }
+    }
+    image
+}
+
+fn logs(image: &Image) -> Vec<(String, Vec<u8>)> {
+    files(image).into_iter().filter(|(path, _)| path.ends_with(".log") && !path.contains("/quarantine/")).collect()
+}
+
+impl Directory {
+    fn new(name: &'static str, history: Vec<Image>, is_read_only: bool) -> Self {
+        let image = history.last().cloned().unwrap();
+        let store = open(&FaultVfs::from_image(&image), is_read_only).unwrap();
+        let mut held = Vec::new();
+        for topic in store.topics() {
+            held.extend(store.topic(topic.as_str()).unwrap().partitions().map(Held::of));
+        }
+        let calm = format!("{:?}", store.recovery_report());
+        let records: usize = held.iter().map(|held| held.uncommitted.len()).sum();
+        let (count, bytes) = (image.files().count(), image.files().map(|(_, bytes)| bytes).sum::<u64>());
+        tell!("{name}: {count} files, {bytes} bytes, {records} records");
+        Self { name, image, history, held, is_read_only, calm }
+    }
+
+    /// With aborted transactions, an open one, records of ours behind them, and closed in order.
+    fn adopted() -> Self {
+        let disk = FaultVfs::from_image(&of_broker("killed", &["transactions-0", "open_transaction-0"]));
+        let builder = Store::builder().vfs(Arc::new(disk.clone())).clock(Arc::new(ManualClock::new(T0))).id_seed(7);
+        builder.adopt(ROOT, &AdoptOptions::new().broker_is_gone(true)).unwrap();
+        let mut history = vec![disk.image()];
+        let store = open(&disk, false).unwrap();
+        for nth in 0..6 {
+            store.topic("transactions").unwrap().append(Record::of_value(format!("ours {nth}"))).unwrap();
+        }
+        history.push(disk.image());
+        store.close().unwrap();
+        drop(store);
+        history.push(disk.image());
+        let directory = Self::new("adopted", history, false);
+        let of = |topic: &str| directory.held.iter().find(|held| held.topic == topic).unwrap();
+        let transactions = of("transactions");
+        assert!(transactions.uncommitted.len() >= transactions.committed.len() + 10, "some were aborted");
+        assert!(of("open_transaction").stable < of("open_transaction").end, "one is still open");
+        directory
+    }
+}
+
+impl Judged for Directory {
+    fn name(&self) -> &str {
+        self.name
+    }
+    fn image(&self) -> &Image {
+        &self.image
+    }
+    fn history(&self) -> &[Image] {
+        &self.history
+    }
+
+    fn judge(&self, image: &Image) -> Result<Class, String> {
+        let disk = FaultVfs::from_image(image);
+        let store = match open(&disk, self.is_read_only) {
+            Ok(store) => store,
+            Err(error) => {
+                is_typed(&error)?;
+                // One partition may be recovered before another is refused; no log gets shorter by that.
+                if logs(image) != logs(&disk.image()) {
+                    return Err("a refused open changed a log".into());
+                }
+                if !self.is_read_only
+                    && let Ok(store) = open(&FaultVfs::from_image(image), true)
+                {
+                    let check = |held: &Held| held.check(&store, true).map_err(|error| format!("read-only: {error}"));
+                    self.held.iter().try_for_each(|held| check(held).map(drop))?;
+                }
+                return Ok(Class::Detected);
+            }
+        };
+        let is_told = format!("{:?}", store.recovery_report()) != self.calm;
+        // A broker's directory has no floor: what is cut from its end is told of, and no error.
+        let may_miss = is_told && self.is_read_only;
+        let mut is_whole = true;
+        for held in &self.held {
+            is_whole &= held.check(&store, may_miss)?;
+        }
+        Ok(match (is_whole, is_told) {
+            (false, _) => Class::Detected,
+            (true, true) => Class::Rebuilt,
+            (true, false) => Class::Harmless,
+        })
+    }
+}
+
+#[test]
+fn no_byte_of_an_adopted_directory_is_wrong_unseen() {
+    sweep("adopted, flips", 40_000, &[Directory::adopted()], |victim| flips(victim).into_iter().step_by(2).collect());
+}
+
+#[test]
+fn no_file_of_an_adopted_directory_is_short_long_or_lost_unseen() {
+    sweep("adopted, lengths", 30_000, &[Directory::adopted()], |victim| {
+        lengths(victim).into_iter().step_by(2).collect()
+    });
+    sweep("adopted, surgery", 2_000, &[Directory::adopted()], surgery);
+}
+
+fn rebuilt(store: &Store) -> usize {
+    let repairs = store.recovery_report().partitions.iter().flat_map(|partition| &partition.repairs);
+    repairs.filter(|repair| matches!(repair, Repair::SideFileRebuilt { .. })).count()
+}
+
+/// The index of aborted transactions was believed as it was, or as it was not there: records of aborted transactions were
+/// handed out to readers of committed ones. It is compared with its checksum, and made anew from the batches.
+#[test]
+fn a_lost_or_wrong_index_of_aborted_transactions_is_made_anew() {
+    let directory = Directory::adopted();
+    let index = "s/transactions-0/00000000000000000064.txnindex";
+    let original = directory.image.read(index).unwrap();
+    let damages: [fn(&mut Vec<u8>); 3] = [|bytes| bytes[9] ^= 1, |bytes| bytes.truncate(34), Vec::clear];
+    let damaged = damages.map(|damage| {
+        let mut image = directory.image.clone();
+        let mut bytes = original.clone();
+        damage(&mut bytes);
+        image.write(index, &bytes).unwrap();
+        image
+    });
+    let mut removed = directory.image.clone();
+    assert!(removed.remove(index));
+    for image in damaged.iter().chain([&removed]) {
+        for read_only in [true, false] {
+            let disk = FaultVfs::from_image(image);
+            let store = open(&disk, read_only).unwrap();
+            let report = store.recovery_report();
+            assert!(!report.is_unclean() && rebuilt(&store) == 1, "{report:?}");
+            assert!(directory.held.iter().all(|held| held.check(&store, false) == Ok(true)));
+            drop(store);
+            assert_eq!(disk.image().read(index) == Some(original.clone()), !read_only);
+            assert_eq!(rebuilt(&open(&disk, false).unwrap()), usize::from(read_only));
+        }
+    }
+}
