@@ -1,21 +1,18 @@
 //! The key index after an open: made by upkeep, in steps, whatever comes in between.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{
-    CrashProfile, Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsMap, errno,
-};
+use topiclog::io::{CrashProfile, Fault, FaultPlan, FaultVfs, MemoryVfs, OpKind, OpenMode, Vfs, errno};
 use topiclog::{
     CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep, UpkeepEvent,
 };
 
-use crate::support::layered::{Layer, Layered};
+use crate::support::layered::{Layered, WatchedReads};
 use crate::support::simulate::Random;
 use crate::support::upkeep::settle;
 
@@ -457,26 +454,11 @@ fn what_fails_is_told_once_and_the_next_look_up_tries_again() {
 /// What is done in another thread at the next read, before that returns.
 type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
-/// A file system in memory without maps, whose reads can be caught.
-struct Caught(Hook);
-
-struct CaughtFile(Arc<dyn VfsFile>, Hook);
-
-impl std::fmt::Debug for CaughtFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CaughtFile")
-    }
-}
-
-impl Layer for Caught {
-    fn open(&self, below: &MemoryVfs, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
-        Ok(Arc::new(CaughtFile(below.open(path, mode)?, Arc::clone(&self.0))))
-    }
-}
-
-impl VfsFile for CaughtFile {
-    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        let hook = self.1.lock().unwrap().take();
+/// A file system in memory without maps, whose next read can be caught.
+fn caught(hook: &Hook) -> Arc<dyn Vfs> {
+    let hook = Arc::clone(hook);
+    let at_read = move |_| {
+        let hook = hook.lock().unwrap().take();
         if let Some(hook) = hook {
             let (done, wait) = mpsc::channel();
             let thread = std::thread::spawn(move || {
@@ -486,38 +468,14 @@ impl VfsFile for CaughtFile {
             wait.recv_timeout(Duration::from_secs(60)).expect("an append waits for the making of the index");
             thread.join().unwrap();
         }
-        self.0.read_at(buffer, position)
-    }
-    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
-        self.0.write_at(bytes, position)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn sync_all(&self) -> io::Result<()> {
-        self.0.sync_all()
-    }
-    fn allocate(&self, position: u64, bytes: u64) -> io::Result<()> {
-        self.0.allocate(position, bytes)
-    }
-    fn map(&self, _bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>> {
-        Ok(None)
-    }
-    fn set_modified(&self, modified_ms: i64) -> io::Result<()> {
-        self.0.set_modified(modified_ms)
-    }
+    };
+    Arc::new(Layered(MemoryVfs::new(), WatchedReads(Arc::new(at_read))))
 }
 
 #[test]
 fn no_append_waits_while_upkeep_reads_for_the_index() {
     let hook = Hook::default();
-    let vfs: Arc<dyn Vfs> = Arc::new(Layered(MemoryVfs::new(), Caught(Arc::clone(&hook))));
+    let vfs: Arc<dyn Vfs> = caught(&hook);
     let mut table = closed(&vfs, plain());
     let store = builder(Arc::clone(&vfs)).open("/s").unwrap();
     let topic = store.topic("t").unwrap();

@@ -6,12 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{
-    Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, errno,
-};
+use topiclog::io::{Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsLock, errno};
 use topiclog::{Durability, Error, Partition, Record, Store, TopicConfig, Upkeep};
 
-use crate::support::layered::{Layer, Layered};
+use crate::support::layered::{Layer, Layered, WatchedReads};
 
 /// A file system without locks.
 struct WithoutLocks;
@@ -347,57 +345,6 @@ fn who_reads_without_the_seal_speaks_for_nobody_with_it() {
     assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
 }
 
-/// What is done at each read, which is told how much is asked for.
-type AtRead = Arc<dyn Fn(usize) + Send + Sync>;
-
-/// A file system in memory without maps.
-struct Measured(AtRead);
-
-struct MeasuredFile(Arc<dyn VfsFile>, AtRead);
-
-impl std::fmt::Debug for MeasuredFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("MeasuredFile")
-    }
-}
-
-impl Layer for Measured {
-    fn open(&self, below: &MemoryVfs, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
-        Ok(Arc::new(MeasuredFile(below.open(path, mode)?, Arc::clone(&self.0))))
-    }
-}
-
-impl VfsFile for MeasuredFile {
-    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        (self.1)(buffer.len());
-        self.0.read_at(buffer, position)
-    }
-    fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
-        self.0.write_at(bytes, position)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn sync_all(&self) -> io::Result<()> {
-        self.0.sync_all()
-    }
-    fn allocate(&self, position: u64, bytes: u64) -> io::Result<()> {
-        self.0.allocate(position, bytes)
-    }
-    fn map(&self, _bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>> {
-        Ok(None)
-    }
-    fn set_modified(&self, modified_ms: i64) -> io::Result<()> {
-        self.0.set_modified(modified_ms)
-    }
-}
-
 /// Nothing vouches for the length of a batch before all of it was read: one wrong bit once had a read, and the seal of the
 /// segment, hold all that follows in memory.
 #[test]
@@ -408,7 +355,7 @@ fn a_wrong_length_takes_no_memory() {
         let largest = Arc::clone(&largest);
         Arc::new(move |bytes| _ = largest.fetch_max(bytes, Ordering::Relaxed))
     };
-    let vfs = Arc::new(Layered(memory.clone(), Measured(measure)));
+    let vfs = Arc::new(Layered(memory.clone(), WatchedReads(measure)));
     let store = Store::builder().vfs(vfs).upkeep(Upkeep::Manual).open("/s").unwrap();
     let config = TopicConfig::default().durability(Durability::Os).segment_bytes(60 << 20).batch_bytes_max(4 << 20);
     let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
@@ -504,7 +451,7 @@ fn nobody_waits_for_a_sync_while_a_segment_is_sealed() {
             }
         }
     };
-    let vfs = Arc::new(Layered(MemoryVfs::new(), Measured(Arc::new(at_read))));
+    let vfs = Arc::new(Layered(MemoryVfs::new(), WatchedReads(Arc::new(at_read))));
     let store = Store::builder().vfs(vfs).clock(clock).upkeep(Upkeep::Manual).open("/s").unwrap();
     let config = TopicConfig::default().durability(Durability::Os).segment_bytes(30 << 20);
     let long = store.create_topic("a", config).unwrap();
