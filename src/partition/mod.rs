@@ -373,10 +373,11 @@ impl Log {
         }
     }
 
-    /// How long what was appended may still wait for a sync; `None` if nobody has to sync behind it.
+    /// How long what was appended may still wait for a sync; `None` if nobody has to sync behind it, or none is tried any more.
     pub(crate) fn sync_due_in(&self) -> Option<u64> {
         let due_ms = self.sync_due_ms.load(Ordering::SeqCst);
-        (due_ms != u64::MAX && self.unsynced_bytes() > 0).then(|| due_ms.saturating_sub(self.monotonic_ms()))
+        let is_due = due_ms != u64::MAX && self.unsynced_bytes() > 0 && !self.poisoned.load(Ordering::Acquire);
+        is_due.then(|| due_ms.saturating_sub(self.monotonic_ms()))
     }
 
     /// Moves the running floor if it lies far enough behind. A floor that cannot be written only costs a longer

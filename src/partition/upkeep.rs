@@ -88,3 +88,27 @@ impl Log {
         seen == written
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::partition::Durability;
+    use crate::record::Record;
+    use crate::store::Store;
+    use crate::topic::TopicConfig;
+
+    /// Somebody may append while the sync fails that would have covered it: upkeep would else ask for another without a pause.
+    #[test]
+    fn nothing_is_due_behind_a_failed_sync() {
+        let store = Store::in_memory().unwrap();
+        let config = TopicConfig::default().durability(Durability::INTERVAL);
+        let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+        partition.append(Record::of_value("v")).unwrap();
+        let log = &partition.log;
+        assert!(log.sync_due_in().is_some());
+        log.poison("sync: it failed");
+        log.note_window(0);
+        assert_eq!((log.sync_due_in(), log.sync_if_due().unwrap()), (None, 0));
+    }
+}
