@@ -308,8 +308,12 @@ fn scan_file(opening: &Opening<'_>, found: &mut Found, base: i64, bytes: u64, ev
 /// The last index entry that leads to a whole batch: from there on the end of the segment is found by scanning.
 fn last_hint(opening: &Opening<'_>, file: &dyn VfsFile, base: i64, bytes: u64) -> Option<(u64, i64)> {
     let path = opening.directory.join(file_name(base, Suffix::Index));
-    let index = read_small(&*opening.env.vfs, &path, INDEX_BYTES_MAX).ok()?;
-    let entry = offset_index::rising_entries(&index).filter(|entry| u64::from(entry.position) < bytes).last()?;
+    let index = opening.env.vfs.open(&path, OpenMode::Read).ok()?;
+    let length = index.len().ok()?.min(offset_index::bytes_max(bytes)).min(INDEX_BYTES_MAX);
+    let mut entries = vec![0; usize::try_from(length).ok()?];
+    let read = read_full_at(&*index, &mut entries, 0).ok()?;
+    let index = entries.get(..read)?;
+    let entry = offset_index::rising_entries(index).filter(|entry| u64::from(entry.position) < bytes).last()?;
     let position = u64::from(entry.position);
     let length = usize::try_from((bytes - position).min(4 << 20)).ok()?;
     let mut buffer = vec![0; length];

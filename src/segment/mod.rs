@@ -25,7 +25,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::ids::Uuid;
-use crate::io::{OpenMode, read_small};
+use crate::io::{OpenMode, Vfs, read_full_at, read_small};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -37,9 +37,6 @@ use self::name::{Suffix, file_name};
 use self::offset_index::OffsetIndex;
 use self::seal::{Seal, SealBuilder, SealFacts, SideFile};
 use self::time_index::TimeIndex;
-
-/// An index of more entries than a 2 GiB log can have is not read.
-const INDEX_FILE_BYTES_MAX: u64 = 512 << 20;
 
 /// How much of a log is read between two looks at what else is due. A multiple of what is read at once.
 const BETWEEN_BYTES: u64 = 8 << 20;
@@ -86,6 +83,22 @@ pub(crate) struct FileCheck {
 impl FileCheck {
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, crc32: crc32fast::hash(bytes) }
+    }
+
+    /// Of a file that may be of any length, and so is never held as a whole.
+    pub(crate) fn of_file(vfs: &dyn Vfs, path: &Path) -> io::Result<Self> {
+        let file = vfs.open(path, OpenMode::Read)?;
+        let mut crc = crc32fast::Hasher::new();
+        let mut buffer = vec![0; usize::try_from(file.len()?.clamp(1, 1 << 20)).unwrap_or(1 << 20)];
+        let mut bytes = 0;
+        loop {
+            let read = read_full_at(&*file, &mut buffer, bytes)?;
+            if read == 0 {
+                return Ok(Self { bytes, crc32: crc.finalize() });
+            }
+            crc.update(buffer.get(..read).unwrap_or_default());
+            bytes += read as u64;
+        }
     }
 }
 
@@ -462,12 +475,10 @@ impl Segment {
         let mut side_files = Vec::new();
         for suffix in [Suffix::Index, Suffix::TimeIndex, Suffix::TxnIndex] {
             let path = self.file_path(suffix);
-            match read_small(&**self.pool.vfs(), &path, INDEX_FILE_BYTES_MAX) {
-                Ok(bytes) => side_files.push(SideFile {
-                    suffix: suffix.as_str().to_owned(),
-                    bytes: bytes.len() as u64,
-                    crc32: crc32fast::hash(&bytes),
-                }),
+            match FileCheck::of_file(&**self.pool.vfs(), &path) {
+                Ok(FileCheck { bytes, crc32 }) => {
+                    side_files.push(SideFile { suffix: suffix.as_str().to_owned(), bytes, crc32 });
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("read", &path, error)),
             }

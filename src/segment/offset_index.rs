@@ -14,6 +14,14 @@ use super::append_table::AppendTable;
 /// Bytes of one entry on disk.
 pub(crate) const ENTRY_BYTES: usize = 8;
 
+/// The most bytes that an index of a log can have: no two entries lead to the same batch.
+pub(crate) fn bytes_max(log_bytes: u64) -> u64 {
+    (log_bytes / SHORTEST_BATCH_BYTES + 1).saturating_mul(ENTRY_BYTES as u64)
+}
+
+/// Nothing in a log is shorter: an entry of the oldest format without key and value.
+pub(crate) const SHORTEST_BATCH_BYTES: u64 = 26;
+
 /// An entry: the batch at `position` ends at `base + relative_offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {

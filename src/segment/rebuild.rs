@@ -8,9 +8,9 @@ use bytes::Bytes;
 use super::cursor::{Cursor, Epochs, Verify};
 use super::name::Suffix;
 use super::time_index::TimeIndex;
-use super::{FileCheck, INDEX_FILE_BYTES_MAX, Segment, UNKNOWN, offset_index, time_index};
+use super::{FileCheck, Segment, UNKNOWN, offset_index, time_index};
 use crate::error::{Error, Result};
-use crate::io::{OpenMode, read_small, write_all_at};
+use crate::io::{OpenMode, read_full_at, read_small, write_all_at};
 use crate::sync::atomic::Ordering;
 
 /// What a walk over the batch headers of a segment brings.
@@ -55,22 +55,20 @@ impl Segment {
                 self.store_entries(bytes.slice(..good * offset_index::ENTRY_BYTES));
                 Ok(())
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                self.distrust_index()
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.distrust_index(),
             Err(error) => Err(Error::io("read", &path, error)),
         }
     }
 
+    /// The file of a sealed segment never changes; any other is read, as it may be written again. What is longer than the
+    /// log lets it be has no entries there: a broker takes zeroed space ahead.
     fn read_index_file(&self, path: &std::path::Path) -> io::Result<Bytes> {
-        let vfs = self.pool.vfs();
-        let file = vfs.open(path, OpenMode::Read)?;
-        let bytes = file.len()?;
-        if bytes > INDEX_FILE_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        // The file of a sealed segment never changes; any other is read, as it may be written again.
-        read_small(&**vfs, path, INDEX_FILE_BYTES_MAX).map(Bytes::from)
+        let file = self.pool.vfs().open(path, OpenMode::Read)?;
+        let length = file.len()?.min(offset_index::bytes_max(self.stored_index_end));
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        let read = read_full_at(&*file, &mut bytes, 0)?;
+        bytes.truncate(read);
+        Ok(bytes.into())
     }
 
     /// The file of the offset index is missing or led astray: its entries are made anew from the batch headers.
@@ -155,7 +153,8 @@ impl Segment {
                 FileCheck { bytes: side.bytes, crc32: side.crc32 }
             }
         };
-        let bytes = read_small(&**self.pool.vfs(), &self.file_path(Suffix::TimeIndex), INDEX_FILE_BYTES_MAX).ok()?;
+        let bytes_max = check.bytes.min(time_index::bytes_max(self.bytes()));
+        let bytes = read_small(&**self.pool.vfs(), &self.file_path(Suffix::TimeIndex), bytes_max).ok()?;
         let is_trusted = crate::planted::is(crate::planted::Bug::TimeIndexTrusted);
         if self.is_foreign
             || (FileCheck::of(&bytes) != check && !is_trusted)

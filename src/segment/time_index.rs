@@ -7,8 +7,15 @@
 //! would hide records, and no batch can refute it, so a file is used only if its checksum is known and right; otherwise
 //! the entries are made anew from the batch headers.
 
+use super::offset_index;
+
 /// Bytes of one entry on disk.
 pub(crate) const ENTRY_BYTES: usize = 12;
+
+/// The most bytes that an index of a log can have: an entry for each of the offset index, and one when the log is closed.
+pub(crate) fn bytes_max(log_bytes: u64) -> u64 {
+    (log_bytes / offset_index::SHORTEST_BATCH_BYTES + 2).saturating_mul(ENTRY_BYTES as u64)
+}
 
 /// An entry: the largest timestamp so far, and the last offset of the batch that holds it, relative to the base offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

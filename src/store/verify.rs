@@ -23,9 +23,10 @@ use crate::record::{self, BatchHeader, DecodeLimits, RecordsIter};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
 use crate::segment::seal::{Seal, SealBuilder};
-use crate::segment::{offset_index, time_index, txn_index};
+use crate::segment::{FileCheck, offset_index, time_index, txn_index};
 
-const SMALL_FILE_BYTES_MAX: u64 = 512 << 20;
+/// A longer file beside the logs is none of Kafka's.
+const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,7 +355,8 @@ impl PartitionCheck<'_> {
             Some(EntryState::Closed) => false,
             Some(EntryState::Active) | None => check.next_base.is_some() || self.was_clean,
         };
-        let mut indexes = self.indexes(check, is_settled)?;
+        let log_bytes = file.len().map_err(|error| Error::io("read", &path, error))?;
+        let mut indexes = self.indexes(check, is_settled.then_some(log_bytes))?;
         let mut records = RecordsCheck::default();
         let (mut batches, mut counted) = (0, 0);
         let found = scan(&*file, &rules, |position, header, bytes| {
@@ -471,51 +473,55 @@ impl PartitionCheck<'_> {
         for side in &seal.side_files {
             let Some(suffix) = Suffix::ALL.into_iter().find(|suffix| suffix.as_str() == side.suffix) else { continue };
             let path = self.directory.join(file_name(check.base, suffix));
-            match read_small(self.vfs, &path, SMALL_FILE_BYTES_MAX) {
-                Ok(bytes) if bytes.len() as u64 == side.bytes && crc32fast::hash(&bytes) == side.crc32 => {}
-                Ok(_) => self.report.damage(&path, None, "it does not match its checksum in the seal"),
+            // That of aborted transactions may have been made anew since; the manifest knows it.
+            let listed = entry.txn_index.filter(|_| suffix == Suffix::TxnIndex);
+            let expected = listed.unwrap_or(FileCheck { bytes: side.bytes, crc32: side.crc32 });
+            match FileCheck::of_file(self.vfs, &path) {
+                Ok(found) if found == expected => {}
+                Ok(_) => self.report.damage(&path, None, "it does not match its checksum"),
                 Err(error) => self.report.damage(&path, None, error.to_string()),
             }
         }
         Ok(())
     }
 
-    /// The index files of a segment. Of one that was not left in order nothing is expected: they are made anew.
-    fn indexes(&mut self, check: &LogCheck<'_>, is_settled: bool) -> Result<IndexCheck> {
-        let mut read = |suffix: Suffix| -> Result<Option<Vec<u8>>> {
-            let path = self.directory.join(check.name(suffix));
-            match read_small(self.vfs, &path, SMALL_FILE_BYTES_MAX) {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    self.report.damage(&path, None, error.to_string());
-                    Ok(None)
-                }
-                Err(error) => Err(Error::io("read", &path, error)),
-            }
-        };
-        if !is_settled {
-            return Ok(IndexCheck::default());
-        }
-        let (offsets, times) = (read(Suffix::Index)?, read(Suffix::TimeIndex)?);
+    /// The index files of a segment, by the length of its log. Of one that was not left in order, which has none here,
+    /// nothing is expected: they are made anew.
+    fn indexes(&mut self, check: &LogCheck<'_>, settled_bytes: Option<u64>) -> Result<IndexCheck> {
+        let Some(log_bytes) = settled_bytes else { return Ok(IndexCheck::default()) };
+        let path = |suffix| self.directory.join(check.name(suffix));
+        let (offsets, times) = (path(Suffix::Index), path(Suffix::TimeIndex));
+        let offsets = self.read_small(&offsets, offset_index::bytes_max(log_bytes))?;
+        let times = self.read_small(&times, time_index::bytes_max(log_bytes))?;
         let is_exact = check.entry.is_some_and(|entry| !entry.foreign);
         Ok(IndexCheck::new(offsets.as_deref(), times.as_deref(), is_exact))
+    }
+
+    /// Reads a file that others may have removed meanwhile. One that is too long is a finding.
+    fn read_small(&mut self, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        match read_small(self.vfs, path, bytes_max) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.report.damage(path, None, error.to_string());
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("read", path, error)),
+        }
     }
 
     /// Files whose contents can be judged by themselves.
     fn small_files(&mut self, listing: &Listing) -> Result<()> {
         for &offset in listing.snapshots.keys() {
             let path = self.directory.join(file_name(offset, Suffix::Snapshot));
-            let bytes =
-                read_small(self.vfs, &path, SMALL_FILE_BYTES_MAX).map_err(|error| Error::io("read", &path, error))?;
+            let Some(bytes) = self.read_small(&path, SMALL_FILE_BYTES_MAX)? else { continue };
             if let Err(why) = Producers::decode_snapshot(&bytes) {
                 self.report.damage(&path, None, why);
             }
         }
         for &(base, _) in listing.side_files.iter().filter(|(_, suffix)| *suffix == Suffix::TxnIndex) {
             let path = self.directory.join(file_name(base, Suffix::TxnIndex));
-            let bytes =
-                read_small(self.vfs, &path, SMALL_FILE_BYTES_MAX).map_err(|error| Error::io("read", &path, error))?;
+            let Some(bytes) = self.read_small(&path, SMALL_FILE_BYTES_MAX)? else { continue };
             if let Err(why) = txn_index::decode(&bytes, base) {
                 self.report.damage(&path, None, why);
             } else if bytes.len() % txn_index::ENTRY_BYTES != 0 {

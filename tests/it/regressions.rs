@@ -622,3 +622,35 @@ fn offsets_at_the_end_of_their_range_are_no_panic() {
         }
     }
 }
+
+/// An index was read as long as it was, up to half a gigabyte of it, whatever its log could have. And a verification that met a
+/// longer one ended there.
+#[test]
+fn an_index_that_no_such_log_can_have_takes_no_memory() {
+    let largest = Arc::new(AtomicUsize::new(0));
+    let memory = MemoryVfs::new();
+    let vfs = Arc::new(Layered(memory.clone(), Measured(Arc::clone(&largest))));
+    let open = || Store::builder().vfs(Arc::clone(&vfs) as Arc<dyn Vfs>).upkeep(Upkeep::Manual).open("/s").unwrap();
+    let store = open();
+    let config = TopicConfig::default().segment_bytes(2000).index_interval_bytes(1).preallocate_bytes(0);
+    let topic = store.create_topic("t", config).unwrap();
+    (0..40).for_each(|nth| drop(topic.append(Record::of_value(vec![nth; 100]).timestamp_ms(1000)).unwrap()));
+    assert!(topic.partition(0).unwrap().stats().segments >= 3);
+    store.close().unwrap();
+    let names = memory.list("/s/t-0".as_ref()).unwrap().into_iter().map(|entry| entry.name);
+    let names: Vec<_> = names.filter(|name| name.ends_with("index") || name.ends_with(".snapshot")).collect();
+    for name in &names {
+        memory.open(&Path::new("/s/t-0").join(name), OpenMode::Write).unwrap().set_len(70 << 20).unwrap();
+    }
+    largest.store(0, Ordering::Relaxed);
+    let report = topiclog::verify_on(&*vfs, Path::new("/s")).unwrap();
+    let is_told = |name: &String| report.damages().any(|finding| finding.path.ends_with(name));
+    assert!(names.len() >= 9 && names.iter().all(is_told), "{report:?}");
+    let partition = open().topic("t").unwrap().partition(0).unwrap();
+    for nth in 0..40 {
+        assert_eq!(partition.record(i64::from(nth)).unwrap().unwrap().value(), Some(&[nth; 100][..]));
+    }
+    assert_eq!(partition.offset_for_timestamp(1000).unwrap().unwrap().offset.get(), 0);
+    let largest = largest.load(Ordering::Relaxed);
+    assert!(largest <= 2 << 20, "{largest} bytes at once");
+}
