@@ -174,6 +174,9 @@ impl Cleaning {
         let keys_bytes_max =
             memory_bytes_max - newest.as_ref().map_or(0, NewestRecords::memory_bytes).min(memory_bytes_max);
         let is_by_index = newest.is_some();
+        // What a pass over the dirty part would read, and its copy.
+        let dirty_bytes: u64 = sources.iter().skip(set.index_of(range.first_dirty)).map(|source| source.bytes()).sum();
+        let newest = newest.map(|newest| NewestKeys::new(newest, dirty_bytes.saturating_mul(2)));
         let mut begun = Self {
             log: Arc::clone(log),
             range,
@@ -191,7 +194,7 @@ impl Cleaning {
                 hold,
             },
             passed: Passed::new(log.tombstone_floor()),
-            phase: newest.map_or(Phase::Done, |newest| Phase::Look(NewestKeys::new(newest))),
+            phase: newest.map_or(Phase::Done, Phase::Look),
             settings,
             memory_bytes_max,
             unknown_key: None,
@@ -256,10 +259,9 @@ impl Cleaning {
     }
 
     fn look_at_a_batch(&mut self) -> Result<u64> {
-        let most = self.dirty_bytes().saturating_mul(2);
         let Phase::Look(newest) = &mut self.phase else { return Ok(0) };
         // Small records that were superseded in large batches: to read those costs more than the pass and a copy do.
-        if newest.read_bytes() > most {
+        if newest.is_too_much() {
             self.begin_map();
             return Ok(0);
         }
@@ -278,12 +280,6 @@ impl Cleaning {
                 Ok(0)
             }
         }
-    }
-
-    /// What a pass over the dirty part would read.
-    fn dirty_bytes(&self) -> u64 {
-        let dirty = self.sources.iter().skip(self.set.index_of(self.range.first_dirty));
-        dirty.map(|source| source.bytes()).sum()
     }
 
     /// Without the index: the map is made by a pass over the dirty part.

@@ -18,6 +18,7 @@ pub(super) struct NewestKeys {
     /// Of the places, the next one to be read.
     at: usize,
     read_bytes: u64,
+    read_bytes_max: u64,
 }
 
 /// What reading one batch came to.
@@ -32,8 +33,9 @@ pub(super) enum Noted {
 }
 
 impl NewestKeys {
-    pub(super) fn new(records: NewestRecords) -> Self {
-        Self { records, at: 0, read_bytes: 0 }
+    /// To be read while that costs no more than so many bytes.
+    pub(super) fn new(records: NewestRecords, read_bytes_max: u64) -> Self {
+        Self { records, at: 0, read_bytes: 0, read_bytes_max }
     }
 
     /// The log end offset at which they were the newest.
@@ -41,9 +43,9 @@ impl NewestKeys {
         self.records.end
     }
 
-    /// Bytes of batches that were read so far.
-    pub(super) fn read_bytes(&self) -> u64 {
-        self.read_bytes
+    /// Whether more was read than they are worth.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.read_bytes > self.read_bytes_max
     }
 
     /// Notes the keys of the next records that lie in one batch.

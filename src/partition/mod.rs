@@ -329,9 +329,9 @@ impl Log {
 
     /// One sync of all files with published bytes that are not synced. Called by one thread at a time.
     fn sync_published(&self) -> std::io::Result<i64> {
-        let window_ms = self.window_ms.swap(u64::MAX, Ordering::AcqRel);
-        self.sync_due_ms.store(u64::MAX, Ordering::Release);
-        let written = self.written_bytes.load(Ordering::Acquire);
+        let window_ms = self.window_ms.swap(u64::MAX, Ordering::SeqCst);
+        self.sync_due_ms.store(u64::MAX, Ordering::SeqCst);
+        let written = self.written_bytes.load(Ordering::SeqCst);
         let end = self.end_offset();
         // Read after the end: whatever lies below it is in one of these files, or in one synced at its roll.
         let set = self.snapshot();

@@ -1,6 +1,5 @@
 //! Look-ups by time. Control records and records of aborted transactions count, as they do for Kafka.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Log, Partition, ReadOptions, SegmentSet};
@@ -34,36 +33,36 @@ impl Partition {
     pub fn offset_for_timestamp(&self, timestamp_ms: Timestamp) -> Result<Option<TimestampedOffset>> {
         self.log.check_open()?;
         let set = self.log.snapshot();
-        let shown = shown(&self.log);
+        let (log_start, bound) = (self.log.log_start(), self.log.bound(&ReadOptions::new()));
         for (index, segment) in set.segments.iter().enumerate() {
             let end = set.segments.get(index + 1).map_or(i64::MAX, |next| next.base_offset());
-            if end <= shown.start {
+            if end <= log_start {
                 continue;
             }
             if segment.max_timestamp()?.is_none_or(|(maximum, _)| maximum < timestamp_ms) {
                 continue;
             }
-            if let Some(found) = find_in_segment(&self.log, &set, segment, timestamp_ms, shown.start)? {
+            if let Some(found) = find_in_segment(&self.log, &set, segment, timestamp_ms, log_start)? {
                 // What follows lies behind it.
-                return Ok(Some(found).filter(|found| found.offset.get() < shown.end));
+                return Ok(Some(found).filter(|found| found.offset.get() < bound));
             }
         }
         Ok(None)
     }
 
-    /// The first of the records with the largest timestamp (Kafka's max-timestamp query), of those that a reader of the topic's
-    /// level may see. `None` if there is none, or they have no timestamps.
+    /// The first of the records with the largest timestamp (Kafka's max-timestamp query), also if it waits for its sync. `None` if
+    /// the partition is empty or its records have no timestamps.
     ///
     /// # Errors
     /// As [`offset_for_timestamp`](Self::offset_for_timestamp).
     pub fn max_timestamp(&self) -> Result<Option<TimestampedOffset>> {
         self.log.check_open()?;
         let set = self.log.snapshot();
-        let shown = shown(&self.log);
+        let log_start = self.log.log_start();
         let mut best: Option<(Timestamp, &Arc<Segment>, i64)> = None;
         for (index, segment) in set.segments.iter().enumerate() {
             let end = set.segments.get(index + 1).map_or(i64::MAX, |next| next.base_offset());
-            if end <= shown.start {
+            if end <= log_start {
                 continue;
             }
             if let Some((timestamp, batch_end)) = segment.max_timestamp()?
@@ -76,33 +75,25 @@ impl Partition {
         let mut cursor = Cursor::seek(segment, set.epochs.clone(), Verify::Always, batch_end)?;
         let Some(found) = cursor.next()? else { return Ok(None) };
         let batch = cursor.bytes(&found);
-        let hit = first_at_least(&self.log, segment, &found.header, &batch, timestamp, shown.start)?;
-        match hit.filter(|hit| hit.offset.get() < shown.end) {
-            Some(hit) => Ok(Some(hit)),
-            // Compaction may have left no more than the header of that batch, or the record is not shown: all others are asked.
-            None => max_of_records(&self.log, &set, &shown),
-        }
+        let hit = first_at_least(&self.log, segment, &found.header, &batch, timestamp, log_start)?;
+        // Compaction may have left no more than the header of that batch, or the record lies below the log start: then all the
+        // others are asked.
+        if hit.is_some() { Ok(hit) } else { max_of_records(&self.log, &set, log_start) }
     }
 }
 
-/// The offsets that a reader of the topic's level may see.
-fn shown(log: &Log) -> Range<i64> {
-    log.log_start()..log.bound(&ReadOptions::new())
-}
-
-fn max_of_records(log: &Log, set: &SegmentSet, shown: &Range<i64>) -> Result<Option<TimestampedOffset>> {
+fn max_of_records(log: &Log, set: &SegmentSet, log_start: i64) -> Result<Option<TimestampedOffset>> {
     let mut best: Option<TimestampedOffset> = None;
     for segment in &set.segments {
         let mut cursor = Cursor::at_start(segment, set.epochs.clone(), Verify::Always)?;
         while let Some(found) = cursor.next()? {
             let (header, batch) = (found.header, cursor.bytes(&found));
-            let is_shown = header.last_offset() >= shown.start && header.base_offset < shown.end;
             let more = best.as_ref().map_or(0, |best| best.timestamp_ms.saturating_add(1));
-            if header.records_count == 0 || !is_shown || header.max_timestamp < more {
+            if header.records_count == 0 || header.last_offset() < log_start || header.max_timestamp < more {
                 continue;
             }
             each_record(log, segment, &header, &batch, |record| {
-                if shown.contains(&record.offset.get())
+                if record.offset.get() >= log_start
                     && record.timestamp_ms >= 0
                     && best.is_none_or(|best| record.timestamp_ms > best.timestamp_ms)
                 {

@@ -91,8 +91,6 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     use crate::partition::Durability;
     use crate::record::Record;
     use crate::store::Store;

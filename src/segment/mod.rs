@@ -363,9 +363,12 @@ impl Segment {
             return;
         }
         let file = self.pool.vfs().open(&self.file_path(Suffix::Index), OpenMode::Read);
-        if let Ok(bytes) = file.and_then(|file| file.len()) {
-            self.stored_entries.store(bytes / offset_index::ENTRY_BYTES as u64, Ordering::Relaxed);
-        }
+        let entries = match file.and_then(|file| file.len()) {
+            Ok(bytes) => bytes / offset_index::ENTRY_BYTES as u64,
+            // To be made anew: an entry stands for more bytes than the interval, and for one batch at least.
+            Err(_) => self.batches().min(self.bytes() / self.index_interval_bytes.max(1)),
+        };
+        self.stored_entries.store(entries, Ordering::Relaxed);
     }
 
     /// Whether an index has no room for another entry (Kafka's `segment.index.bytes`; one time entry is reserved).

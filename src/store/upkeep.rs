@@ -477,3 +477,26 @@ impl Signal {
         state.stop
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thread_is_woken_for_what_is_due_before_it_would_wake_by_itself() {
+        let is_woken = |signal: &Signal| std::mem::take(&mut signal.state.lock().woken);
+        let signal = Signal::default();
+        signal.wake_within(5);
+        assert!(!is_woken(&signal), "it works, and looks before it sleeps");
+        signal.wake_within(0);
+        assert!(is_woken(&signal), "that is for now");
+        signal.falls_asleep();
+        signal.wake_within(5);
+        assert!(is_woken(&signal), "it may have looked already");
+        signal.sleeps_ms.store(1000, Ordering::SeqCst);
+        for (ms, expected) in [(5, true), (999, true), (1000, false), (2000, false)] {
+            signal.wake_within(ms);
+            assert_eq!(is_woken(&signal), expected, "{ms}");
+        }
+    }
+}

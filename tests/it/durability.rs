@@ -129,9 +129,8 @@ fn an_append_is_synced_within_the_time_of_its_own_level() {
     check(Durability::Os, Durability::Os, None);
 }
 
-/// The thread sleeps for a second where no topic asks for less, and knows nothing of the levels of appends.
 #[test]
-fn an_append_of_a_level_of_its_own_wakes_the_thread() {
+fn the_thread_syncs_behind_appends_of_a_level_of_their_own() {
     let store = Store::builder().vfs(Arc::new(machine())).open("/s").unwrap();
     for of_topic in [Durability::Os, Durability::Sync] {
         let name = format!("{of_topic:?}");

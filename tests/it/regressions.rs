@@ -345,17 +345,19 @@ fn who_reads_without_the_seal_speaks_for_nobody_with_it() {
     assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
 }
 
+/// Notes the most that was asked for at once.
+fn largest_read(largest: &Arc<AtomicUsize>) -> WatchedReads {
+    let largest = Arc::clone(largest);
+    WatchedReads(Arc::new(move |bytes| _ = largest.fetch_max(bytes, Ordering::Relaxed)))
+}
+
 /// Nothing vouches for the length of a batch before all of it was read: one wrong bit once had a read, and the seal of the
 /// segment, hold all that follows in memory.
 #[test]
 fn a_wrong_length_takes_no_memory() {
     let largest = Arc::new(AtomicUsize::new(0));
     let memory = MemoryVfs::new();
-    let measure = {
-        let largest = Arc::clone(&largest);
-        Arc::new(move |bytes| _ = largest.fetch_max(bytes, Ordering::Relaxed))
-    };
-    let vfs = Arc::new(Layered(memory.clone(), WatchedReads(measure)));
+    let vfs = Arc::new(Layered(memory.clone(), largest_read(&largest)));
     let store = Store::builder().vfs(vfs).upkeep(Upkeep::Manual).open("/s").unwrap();
     let config = TopicConfig::default().durability(Durability::Os).segment_bytes(60 << 20).batch_bytes_max(4 << 20);
     let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
@@ -498,18 +500,20 @@ fn look_ups_by_time_find_what_readers_see() {
         assert_eq!(most.map(|most| (most.offset.get(), most.timestamp_ms)), latest);
     };
     put(9000);
-    check(0, None, None);
+    check(0, None, Some((0, 9000)));
     partition.flush().unwrap();
     check(0, Some(0), Some((0, 9000)));
     put(1000);
     put(2000);
     partition.flush().unwrap();
     put(9500);
-    check(9001, None, Some((0, 9000)));
-    partition.delete_records(1).unwrap();
-    check(0, Some(1), Some((2, 2000)));
+    check(9001, None, Some((3, 9500)));
     partition.flush().unwrap();
-    check(2001, Some(3), Some((3, 9500)));
+    check(9001, Some(3), Some((3, 9500)));
+    put(3000);
+    partition.flush().unwrap();
+    partition.delete_records(4).unwrap();
+    check(0, Some(4), Some((4, 3000)));
 }
 
 /// Only the entries made since the open once counted, so that the files grew to twice their size.
@@ -629,7 +633,7 @@ fn offsets_at_the_end_of_their_range_are_no_panic() {
 fn an_index_that_no_such_log_can_have_takes_no_memory() {
     let largest = Arc::new(AtomicUsize::new(0));
     let memory = MemoryVfs::new();
-    let vfs = Arc::new(Layered(memory.clone(), Measured(Arc::clone(&largest))));
+    let vfs = Arc::new(Layered(memory.clone(), largest_read(&largest)));
     let open = || Store::builder().vfs(Arc::clone(&vfs) as Arc<dyn Vfs>).upkeep(Upkeep::Manual).open("/s").unwrap();
     let store = open();
     let config = TopicConfig::default().segment_bytes(2000).index_interval_bytes(1).preallocate_bytes(0);
