@@ -1,6 +1,7 @@
 //! Bytes that Apache Kafka wrote, decoded field by field and, where Kafka's bytes are determined, made again.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,11 +17,27 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
+thread_local! {
+    /// The names of the examples that this thread has asked for.
+    static ASKED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// All examples, as hex by name.
+pub(crate) fn examples() -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(fixtures().join("vectors/kafka_examples.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The names of the examples that this thread has asked for since the last time; none is left.
+pub(crate) fn take_asked() -> BTreeSet<String> {
+    ASKED.take()
+}
+
 /// The example whose name begins so.
 pub(crate) fn example(name: &str) -> Bytes {
-    let text = std::fs::read_to_string(fixtures().join("vectors/kafka_examples.json")).unwrap();
-    let examples: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
-    let hex = examples.iter().find(|(key, _)| key.starts_with(name)).unwrap().1;
+    let examples = examples();
+    let (name, hex) = examples.iter().find(|(key, _)| key.starts_with(name)).unwrap();
+    ASKED.with_borrow_mut(|asked| asked.insert(name.clone()));
     let digits = hex.as_bytes().chunks(2);
     digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
@@ -103,7 +120,7 @@ fn transactional(base_offset: i64) -> BatchSpec {
 }
 
 #[test]
-fn b_transactional_batch() {
+pub(crate) fn b_transactional_batch() {
     let batch = example("B txn");
     let (header, records) = read(&batch);
     assert!(header.is_transactional() && !header.is_control());
@@ -124,7 +141,7 @@ fn b_transactional_batch() {
 }
 
 #[test]
-fn c_and_d_markers() {
+pub(crate) fn c_and_d_markers() {
     for (name, commit) in [("C commit", true), ("D abort", false)] {
         let batch = example(name);
         let (header, records) = read(&batch);
@@ -155,7 +172,7 @@ fn c_and_d_markers() {
 }
 
 #[test]
-fn e_and_g_cleaned_batches() {
+pub(crate) fn e_and_g_cleaned_batches() {
     let (header, records) = read(&example("E compacted"));
     assert_eq!((header.base_offset, header.last_offset(), header.records_count), (200, 202, 2));
     assert_eq!((header.base_timestamp, header.last_sequence()), (T0 + 101, 12));
@@ -174,7 +191,7 @@ fn e_and_g_cleaned_batches() {
 }
 
 #[test]
-fn f_tombstones() {
+pub(crate) fn f_tombstones() {
     let batch = example("F0 tombstone");
     let (header, records) = read(&batch);
     assert_eq!(rows(&records), [(300, T0 + 1000, bytes("k"), None)]);
@@ -191,7 +208,7 @@ fn f_tombstones() {
 }
 
 #[test]
-fn z_the_same_records_in_every_codec() {
+pub(crate) fn z_the_same_records_in_every_codec() {
     for (name, codec) in [
         ("Z compressed gzip", Compression::Gzip),
         ("Z compressed snappy", Compression::Snappy),
@@ -223,7 +240,7 @@ fn z_the_same_records_in_every_codec() {
 }
 
 #[test]
-fn legacy_entries_are_stepped_over_and_refused() {
+pub(crate) fn legacy_entries_are_stepped_over_and_refused() {
     for (name, magic, size_bytes) in [("legacy v0", 0, 28), ("legacy v1", 1, 36)] {
         let mut bytes = example(name).to_vec();
         assert_eq!(LegacyEntry::parse(&bytes), Ok(LegacyEntry { offset: 5, size_bytes, magic }));

@@ -66,4 +66,5 @@ mod tools;
 mod topics;
 mod upkeep_events;
 mod upkeep_rules;
+mod vectors;
 mod waits;
