@@ -58,6 +58,7 @@ fn the_first_format_is_read_and_written_on() {
         write(&golden());
     }
     let before = tree(&golden());
+    tell!("golden files of the first format: {}", before.len());
     assert!(before.len() >= 20, "{} files", before.len());
     let store = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(golden()).unwrap();
     check(&store);
