@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use topiclog::record::{BatchBuilder, BatchSpec, BatchView, Decompressor};
-use topiclog::{AdoptOptions, Compression, Durability, Record, Store, TimestampType, Topic, TopicConfig, Upkeep};
+use topiclog::{AdoptOptions, Compression, Record, Store, TimestampType, Upkeep};
 
 use crate::kafka_dirs::{copy_tree, fixtures};
+use crate::tools::{run, text, tool};
 
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/interop")
@@ -22,45 +23,32 @@ pub(crate) fn skip(name: &str, reason: &str) {
     tell!("SKIP {name}: {reason}");
 }
 
-fn fill(topic: &Topic, count: usize, batch: usize) {
-    let partition = topic.partition(0).unwrap();
-    let mut records = Vec::new();
-    for index in 0..count {
-        let mut record = Record::new(
-            (index % 5 != 0).then(|| format!("key-{}", index % 37).into()),
-            (index % 13 != 0).then(|| format!("value-{index}-").repeat(index % 9).into()),
-        );
-        record = record.timestamp_ms(1_700_000_000_000 + (index as i64 * 7919) % 5000);
-        if index % 4 == 0 {
-            record = record.header("h", "x").with_header(topiclog::Header::null("n"));
-        }
-        records.push(record);
-        if records.len() == batch {
-            partition.append_batch(&records).unwrap();
-            records.clear();
-        }
-    }
-    if !records.is_empty() {
-        partition.append_batch(&records).unwrap();
-    }
+/// A record as a line that `load` takes: bytes in hex, and no timestamp in order.
+fn line(index: usize) -> String {
+    let hex = |text: String| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let key = (!index.is_multiple_of(5)).then(|| hex(format!("key-{}", index % 37)));
+    let value = (!index.is_multiple_of(13)).then(|| hex(format!("value-{index}-").repeat(index % 9)));
+    let headers =
+        if index.is_multiple_of(4) { serde_json::json!([["h", "78"], ["n", null]]) } else { serde_json::json!([]) };
+    let timestamp = 1_700_000_000_000 + (index as i64 * 7919) % 5000;
+    serde_json::json!({ "timestamp": timestamp, "key": key, "value": value, "headers": headers }).to_string()
 }
 
-/// A store with every codec, both timestamp types, many small segments and dense indexes, closed in order.
-fn write_store(directory: &Path) {
-    let store = Store::builder().upkeep(Upkeep::Manual).open(directory).unwrap();
+/// A store with every codec, both timestamp types, many small segments and dense indexes, closed in order. `load` writes it.
+fn load_store(load: &Path, directory: &Path) {
+    let lines: String = (0..1500).map(|index| line(index) + "\n").collect();
     for codec in Compression::ALL {
         for time in [TimestampType::CreateTime, TimestampType::LogAppendTime] {
-            let config = TopicConfig::default()
-                .durability(Durability::Os)
-                .compression(codec)
-                .timestamp_type(time)
-                .segment_bytes(16_000)
-                .index_interval_bytes(300);
-            let topic = store.create_topic(&format!("{codec}.{time}"), config).unwrap();
-            fill(&topic, 1500, 1 + codec.id() as usize * 3);
+            let (topic, batch) = (format!("{codec}.{time}"), 1 + codec.id() * 3);
+            let options = format!(
+                "--compression {codec} --batch {batch} --durability os --segment-bytes 6000 --index-interval-bytes 200 \
+                 --config message.timestamp.type={time}"
+            );
+            let words: Vec<&str> =
+                [directory.to_str().unwrap(), &topic].into_iter().chain(options.split(' ')).collect();
+            assert_eq!(text(&run(load, &words, &lines)), "1500 records\n", "{topic}");
         }
     }
-    store.close().unwrap();
 }
 
 /// Every file that Kafka's dump tool reads.
@@ -125,12 +113,14 @@ fn kafkas_dump_tool_minds_nothing() {
     if !has_dump_tool() {
         return skip("kafkas_dump_tool_minds_nothing", "run tests/interop/install.sh first");
     }
+    let Some(load) = tool("load") else { return };
     let directory = tempfile::tempdir().unwrap();
-    let written = directory.path().join("written");
-    write_store(&written);
-    let batches = check_dump(&written);
-    tell!("dump tool, written here: {batches} batches in {} files", files(&written).len());
-    assert!(batches > 3000, "{batches}");
+    let loaded = directory.path().join("loaded");
+    load_store(&load, &loaded);
+    let (batches, files_of_loaded) = (check_dump(&loaded), files(&loaded));
+    tell!("dump tool, written by load: {batches} batches in {} files", files_of_loaded.len());
+    let logs = files_of_loaded.iter().filter(|path| path.ends_with(".log")).count();
+    assert!(batches > 3000 && logs > 100, "{batches} batches in {logs} segments");
 
     let adopted = directory.path().join("adopted");
     copy_tree(&fixtures().join("clean"), &adopted);

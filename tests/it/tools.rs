@@ -14,7 +14,7 @@ use topiclog::{Record, Store, TopicConfig, Upkeep};
 use crate::kafka_dirs::{copy_of, fixtures};
 
 /// An example that `cargo test` built beside this binary.
-fn tool(name: &str) -> Option<PathBuf> {
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let here = std::env::current_exe().unwrap();
     let path = here.parent()?.parent()?.join("examples").join(name);
     if path.exists() {
@@ -26,7 +26,7 @@ fn tool(name: &str) -> Option<PathBuf> {
     None
 }
 
-fn run(name: &Path, args: &[&str], input: &str) -> Output {
+pub(crate) fn run(name: &Path, args: &[&str], input: &str) -> Output {
     let mut child = Command::new(name)
         .args(args)
         .stdin(Stdio::piped())
@@ -42,7 +42,7 @@ fn run(name: &Path, args: &[&str], input: &str) -> Output {
     output
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
