@@ -7,7 +7,7 @@ use std::process::Command;
 
 use topiclog::{Durability, Error, Partition, ReadLevel, ReadOptions, ReadPath, Record, Store, TopicConfig, Upkeep};
 
-use crate::processes::{child, ready, said, skip, tell};
+use crate::processes::{child, quick_directory, ready, said, skip, tell};
 
 /// How often each is done.
 const FULL_DISKS: usize = 6;
@@ -81,9 +81,9 @@ fn a_full_disk_stops_appends_and_nothing_else() {
     }
 }
 
-/// In a child with few descriptors.
+/// In a child with few descriptors, a third of which are for the files of the store.
 pub(crate) fn use_many_partitions(root: &Path) {
-    let builder = || Store::builder().upkeep(Upkeep::Manual).open_files_max(16);
+    let builder = || Store::builder().upkeep(Upkeep::Manual).open_files_max(8);
     let store = builder().open(root).unwrap();
     let config = TopicConfig::default().partitions(200).durability(Durability::Os).preallocate_bytes(0);
     let topic = store.create_topic("t", config).unwrap();
@@ -105,10 +105,10 @@ pub(crate) fn use_many_partitions(root: &Path) {
 #[test]
 fn many_partitions_live_with_few_descriptors() {
     for _ in 0..FEW_DESCRIPTORS {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = quick_directory();
         let inner = child("descriptors", directory.path());
         let mut limited = Command::new("sh");
-        limited.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+        limited.args(["-c", "ulimit -n 24; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
         limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         assert_eq!(said(limited, "read"), ["600"]);
     }

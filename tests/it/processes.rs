@@ -32,6 +32,12 @@ fn say(line: &str) {
     std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
+/// A directory for tests that no power cut is part of: in memory where the system has that, as syncs take most of the time
+/// elsewhere and show nothing.
+pub(crate) fn quick_directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// What a child said in lines that begin with `word`.
 pub(crate) fn said(child: Command, word: &str) -> Vec<String> {
     let mut child = child;
