@@ -40,4 +40,4 @@ pub use legacy::LegacyEntry;
 pub(crate) use stored::SharedBytes;
 pub use stored::{StoredRecord, StoredRecords, stored_records};
 
-pub(crate) use checksum::{Crc32c, crc_holds, crc32c};
+pub(crate) use checksum::{Crc32c, crc_holds, crc32c, crc32c_behind};

@@ -3,6 +3,7 @@
 //! Works on a file and nothing else: no map is made, nothing is written, nothing is decompressed. A batch that a client
 //! stored inside a value cannot mislead it: looking ahead only ever *classifies*, by distance.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use super::cursor::epoch_of;
@@ -239,50 +240,98 @@ fn only_zeros(file: &dyn VfsFile, mut position: u64, end: u64) -> io::Result<boo
     Ok(true)
 }
 
+/// So many batches may be open at once while a proof is looked for; of more, those that end first stay. Headers that overlap can be
+/// a few bytes apart, so that no batch of less than 2 MiB can be crowded out by what is stored in it.
+const OPEN_CANDIDATES_MAX: usize = 1 << 19;
+
 /// Looks behind the end of the good part for a batch that proves that the damage had been synced: a whole one, with a
 /// higher offset, that ends more than `max_unsynced_bytes` behind the damage. The writer could not have got so far if
 /// what is damaged had not been on the disk. Returns its position.
+///
+/// What looks like a header may be one that a client stored in a value, or half a million of them that each claim to reach far:
+/// every byte is read and summed once, whatever they claim.
 pub(crate) fn proof_of_rot(file: &dyn VfsFile, scan: &Scan, max_unsynced_bytes: u64) -> io::Result<Option<u64>> {
     let beyond = scan.position.saturating_add(max_unsynced_bytes);
     if scan.file_bytes <= beyond {
         return Ok(None);
     }
     let mut window = Window { file, file_bytes: scan.file_bytes, start: scan.position, buffer: Vec::new() };
+    let mut sums = Sums { crc: record::Crc32c::new(), position: scan.position + 1, open: BTreeSet::new() };
     // A batch has at most `max_unsynced_bytes`, so one that ends behind `beyond` begins behind the damage.
     let mut position = scan.position + 1;
-    while position + HEADER_BYTES as u64 <= scan.file_bytes {
+    while position < scan.file_bytes {
         let bytes = window.at(position, HEADER_BYTES)?;
-        let candidates = bytes.len().saturating_sub(HEADER_BYTES - 1);
-        let found = (0..candidates).find(|&at| {
-            let head = bytes.get(at..at + HEADER_BYTES).unwrap_or_default();
-            may_prove(head, position + at as u64, scan, beyond)
-        });
-        let Some(at) = found else {
-            position += candidates.max(1) as u64;
-            continue;
-        };
-        let candidate = position + at as u64;
-        if let Ok(header) = BatchHeader::decode(window.at(candidate, HEADER_BYTES)?)
-            && check_in_pieces(file, candidate, &header)?.is_ok()
-        {
-            return Ok(Some(candidate));
+        if bytes.is_empty() {
+            break;
         }
-        position = candidate + 1;
+        for (at, head) in bytes.windows(HEADER_BYTES).enumerate() {
+            let candidate = position + at as u64;
+            let Some(header) = may_prove(head, candidate, scan, max_unsynced_bytes) else { continue };
+            if let Some(proof) = sums.advance(bytes, position, candidate + record::CRC_FROM as u64) {
+                return Ok(Some(proof));
+            }
+            sums.open(candidate, &header);
+        }
+        let looked_at = bytes.len().saturating_sub(HEADER_BYTES - 1);
+        let is_rest = position + bytes.len() as u64 >= scan.file_bytes;
+        let next = if is_rest { scan.file_bytes } else { position + looked_at.max(1) as u64 };
+        if let Some(proof) = sums.advance(bytes, position, next) {
+            return Ok(Some(proof));
+        }
+        position = next;
     }
     Ok(None)
 }
 
-/// Cheap tests before a checksum is computed.
-fn may_prove(head: &[u8], position: u64, scan: &Scan, beyond: u64) -> bool {
-    if head.get(16) != Some(&2) {
-        return false;
+/// The checksum of all bytes from a place on, and the batches that seem to have begun and not ended before its end.
+struct Sums {
+    crc: record::Crc32c,
+    position: u64,
+    /// End, begin, checksum of all before what its CRC covers, and its CRC.
+    open: BTreeSet<(u64, u64, u32, u32)>,
+}
+
+impl Sums {
+    /// Takes note of a batch whose covered bytes begin where the sum ends.
+    fn open(&mut self, position: u64, header: &BatchHeader) {
+        let end = position + header.size_bytes() as u64;
+        self.open.insert((end, position, self.crc.finish(), header.crc));
+        if self.open.len() > OPEN_CANDIDATES_MAX {
+            self.open.pop_last();
+        }
     }
-    let Ok(header) = BatchHeader::decode(head) else { return false };
-    let end = position + header.size_bytes() as u64;
-    header.base_offset > scan.next_offset
+
+    /// Adds the bytes up to `end`, which `bytes` holds from `start` on. Returns the position of a batch that ended whole.
+    fn advance(&mut self, bytes: &[u8], start: u64, end: u64) -> Option<u64> {
+        loop {
+            let next = self.open.first().map_or(end, |open| open.0.min(end)).max(self.position);
+            let part = (self.position.saturating_sub(start) as usize)..(next.saturating_sub(start) as usize);
+            self.crc.update(bytes.get(part).unwrap_or_default());
+            self.position = next;
+            let (batch_end, position, before, crc) = *self.open.first().filter(|open| open.0 <= next)?;
+            self.open.pop_first();
+            let covered = batch_end - position - record::CRC_FROM as u64;
+            if record::crc32c_behind(before, self.crc.finish(), covered) == crc {
+                return Some(position);
+            }
+        }
+    }
+}
+
+/// Cheap tests before a checksum is computed.
+fn may_prove(head: &[u8], position: u64, scan: &Scan, max_unsynced_bytes: u64) -> Option<BatchHeader> {
+    if head.get(16) != Some(&2) {
+        return None;
+    }
+    let header = BatchHeader::decode(head).ok()?;
+    let size = header.size_bytes() as u64;
+    let end = position + size;
+    let may = header.base_offset > scan.next_offset
         && header.base_offset - scan.next_offset < i64::from(i32::MAX)
-        && end > beyond
-        && end <= scan.file_bytes
+        && size <= max_unsynced_bytes
+        && end > scan.position.saturating_add(max_unsynced_bytes)
+        && end <= scan.file_bytes;
+    may.then_some(header)
 }
 
 #[cfg(test)]
@@ -416,12 +465,117 @@ mod tests {
         let (at, end) = (good().len() as u64 + 50, 50 + later.len() as u64);
         assert_eq!(prove(&later, end - 1), Some(at));
         assert_eq!(prove(&later, end), None, "it may be a torn write as well");
-        assert_eq!(prove(&batch(3, 2, 0), 10), None, "an older batch proves nothing");
-        assert_eq!(prove(&batch(7, 2, 2), 10), None, "nor does the one that belongs there");
+        let cap = later.len() as u64;
+        assert_eq!(prove(&later, cap - 1), None, "the writer lets no batch be longer than that");
+        assert_eq!(prove(&batch(3, 2, 0), cap), None, "an older batch proves nothing");
+        assert_eq!(prove(&batch(7, 2, 2), cap), None, "nor does the one that belongs there");
         let mut damaged = later.clone();
         damaged[70] ^= 1;
-        assert_eq!(prove(&damaged, 10), None, "nor one that does not hold");
-        assert_eq!(prove(&[damaged, later].concat(), 10), Some(at + end - 50), "the next one does");
+        assert_eq!(prove(&damaged, cap), None, "nor one that does not hold");
+        assert_eq!(prove(&[damaged, later].concat(), cap), Some(at + end - 50), "the next one does");
         assert_eq!(prove(&[], 10), None);
+    }
+
+    /// A file that counts what is read of it.
+    #[derive(Debug)]
+    struct Counted(Arc<dyn VfsFile>, std::sync::atomic::AtomicU64);
+
+    impl VfsFile for Counted {
+        fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+            let read = self.0.read_at(buffer, position)?;
+            self.1.fetch_add(read as u64, std::sync::atomic::Ordering::Relaxed);
+            Ok(read)
+        }
+        fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
+            self.0.write_at(bytes, position)
+        }
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn set_len(&self, bytes: u64) -> io::Result<()> {
+            self.0.set_len(bytes)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+        fn sync_all(&self) -> io::Result<()> {
+            self.0.sync_all()
+        }
+        fn allocate(&self, position: u64, bytes: u64) -> io::Result<()> {
+            self.0.allocate(position, bytes)
+        }
+        fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn crate::io::VfsMap>>> {
+            self.0.map(bytes)
+        }
+        fn set_modified(&self, modified_ms: i64) -> io::Result<()> {
+            self.0.set_modified(modified_ms)
+        }
+    }
+
+    /// What a client stores is not to decide how long a recovery takes: headers that each claim most of the file are compared
+    /// with their checksums, and no byte is read more often than a few times. The batch that proves is found among them.
+    #[test]
+    fn headers_in_values_do_not_make_the_search_for_a_proof_long() {
+        let cap = 2 << 20;
+        let mut fake = batch(100, 1, 2)[..HEADER_BYTES].to_vec();
+        fake[8..12].copy_from_slice(&(1_900_000_u32).to_be_bytes());
+        let fakes = fake.repeat(40_000);
+        for (behind, is_proof) in [(vec![], false), (batch(50_000, 3, 2), true)] {
+            let bytes = [good(), vec![0xee; 50], fakes.clone(), behind, vec![0; 2_000_000]].concat();
+            let counted = Counted(file_of(&bytes), 0.into());
+            let found = scan(&counted, &rules(), |_, _, _| {}).unwrap();
+            counted.1.store(0, std::sync::atomic::Ordering::Relaxed);
+            let proof = proof_of_rot(&counted, &found, cap).unwrap();
+            let expected = good().len() + 50 + fakes.len();
+            assert_eq!(proof, is_proof.then_some(expected as u64));
+            let read = counted.1.into_inner();
+            assert!(read <= 2 * bytes.len() as u64, "{read} bytes were read of {}", bytes.len());
+        }
+    }
+
+    #[test]
+    fn of_too_many_open_batches_those_that_end_first_stay() {
+        let header = BatchHeader::decode(&batch(9, 1, 2)).unwrap();
+        let mut sums = Sums { crc: record::Crc32c::new(), position: 0, open: BTreeSet::new() };
+        (0..OPEN_CANDIDATES_MAX as u64 + 10).rev().for_each(|position| sums.open(position, &header));
+        assert_eq!(sums.open.len(), OPEN_CANDIDATES_MAX);
+        assert_eq!(sums.open.first().map(|open| open.1), Some(0));
+    }
+
+    /// What is found is what a search finds that sums each candidate for itself.
+    #[test]
+    fn a_proof_is_found_wherever_there_is_one() {
+        let mut seed = 5_u64;
+        let mut below = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % end
+        };
+        let mut counts = [0; 2];
+        for _ in 0..2000 {
+            let mut bytes = [good(), vec![0xee; 1 + below(40) as usize]].concat();
+            for _ in 0..below(6) {
+                let mut next = batch(7 + below(30) as i64, 1 + below(5) as usize, 2);
+                match below(4) {
+                    0 => next[70] ^= 1,
+                    1 => next.truncate(61 + below(20) as usize),
+                    2 => next[11] = next[11].wrapping_add(below(200) as u8),
+                    _ => {}
+                }
+                bytes.extend_from_slice(&next);
+            }
+            let cap = 100 + below(400);
+            let file = file_of(&bytes);
+            let found = scan(&*file, &rules(), |_, _, _| {}).unwrap();
+            let slow = (found.position as usize + 1..bytes.len()).any(|at| {
+                let head = bytes.get(at..at + HEADER_BYTES);
+                head.and_then(|head| may_prove(head, at as u64, &found, cap)).is_some_and(|header| {
+                    crate::record::crc32c(&bytes[at + record::CRC_FROM..at + header.size_bytes()]) == header.crc
+                })
+            });
+            let proof = proof_of_rot(&*file, &found, cap).unwrap();
+            assert_eq!(proof.is_some(), slow, "{:?}", found.stop);
+            counts[usize::from(slow)] += 1;
+        }
+        assert!(counts.iter().all(|&count| count > 200), "{counts:?}");
     }
 }
