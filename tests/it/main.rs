@@ -45,6 +45,7 @@ mod kernel;
 mod key_index;
 mod key_index_open;
 mod keyed_model;
+mod kills;
 mod lags;
 mod layers;
 mod members;

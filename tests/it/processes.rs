@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use topiclog::{Durability, Error, ReadLevel, ReadOptions, ReadPath, Record, Store, TopicConfig, Upkeep};
+use topiclog::{Durability, Error, ReadLevel, ReadOptions, ReadPath, Record, Store, StoreBuilder, TopicConfig, Upkeep};
 
 use crate::kafka_dirs::tree;
 use crate::support::simulate::Random;
@@ -60,6 +60,8 @@ fn a_child_does_what_it_is_told() {
         "os" => append_for_ever(root, Durability::Os),
         "interval" => append_for_ever(root, Durability::Interval { bytes: 16 << 10, ms: 5 }),
         "groups" => crate::group_kills::read_and_commit_for_ever(root),
+        "topics" => crate::kills::make_and_delete_topics_for_ever(root),
+        "compaction" => crate::kills::append_to_a_table_for_ever(root),
         "hold" => {
             let store = Store::open(root).unwrap();
             say("ready now");
@@ -73,7 +75,10 @@ fn a_child_does_what_it_is_told() {
         "shorten positional" => crate::kernel::shorten_and_read(root, ReadPath::Positional, [0, 100]),
         "watch mapped" => crate::kernel::read_twice(root, ReadPath::Mapped),
         "watch positional" => crate::kernel::read_twice(root, ReadPath::Positional),
-        other => panic!("no such role: {other}"),
+        other => match other.strip_prefix("dies at call ") {
+            Some(nth) => crate::kills::die_at_a_call(root, nth.parse().unwrap()),
+            None => panic!("no such role: {other}"),
+        },
     }
 }
 
@@ -94,10 +99,10 @@ fn append_for_ever(root: &Path, durability: Durability) {
 }
 
 /// A child that another test forks holds the locks of this process as well, until it calls `exec`.
-fn open_once_it_is_free(root: &Path) -> topiclog::Result<Store> {
+pub(crate) fn open_once_it_is_free(builder: &StoreBuilder, root: &Path) -> topiclog::Result<Store> {
     let started = Instant::now();
     loop {
-        let opened = Store::builder().upkeep(Upkeep::Manual).open(root);
+        let opened = builder.clone().open(root);
         if !is_locked(&opened) || started.elapsed() > Duration::from_secs(10) {
             return opened;
         }
@@ -106,7 +111,8 @@ fn open_once_it_is_free(root: &Path) -> topiclog::Result<Store> {
 }
 
 fn check_acks(root: &Path, acks: &BTreeMap<i64, u32>) -> Result<(), String> {
-    let store = open_once_it_is_free(root).map_err(|error| error.to_string())?;
+    let builder = Store::builder().upkeep(Upkeep::Manual);
+    let store = open_once_it_is_free(&builder, root).map_err(|error| error.to_string())?;
     let Some((&first, _)) = acks.first_key_value() else { return Ok(()) };
     let partition = store.topic("t").and_then(|topic| topic.partition(0)).map_err(|error| error.to_string())?;
     let options = ReadOptions::new().level(ReadLevel::Latest);
