@@ -84,13 +84,20 @@ impl Groups {
         options: &CommitOptions,
         member: Option<&GroupMetadata>,
     ) -> Result<Appended> {
-        // A commit of nobody is refused while the group has members, so those who are gone are taken out first.
-        let live = |group| if member.is_some() { Ok(self.live(group)) } else { self.let_go(group) };
         if let &[(group, _)] = groups {
-            let live = live(group)?;
-            let _locked = self.lock_for_commit(&live, group, member)?;
+            let live = self.live(group);
+            let _locked = match self.lock_for_commit(&live, group, member) {
+                // Those who are gone have no say.
+                Err(Error::Fenced { .. }) if member.is_none() => {
+                    self.let_go(group)?;
+                    self.lock_for_commit(&live, group, member)?
+                }
+                locked => locked?,
+            };
             return shard.append_commits(commits, options);
         }
+        // To take them out locks groups, so that it is done before any is held.
+        let live = |group| if member.is_some() { Ok(self.live(group)) } else { self.let_go(group) };
         // Locked in the order of their names.
         let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
         names.sort_unstable();

@@ -66,13 +66,13 @@ impl SealBuilder {
             self.block.update(now);
             self.in_block += now.len() as u64;
             if self.in_block == Seal::BLOCK_BYTES {
-                self.end_block(Seal::BLOCK_BYTES);
+                self.end_block();
             }
             bytes = later;
         }
     }
 
-    fn end_block(&mut self, _bytes: u64) {
+    fn end_block(&mut self) {
         let block = std::mem::take(&mut self.block);
         self.whole.combine(&block);
         self.blocks.push(block.finalize());
@@ -88,7 +88,7 @@ impl SealBuilder {
 
     pub(crate) fn finish(mut self, facts: SealFacts, side_files: Vec<SideFile>) -> Seal {
         if self.in_block > 0 {
-            self.end_block(self.in_block);
+            self.end_block();
         }
         Seal {
             store_id: facts.store_id,
