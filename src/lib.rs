@@ -45,7 +45,9 @@ pub use partition::{
     Batch, Durability, Fetched, Isolation, Partition, PartitionStats, ReadLevel, ReadOptions, Reader, TimestampedOffset,
 };
 pub use position::{PartitionPosition, Position};
-pub use record::{AsRecord, Compression, Header, Record, RecordRef, StoredRecord, TimestampType};
+pub use record::{
+    AsRecord, Compression, Header, Record, RecordList, RecordRef, StoredRecord, StoredRef, TimestampType,
+};
 pub use retention::RetentionRule;
 pub use segment::cursor::Verify;
 pub use segment::log_file::ReadPath;

@@ -1,7 +1,7 @@
 //! What one poll brought.
 
 use crate::ids::TopicPartition;
-use crate::record::StoredRecord;
+use crate::record::{RecordList, RecordListIntoIter, RecordListIter, StoredRecord, StoredRef};
 
 /// A record with the partition that it is of.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct ConsumedRef<'a> {
     /// The partition.
     pub partition: &'a TopicPartition,
     /// The record.
-    pub record: &'a StoredRecord,
+    pub record: StoredRef<'a>,
 }
 
 /// What one poll brought: the records of some partitions, those of each in order.
@@ -53,7 +53,7 @@ pub struct ConsumedRef<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Records {
     /// None of them is empty.
-    groups: Vec<(TopicPartition, Vec<StoredRecord>)>,
+    groups: Vec<(TopicPartition, RecordList)>,
     count: usize,
 }
 
@@ -64,7 +64,7 @@ impl Records {
     }
 
     /// Adds records of a partition behind those that are there.
-    pub fn push(&mut self, partition: &TopicPartition, records: Vec<StoredRecord>) {
+    pub fn push(&mut self, partition: &TopicPartition, records: RecordList) {
         if !records.is_empty() {
             self.count += records.len();
             self.groups.push((partition.clone(), records));
@@ -82,8 +82,8 @@ impl Records {
     }
 
     /// The records of each partition.
-    pub fn by_partition(&self) -> impl Iterator<Item = (&TopicPartition, &[StoredRecord])> {
-        self.groups.iter().map(|(partition, records)| (partition, &records[..]))
+    pub fn by_partition(&self) -> impl Iterator<Item = (&TopicPartition, &RecordList)> {
+        self.groups.iter().map(|(partition, records)| (partition, records))
     }
 
     /// The first record.
@@ -100,8 +100,8 @@ impl Records {
 /// All records, borrowed.
 #[derive(Clone, Debug)]
 pub struct Iter<'a> {
-    groups: std::slice::Iter<'a, (TopicPartition, Vec<StoredRecord>)>,
-    now: Option<(&'a TopicPartition, std::slice::Iter<'a, StoredRecord>)>,
+    groups: std::slice::Iter<'a, (TopicPartition, RecordList)>,
+    now: Option<(&'a TopicPartition, RecordListIter<'a>)>,
 }
 
 impl<'a> Iterator for Iter<'a> {
@@ -132,8 +132,8 @@ impl<'a> IntoIterator for &'a Records {
 /// All records, owned.
 #[derive(Debug)]
 pub struct IntoIter {
-    groups: std::vec::IntoIter<(TopicPartition, Vec<StoredRecord>)>,
-    now: Option<(TopicPartition, std::vec::IntoIter<StoredRecord>)>,
+    groups: std::vec::IntoIter<(TopicPartition, RecordList)>,
+    now: Option<(TopicPartition, RecordListIntoIter)>,
 }
 
 impl Iterator for IntoIter {

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::ids::{TopicPartition, Uuid};
 use crate::partition::{Isolation, Partition, ReadOptions, Reader};
 use crate::position::PartitionPosition;
+use crate::record::RecordList;
 
 /// A partition with the next offset to hand out, once it has one.
 #[derive(Debug)]
@@ -77,11 +78,11 @@ impl Slot {
             none => none.insert(self.partition.reader(position, &ReadOptions::new().isolation(Isolation::Committed))?),
         };
         let ahead = usize::try_from(self.partition.end().get().saturating_sub(position)).unwrap_or(0);
-        let mut records = Vec::with_capacity(ahead.min(budget.records).min(RECORDS_AHEAD_MAX));
+        let mut records = RecordList::with_capacity(ahead.min(budget.records).min(RECORDS_AHEAD_MAX));
         let (mut ended, mut has_ended) = (Ok(()), false);
         while !budget.is_spent() {
             let before = records.len();
-            let bytes = reader.take_at_hand(&mut records, budget.records, budget.bytes);
+            let bytes = reader.take_at_hand(&mut records, before.saturating_add(budget.records), budget.bytes);
             budget.records -= records.len() - before;
             budget.bytes = budget.bytes.saturating_sub(bytes);
             if budget.is_spent() {

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::ids::Offset;
 use crate::planted::{Bug, is};
 use crate::record::{
-    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordPlace, RecordsIter, RecordsState, SharedBytes,
-    StoredRecord,
+    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordList, RecordPlace, RecordsIter, RecordsState,
+    SharedBytes, StoredRecord,
 };
 use crate::segment::Segment;
 use crate::segment::cursor::{BatchAt, Cursor, Verify};
@@ -624,23 +624,16 @@ impl Iterator for Reader {
 }
 
 impl Reader {
-    /// Adds what is at hand of the batch that is being handed out, up to so many records, and until their keys and values have so
-    /// many bytes. Returns how many these have. What the iterator would do, with each record put together where it stays.
-    pub(crate) fn take_at_hand(
-        &mut self,
-        records: &mut Vec<StoredRecord>,
-        records_max: usize,
-        bytes_max: usize,
-    ) -> usize {
+    /// Adds what is at hand of the batch that is being handed out, until there are so many records, and until the keys and values
+    /// of those added have so many bytes. Returns how many these have. What the iterator would do, without an owner for each.
+    pub(crate) fn take_at_hand(&mut self, records: &mut RecordList, len_max: usize, bytes_max: usize) -> usize {
         let Some(Current { batch, at, .. }) = &mut self.current else { return 0 };
-        let end = records.len().saturating_add(records_max);
         let mut bytes = 0_usize;
-        while records.len() < end && bytes < bytes_max {
-            let Some(view) = at.next_short(&batch.body) else { break };
-            let record = StoredRecord::new(&batch.body, &batch.header, view.place());
-            bytes = bytes.saturating_add(record.key_and_value_bytes());
-            records.push(record);
-        }
+        records.extend_of((&batch.body, &batch.header), len_max, || {
+            let view = if bytes < bytes_max { at.next_short(&batch.body) } else { None };
+            bytes = bytes.saturating_add(view.map_or(0, |view| view.key_and_value_bytes()));
+            view
+        });
         bytes
     }
 }

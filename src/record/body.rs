@@ -57,6 +57,15 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// Length of key and value together.
+    #[inline(always)]
+    pub(super) fn key_and_value_bytes(&self) -> usize {
+        let length = |length: i32| usize::try_from(length).unwrap_or(0);
+        length(self.key_length).saturating_add(length(self.value_length))
+    }
+}
+
 #[inline(always)]
 fn nullable(body: &[u8], at: u32, length: i32) -> Option<&[u8]> {
     let length = usize::try_from(length).ok()?;
@@ -84,6 +93,12 @@ impl<'a> RecordView<'a> {
     #[inline(always)]
     pub(crate) fn place(&self) -> RecordPlace {
         RecordPlace { parts: self.parts, offset: self.offset, timestamp: self.timestamp }
+    }
+
+    /// Length of key and value together.
+    #[inline(always)]
+    pub(crate) fn key_and_value_bytes(&self) -> usize {
+        self.parts.key_and_value_bytes()
     }
 
     /// The record's offset.

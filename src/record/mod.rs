@@ -2,8 +2,8 @@
 //!
 //! [`Record`] and [`RecordRef`] are what is appended; [`encode_batch`] and [`BatchBuilder`] make batches of them.
 //! [`BatchView`] exists only over bytes whose header, size and checksum hold; [`RecordsIter`] walks the records of a
-//! body, borrowed as [`RecordView`]s, and [`StoredRecord`] is one that owns its bytes. This module knows nothing of
-//! files, locks, clocks or topics, and trusts no length that it reads.
+//! body, borrowed as [`RecordView`]s, and [`StoredRecord`] is one that owns its bytes; a [`RecordList`] holds many of
+//! them. This module knows nothing of files, locks, clocks or topics, and trusts no length that it reads.
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic, clippy::expect_used)
@@ -19,6 +19,7 @@ mod control;
 mod decode;
 mod headers;
 mod legacy;
+mod list;
 mod stored;
 mod varint;
 
@@ -37,7 +38,8 @@ pub use decode::{DecodeLimits, Decompressor, decode_body};
 pub(crate) use decode::{decode_shared, decode_taking};
 pub use headers::{HeaderRef, HeadersIter, HeadersRef};
 pub use legacy::LegacyEntry;
+pub use list::{RecordList, RecordListIntoIter, RecordListIter};
 pub(crate) use stored::SharedBytes;
-pub use stored::{StoredRecord, StoredRecords, stored_records};
+pub use stored::{StoredRecord, StoredRecords, StoredRef, stored_records};
 
 pub(crate) use checksum::{Crc32c, crc_holds, crc32c, crc32c_behind};

@@ -1,7 +1,7 @@
 //! [`StoredRecord`]: a record that was read, owning its bytes.
 //!
 //! It holds one counted pointer, to the bytes that its batch's uncompressed body is in, and ranges into them: a
-//! [`Bytes`] for each part would cost more than all of the decoding.
+//! [`Bytes`] for each part would cost more than all of the decoding. [`StoredRef`] borrows it.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -15,7 +15,7 @@ use crate::ids::Offset;
 
 use super::append::{AsRecord, RecordRef};
 use super::batch::{BatchError, BatchHeader, TimestampType};
-use super::body::{Parts, RecordPlace, RecordsIter};
+use super::body::{RecordPlace, RecordsIter};
 use super::headers::HeadersRef;
 
 /// A part of bytes that many records share, a whole mapping for example.
@@ -75,28 +75,53 @@ impl Deref for SharedBytes {
     }
 }
 
-/// A record of a log. Cloning it copies no bytes; as long as it lives, so does the body of its batch.
-#[derive(Clone)]
-pub struct StoredRecord {
+/// What the records of a batch have in common: the body that they are in, and what the header says of each of them.
+#[derive(Clone, Debug)]
+pub(super) struct StoredBatch {
     all: Arc<Bytes>,
     /// Where in `all` the body begins.
     body_at: usize,
-    /// Ranges of the body.
-    parts: Parts,
     leader_epoch: i32,
     timestamp_type: TimestampType,
-    offset: i64,
-    timestamp: Timestamp,
+}
+
+impl StoredBatch {
+    #[inline(always)]
+    pub(super) fn taking(body: SharedBytes, header: &BatchHeader) -> Self {
+        Self {
+            all: body.all,
+            body_at: body.start,
+            leader_epoch: header.leader_epoch,
+            timestamp_type: header.timestamp_type(),
+        }
+    }
+
+    #[inline(always)]
+    fn body(&self) -> &[u8] {
+        self.all.get(self.body_at..).unwrap_or_default()
+    }
+
+    /// Whether this is the batch with that body.
+    #[inline]
+    pub(super) fn has_body(&self, body: &SharedBytes) -> bool {
+        self.body_at == body.start && Arc::ptr_eq(&self.all, &body.all)
+    }
+
+    /// Whether both are the same batch.
+    #[inline]
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.body_at == other.body_at && Arc::ptr_eq(&self.all, &other.all)
+    }
+}
+
+/// A record of a log. Cloning it copies no bytes; as long as it lives, so does the body of its batch.
+#[derive(Clone)]
+pub struct StoredRecord {
+    pub(super) batch: StoredBatch,
+    pub(super) place: RecordPlace,
 }
 
 impl StoredRecord {
-    /// Length of key and value together.
-    #[inline]
-    pub(crate) fn key_and_value_bytes(&self) -> usize {
-        let length = |length: i32| usize::try_from(length).unwrap_or(0);
-        length(self.parts.key_length).saturating_add(length(self.parts.value_length))
-    }
-
     /// Takes a record over. `place` must be that of one of the records in `body`.
     #[inline(always)]
     pub(crate) fn new(body: &SharedBytes, header: &BatchHeader, place: RecordPlace) -> Self {
@@ -106,83 +131,177 @@ impl StoredRecord {
     /// [`new`](Self::new), for a body that nobody else needs.
     #[inline(always)]
     pub(crate) fn taking(body: SharedBytes, header: &BatchHeader, place: RecordPlace) -> Self {
-        Self {
-            all: body.all,
-            body_at: body.start,
-            parts: place.parts,
-            leader_epoch: header.leader_epoch,
-            timestamp_type: header.timestamp_type(),
-            offset: place.offset,
-            timestamp: place.timestamp,
-        }
+        Self { batch: StoredBatch::taking(body, header), place }
     }
 
+    /// Length of key and value together.
+    #[inline]
+    pub(crate) fn key_and_value_bytes(&self) -> usize {
+        self.place.parts.key_and_value_bytes()
+    }
+
+    /// The record, borrowed.
     #[inline(always)]
-    fn body(&self) -> &[u8] {
-        self.all.get(self.body_at..).unwrap_or_default()
+    pub fn borrowed(&self) -> StoredRef<'_> {
+        StoredRef { batch: &self.batch, place: &self.place }
     }
 
     /// The record's offset.
     #[inline]
     pub fn offset(&self) -> Offset {
-        Offset::new(self.offset)
+        self.borrowed().offset()
     }
 
     /// The record's time, in milliseconds since 1970-01-01 UTC, -1 if it has none.
     #[inline]
     pub fn timestamp_ms(&self) -> Timestamp {
-        self.timestamp
+        self.borrowed().timestamp_ms()
     }
 
     /// Whose clock the time is of.
     pub fn timestamp_type(&self) -> TimestampType {
-        self.timestamp_type
+        self.borrowed().timestamp_type()
     }
 
     /// The epoch of the leader that appended it, -1 if unknown.
     pub fn leader_epoch(&self) -> i32 {
-        self.leader_epoch
+        self.borrowed().leader_epoch()
     }
 
     /// The key, `None` if it is null.
     #[inline]
     pub fn key(&self) -> Option<&[u8]> {
-        self.parts.key(self.body())
+        self.borrowed().key()
     }
 
     /// The value, `None` if it is null.
     #[inline]
     pub fn value(&self) -> Option<&[u8]> {
-        self.parts.value(self.body())
+        self.borrowed().value()
     }
 
     /// The key as shared bytes, `None` if it is null.
     pub fn key_bytes(&self) -> Option<Bytes> {
-        self.key().map(|key| self.all.slice_ref(key))
+        self.borrowed().key_bytes()
     }
 
     /// The value as shared bytes, `None` if it is null.
     pub fn value_bytes(&self) -> Option<Bytes> {
-        self.value().map(|value| self.all.slice_ref(value))
+        self.borrowed().value_bytes()
     }
 
     /// The headers, in order.
     pub fn headers(&self) -> HeadersRef<'_> {
-        self.parts.headers(self.body())
+        self.borrowed().headers()
     }
 
     /// Whether the value is null: in a compacted topic, whether it removes the key.
     pub fn is_tombstone(&self) -> bool {
-        self.parts.value_length < 0
+        self.borrowed().is_tombstone()
+    }
+}
+
+/// A [`StoredRecord`], borrowed: from one, or from what holds many. As small as two pointers.
+///
+/// ```
+/// use topiclog::{Record, Store, StoredRecord, TopicConfig};
+/// let store = Store::in_memory()?;
+/// let orders = store.create_topic("orders", TopicConfig::default())?;
+/// orders.append(Record::keyed("42", "placed"))?;
+/// let owned: StoredRecord = orders.partition(0)?.record(0)?.expect("it is there");
+/// let borrowed = owned.borrowed();
+/// assert_eq!(borrowed.key(), Some(&b"42"[..]));
+/// assert_eq!(borrowed.to_stored().value_bytes(), owned.value_bytes());
+/// # store.close()?;
+/// # Ok::<(), topiclog::Error>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct StoredRef<'a> {
+    pub(super) batch: &'a StoredBatch,
+    pub(super) place: &'a RecordPlace,
+}
+
+impl<'a> StoredRef<'a> {
+    /// The record's offset.
+    #[inline]
+    pub fn offset(self) -> Offset {
+        Offset::new(self.place.offset)
+    }
+
+    /// The record's time, in milliseconds since 1970-01-01 UTC, -1 if it has none.
+    #[inline]
+    pub fn timestamp_ms(self) -> Timestamp {
+        self.place.timestamp
+    }
+
+    /// Whose clock the time is of.
+    pub fn timestamp_type(self) -> TimestampType {
+        self.batch.timestamp_type
+    }
+
+    /// The epoch of the leader that appended it, -1 if unknown.
+    pub fn leader_epoch(self) -> i32 {
+        self.batch.leader_epoch
+    }
+
+    /// The key, `None` if it is null.
+    #[inline]
+    pub fn key(self) -> Option<&'a [u8]> {
+        self.place.parts.key(self.batch.body())
+    }
+
+    /// The value, `None` if it is null.
+    #[inline]
+    pub fn value(self) -> Option<&'a [u8]> {
+        self.place.parts.value(self.batch.body())
+    }
+
+    /// The key as shared bytes, `None` if it is null.
+    pub fn key_bytes(self) -> Option<Bytes> {
+        self.key().map(|key| self.batch.all.slice_ref(key))
+    }
+
+    /// The value as shared bytes, `None` if it is null.
+    pub fn value_bytes(self) -> Option<Bytes> {
+        self.value().map(|value| self.batch.all.slice_ref(value))
+    }
+
+    /// The headers, in order.
+    pub fn headers(self) -> HeadersRef<'a> {
+        self.place.parts.headers(self.batch.body())
+    }
+
+    /// Whether the value is null: in a compacted topic, whether it removes the key.
+    pub fn is_tombstone(self) -> bool {
+        self.place.parts.value_length < 0
+    }
+
+    /// The record as one that owns its bytes, which are shared and not copied.
+    #[inline]
+    pub fn to_stored(self) -> StoredRecord {
+        StoredRecord { batch: self.batch.clone(), place: *self.place }
     }
 }
 
 impl fmt::Debug for StoredRecord {
+    /// As [`StoredRef`] does.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.borrowed().show("StoredRecord", f)
+    }
+}
+
+impl fmt::Debug for StoredRef<'_> {
     /// Shows where the record is and how large, not what is in it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoredRecord")
-            .field("offset", &self.offset)
-            .field("timestamp", &self.timestamp)
+        self.show("StoredRef", f)
+    }
+}
+
+impl StoredRef<'_> {
+    fn show(self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("offset", &self.place.offset)
+            .field("timestamp", &self.place.timestamp)
             .field("key_bytes", &self.key().map(<[u8]>::len))
             .field("value_bytes", &self.value().map(<[u8]>::len))
             .field("headers", &self.headers().len())
@@ -190,17 +309,31 @@ impl fmt::Debug for StoredRecord {
     }
 }
 
-impl AsRecord for StoredRecord {
+impl<'a> StoredRef<'a> {
     #[inline]
-    fn as_record(&self) -> RecordRef<'_> {
+    fn to_append(self) -> RecordRef<'a> {
         RecordRef {
             key: self.key(),
             value: self.value(),
             headers: self.headers(),
-            timestamp: Some(self.timestamp),
+            timestamp: Some(self.timestamp_ms()),
             partition: None,
             partition_key: None,
         }
+    }
+}
+
+impl AsRecord for StoredRecord {
+    #[inline]
+    fn as_record(&self) -> RecordRef<'_> {
+        self.borrowed().to_append()
+    }
+}
+
+impl AsRecord for StoredRef<'_> {
+    #[inline]
+    fn as_record(&self) -> RecordRef<'_> {
+        self.to_append()
     }
 }
 

@@ -49,7 +49,7 @@ fn read_and_commit(store: &Store, (group, is_member): (&str, bool), number: usiz
     loop {
         let records = consumer.poll(Duration::from_secs(1)).unwrap();
         for (partition, records) in records.by_partition() {
-            let (first, last) = (&records[0], &records[records.len() - 1]);
+            let (first, last) = (records.first().unwrap(), records.last().unwrap());
             let next = last.offset().get() + 1;
             say(&format!("polled {group} {} {} {next} {number}", partition.partition, first.offset()));
         }
@@ -60,7 +60,7 @@ fn read_and_commit(store: &Store, (group, is_member): (&str, bool), number: usiz
             Err(error) => panic!("{error}"),
         }
         for (partition, records) in records.by_partition() {
-            let next = records[records.len() - 1].offset().get() + 1;
+            let next = records.last().unwrap().offset().get() + 1;
             say(&format!("committed {group} {} {next}", partition.partition));
         }
     }
