@@ -23,10 +23,11 @@ mod jsonl;
 const USAGE: &str = "usage: table DIR TOPIC [--key HEX] [--full]";
 
 fn main() -> ExitCode {
-    args::run("table", USAGE, || run().map(|()| ExitCode::SUCCESS))
+    args::run("table", USAGE, || Ok(if run()? { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
+/// False if a partition could not be read: what the others have is printed all the same.
+fn run() -> Result<bool, Box<dyn Error>> {
     let args = args::Args::read(&["full"], &["key"], USAGE)?;
     let [directory, topic] = args.words() else { return Err(USAGE.into()) };
     let full = args.flag("full");
@@ -34,20 +35,28 @@ fn run() -> Result<(), Box<dyn Error>> {
     let store = builder.open(directory)?;
     let topic = store.topic(topic)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    match args.all("key").last() {
-        Some(hex) => {
-            let key = jsonl::unhex_text(hex).map_err(|why| format!("--key {hex:?}: {why}"))?;
+    let key = args.all("key").last().map(|hex| jsonl::unhex_text(hex).map_err(|why| format!("--key {hex:?}: {why}")));
+    let key = key.transpose()?;
+    let mut is_whole = true;
+    for number in 0..topic.partition_count() {
+        match topic.partition(number) {
+            Ok(_) => {}
+            // A broker of a larger cluster has some of the partitions only.
+            Err(topiclog::Error::UnknownTopic { .. }) => continue,
+            Err(error) => {
+                writeln!(std::io::stderr(), "table: partition {number} is left out: {error}").ok();
+                is_whole = false;
+                continue;
+            }
+        }
+        match &key {
             // A producer may have sent it to another partition than Kafka's partitioner would.
-            for partition in topic.partitions() {
-                let number = partition.id().partition.get();
-                if let Some(record) = topic.get_in(number, &key)? {
+            Some(key) => {
+                if let Some(record) = topic.get_in(number, key)? {
                     print(&mut out, number, &record, full)?;
                 }
             }
-        }
-        None => {
-            for partition in topic.partitions() {
-                let number = partition.id().partition.get();
+            None => {
                 for record in topic.latest(number)? {
                     print(&mut out, number, &record?, full)?;
                 }
@@ -55,7 +64,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     out.flush()?;
-    Ok(())
+    Ok(is_whole)
 }
 
 fn print(out: &mut impl Write, partition: u32, record: &StoredRecord, full: bool) -> std::io::Result<()> {

@@ -320,6 +320,29 @@ fn a_table_is_what_the_log_folds_to_before_and_after_upkeep() {
     assert!(text(&run(&verify, &[root], "")).contains("0 damaged"));
 }
 
+/// What could not be read was once left out without a word.
+#[test]
+fn a_table_says_which_partition_it_could_not_read() {
+    let Some(table) = tool("table") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let config = TopicConfig::default().partitions(2).cleanup_policy(topiclog::CleanupPolicy::Compact);
+    let topic = store.create_topic("t", config).unwrap();
+    for partition in topic.partitions() {
+        partition.append(Record::keyed("k", "v")).unwrap();
+    }
+    store.close().unwrap();
+    std::fs::remove_file(root.join("t-0/00000000000000000000.log")).unwrap();
+    for more in [&[][..], &["--key", "6b"]] {
+        let done = run(&table, &[&[root.to_str().unwrap(), "t"][..], more].concat(), "");
+        assert_eq!(done.status.code(), Some(1));
+        let (printed, told) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(printed.lines().count() == 1 && printed.contains("\"partition\":1"), "{printed}");
+        assert!(told.contains("partition 0 is left out"), "{told}");
+    }
+}
+
 /// The newest line of each key that is no tombstone, without its partition, of lines that `dump` or `table` printed.
 #[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 fn newest_lines(lines: &str) -> std::collections::BTreeMap<String, serde_json::Value> {
