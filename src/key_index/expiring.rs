@@ -210,6 +210,12 @@ impl KeyIndex {
                 // Appends are ahead of it: fewer keys take less time to ask for.
                 Ok(None) if count > 1 => most = count / 2,
                 Ok(None) => (rest, ended.is_whole) = (later, false),
+                // One that cannot be appended keeps none of the others.
+                Err(Error::Invalid { .. }) if count > 1 => most = count / 2,
+                Err(error @ Error::Invalid { .. }) => {
+                    ended.failed.get_or_insert(error);
+                    (rest, most) = (later, STEP);
+                }
                 Err(error) => {
                     ended.failed.get_or_insert(error);
                     break;

@@ -11,11 +11,16 @@ const KEY_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 1024;
 
 #[inline]
-pub(super) fn check_record(record: &RecordRef<'_>, settings: &LogSettings, now_ms: Timestamp) -> Result<()> {
+pub(super) fn check_record(
+    record: &RecordRef<'_>,
+    settings: &LogSettings,
+    now_ms: Timestamp,
+    has_key_of_the_log: bool,
+) -> Result<()> {
     if settings.needs_key && record.key.is_none() {
         return Err(Error::invalid("record key", "must not be null on a compacted topic"));
     }
-    if record.key.is_some_and(|key| key.len() > KEY_BYTES_MAX) {
+    if !has_key_of_the_log && record.key.is_some_and(|key| key.len() > KEY_BYTES_MAX) {
         return Err(Error::invalid("record key", format!("has more than {KEY_BYTES_MAX} bytes")));
     }
     if record.headers.len() > HEADERS_MAX {
@@ -57,7 +62,7 @@ mod tests {
 
     fn check(record: &Record, settings: &LogSettings) -> bool {
         let record: RecordRef<'_> = record.as_record();
-        check_record(&record, settings, 1_000_000).is_ok()
+        check_record(&record, settings, 1_000_000, false).is_ok()
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) struct AppendSpec {
     pub(crate) durability: Option<Durability>,
     pub(crate) compression: Option<Compression>,
     pub(crate) expected_offset: Option<i64>,
+    /// The keys were read from the log, where a broker may have put longer ones than are appended here.
+    pub(crate) has_keys_of_the_log: bool,
     /// The time, where the caller has just looked.
     pub(crate) now_ms: Option<Timestamp>,
 }

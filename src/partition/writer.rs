@@ -114,7 +114,7 @@ impl Log {
             let summary = {
                 let settings = self.settings.read();
                 for record in records {
-                    check_record(&record.as_record(), &settings, now_ms)?;
+                    check_record(&record.as_record(), &settings, now_ms, options.has_keys_of_the_log)?;
                 }
                 let compression = options.compression.unwrap_or(settings.compression);
                 let spec = BatchSpec {
@@ -137,9 +137,10 @@ impl Log {
         })
     }
 
-    /// Appends records as one batch if the log still ends at this offset; otherwise the error is [`Error::Invalid`].
+    /// Appends records with keys that are in the log already as one batch, if the log still ends at this offset; otherwise the
+    /// error is [`Error::Invalid`].
     pub(crate) fn append_at(&self, end: i64, records: &[RecordRef<'_>]) -> Result<RecordMetadata> {
-        let spec = AppendSpec { expected_offset: Some(end), ..AppendSpec::default() };
+        let spec = AppendSpec { expected_offset: Some(end), has_keys_of_the_log: true, ..AppendSpec::default() };
         self.append_records(records, &spec)
     }
 
