@@ -27,6 +27,8 @@ pub enum RetentionRule {
     Size,
     /// `retention.ms`.
     Age,
+    /// The log start, which had come to lie behind them.
+    LogStart,
 }
 
 /// What is to go.

@@ -124,18 +124,20 @@ pub(crate) fn find_range(log: &Log, settings: &LogSettings, now_ms: i64) -> Resu
 
 fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings, now_ms: i64) -> Result<Vec<plan::Piece>> {
     let has_min_lag = settings.compaction.min_compaction_lag_ms > 0;
-    let arrived_by = if has_min_lag { log.arrived_by(now_ms) } else { BTreeMap::new() };
+    let has_max_lag = settings.compaction.max_compaction_lag_ms < i64::MAX;
+    let arrived_by = if has_min_lag || has_max_lag { log.arrived_by(now_ms) } else { BTreeMap::new() };
     let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
     let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
+        // Nothing is younger than its arrival, whatever its time says; without a time it is as young as it may be.
+        let arrived = arrived_by.get(&segment.base_offset()).copied();
         // Looked up only where the settings ask, as it may mean to read headers.
         let max_timestamp = match has_min_lag.then(|| segment.max_timestamp()).transpose()?.flatten() {
-            Some((timestamp, _)) => timestamp,
-            // Records without a time are as young as they may be.
-            None => arrived_by.get(&segment.base_offset()).copied().unwrap_or(-1),
+            Some((timestamp, _)) => arrived.map_or(timestamp, |arrived| timestamp.min(arrived)),
+            None => arrived.unwrap_or(-1),
         };
-        let first_timestamp = match settings.compaction.max_compaction_lag_ms {
-            i64::MAX => -1,
-            _ => segment.first_batch_timestamp()?.unwrap_or(-1),
+        let first_timestamp = match has_max_lag.then(|| segment.first_batch_timestamp()).transpose()?.flatten() {
+            Some(timestamp) if (1..=now_ms).contains(&timestamp) => timestamp,
+            _ => arrived.unwrap_or(-1),
         };
         Ok(plan::Piece {
             base: segment.base_offset(),
@@ -418,7 +420,8 @@ impl Cleaning {
     }
 
     fn finish_round(&mut self) -> Result<()> {
-        self.log.note_compacted(self.rules.end, self.passed.tombstone_floor, self.passed.next_horizon_ms)?;
+        let Passed { tombstone_floor, next_horizon_ms, held_tombstone, .. } = self.passed;
+        self.log.note_compacted(self.rules.end, tombstone_floor, next_horizon_ms, held_tombstone)?;
         self.phase = Phase::Done;
         Ok(())
     }

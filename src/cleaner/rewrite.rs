@@ -51,6 +51,8 @@ pub(crate) struct Passed {
     pub(crate) tombstone_floor: i64,
     /// The earliest moment at which something that stayed may go for its age.
     pub(crate) next_horizon_ms: Option<i64>,
+    /// The first tombstone that would have gone but for its readers.
+    pub(crate) held_tombstone: Option<i64>,
 }
 
 impl Passed {
@@ -69,6 +71,7 @@ impl Passed {
             unknown_key: None,
             tombstone_floor,
             next_horizon_ms: None,
+            held_tombstone: None,
         }
     }
 }
@@ -135,6 +138,9 @@ impl Rules {
         let is_over = horizon.is_some_and(|horizon| self.now.ms >= horizon) || is(Bug::TombstoneDroppedEarly);
         let held_until = horizon.and_then(|horizon| self.held_until(record, horizon));
         if !is_over || passed.keeps_tombstones || held_until.is_some() {
+            if is_over && !passed.keeps_tombstones {
+                passed.held_tombstone = Some(record.offset());
+            }
             passed.keeps_tombstones = true;
             if let Some(until) = held_until {
                 passed.note_horizon(until, self.now.ms);

@@ -163,7 +163,8 @@ impl Consumer {
     /// With [`Reset::Error`], [`Error::Invalid`] where nothing was committed, and [`Error::OffsetOutOfRange`] or
     /// [`Error::PositionLost`] where the log no longer has it: [`seek`](Self::seek) helps. [`Error::PositionLost`] with every reset
     /// for a partition that was given to this consumer, if its topic was made again. [`Error::Corrupt`], [`Error::Unsupported`]: other
-    /// partitions have their turn at the next poll. [`Error::Fenced`] if another has taken this static name; [`Error::UnknownTopic`] or
+    /// partitions have their turn at the next poll. [`Error::Poisoned`] where nothing is left to read of a log that takes no more.
+    /// [`Error::Fenced`] if another has taken this static name; [`Error::UnknownTopic`] or
     /// [`Error::Closed`], at once, if a topic was deleted or the store closed; what a rebalance callback returned. No record is
     /// passed by then, and the next poll goes on.
     pub fn poll(&mut self, timeout: Duration) -> Result<Records> {
@@ -191,8 +192,9 @@ impl Consumer {
                 Ok(Polled::Records(records)) => return Ok(records),
                 Ok(Polled::Assigned(partitions)) => self.unplaced.extend(partitions),
                 Ok(Polled::Revoked(partitions)) => {
-                    self.call_back(&Rebalance::Revoked(partitions.clone()))?;
+                    let told = self.call_back(&Rebalance::Revoked(partitions.clone()));
                     self.forget(&partitions);
+                    told?;
                 }
                 Ok(Polled::Lost(partitions)) => {
                     self.forget(&partitions);

@@ -450,7 +450,8 @@ pub trait Consume: Send {
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] if the log start has passed a position, and the others of a read; nothing is passed over.
-    /// [`Error::Closed`], at once, if the place is closed or a topic deleted.
+    /// [`Error::Closed`], at once, if the place is closed or a topic deleted; [`Error::Poisoned`] where there is nothing to read and
+    /// a log that is read takes no more.
     fn poll(&mut self, timeout: Duration) -> Result<Polled>;
 
     /// Reads on at these offsets, in partitions that are read.

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
 use crate::store::Store;
 use crate::store::holds::OFFSETS_TOPIC;
+use crate::store::waits::more_can_come;
 use crate::topic::{CleanupPolicy, Topic, TopicConfig};
 
 /// Partitions of `__consumer_offsets` where we create it. Kafka makes 50; any number is read.
@@ -348,6 +349,12 @@ impl Groups {
         Ok(partition_for_group(group, self.shards()?.map_or(PARTITIONS, |shards| shards.count)))
     }
 
+    /// Whether the group may commit again, as far as the log of its commits is concerned.
+    pub(super) fn check_commits_can_come(&self, group: &str) -> Result<()> {
+        let Some(shards) = self.shards()? else { return Ok(()) };
+        more_can_come(&shards.at(partition_for_group(group, shards.count))?.partition)
+    }
+
     /// Reads the group's table. `None` if there are no groups at all. Where only some partitions of a broker are, their number
     /// is not known for sure: a group that is not where it should be is looked for in all of them.
     pub(super) fn read<T>(&self, group: &str, of: impl Fn(&GroupTable) -> T) -> Result<Option<T>> {
@@ -392,7 +399,7 @@ impl Groups {
         let topic = match self.store.topic(OFFSETS_TOPIC) {
             Ok(topic) => topic,
             Err(Error::UnknownTopic { .. }) => {
-                *self.shared.shards.lock() = Seen { topics_version, known: Known::NoTopic };
+                self.know(&mut self.shared.shards.lock(), Seen { topics_version, known: Known::NoTopic });
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -406,8 +413,16 @@ impl Groups {
             Known::Topic(known) if known.topic_id == topic.id() => Arc::clone(known),
             _ => Arc::new(Shards::new(topic)),
         };
-        *seen = Seen { topics_version, known: Known::Topic(Arc::clone(&shards)) };
+        self.know(&mut seen, Seen { topics_version, known: Known::Topic(Arc::clone(&shards)) });
         shards
+    }
+
+    fn know(&self, seen: &mut Seen, now: Seen) {
+        let before = std::mem::replace(seen, now);
+        // As long as nothing was known, everything was kept for groups.
+        if matches!(before.known, Known::Nothing) {
+            self.store.note_all_readers_moved();
+        }
     }
 
     pub(super) fn writable_shards(&self) -> Result<Arc<Shards>> {

@@ -274,15 +274,13 @@ pub(super) struct Removal {
 pub(super) enum Appended {
     /// They wait for their sync.
     InFlight(RecordMetadata, Awaited),
-    /// They hold. In these partitions a group passed what compaction has looked at.
+    /// They hold. In these partitions a group passed a tombstone that is kept for readers.
     Settled(RecordMetadata, Awaited, Vec<Partition>),
 }
 
-/// Lets a commit hold. Tells its partition if the group has passed what compaction has looked at there: tombstones that waited
-/// for it are to be looked at again.
+/// Lets a commit hold. Tells its partition if the group has passed a tombstone that may wait for it alone there.
 fn settled(table: &mut GroupTable, record_offset: i64, commit: &Commit<'_>) -> Option<Partition> {
     let before = table.commit(record_offset, None, commit.group, commit.place(), &commit.value)?;
-    let clean_end = commit.partition.clean_end().get();
-    let has_passed = before < clean_end && commit.value.offset >= clean_end;
+    let has_passed = commit.partition.log.holds_tombstone_in(before..commit.value.offset);
     has_passed.then(|| commit.partition.clone())
 }

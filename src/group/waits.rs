@@ -14,7 +14,8 @@ impl Groups {
     ///
     /// # Errors
     /// [`Error::Timeout`](crate::Error::Timeout); at once: [`Error::PositionLost`](crate::Error::PositionLost) if the log was cut or
-    /// the topic made again since the position was taken, [`Error::UnknownTopic`](crate::Error::UnknownTopic) once the topic is
+    /// the topic made again since the position was taken,
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed, so that it can never be read or committed, [`Error::UnknownTopic`](crate::Error::UnknownTopic) once the topic is
     /// deleted, [`Error::Closed`](crate::Error::Closed) once the store is closed; those of reading the offsets.
     ///
     /// ```
@@ -50,12 +51,18 @@ impl Groups {
         let (groups, group, position) = (self.clone(), group.to_owned(), position.clone());
         Box::new(move |store: &Store| {
             store.check_not_lost(&position)?;
+            // Not yet; and never, if a log that it takes is poisoned.
+            let may_commit = || {
+                store.is_readable(&position)?;
+                groups.check_commits_can_come(&group)?;
+                Ok(false)
+            };
             for (id, at) in position.iter() {
-                let Some(committed) = groups.committed(&group, id)? else { return Ok(false) };
+                let Some(committed) = groups.committed(&group, id)? else { return may_commit() };
                 let topic_id = store.topic(id.topic.as_str())?.id();
                 let is_of_this = committed.topic_id.is_none_or(|of| of == topic_id);
                 if !is_of_this || committed.offset < at.next_offset().get() {
-                    return Ok(false);
+                    return may_commit();
                 }
             }
             Ok(true)

@@ -15,6 +15,7 @@ use crate::group::{CommitOptions, Groups};
 use crate::ids::{Offset, TopicPartition};
 use crate::position::{PartitionPosition, Position};
 use crate::store::Store;
+use crate::store::waits::more_can_come;
 
 /// Waits are at least so long, so that a deadline that is due at this moment is not waited for in a circle.
 const WAIT_MIN: Duration = Duration::from_millis(1);
@@ -183,7 +184,16 @@ impl LocalConsumer {
                 break;
             }
         }
+        if taken.is_empty() {
+            self.check_more_can_come()?;
+        }
         Ok(taken)
+    }
+
+    /// Nothing is ever appended to a poisoned log until the store is opened again: who has read what there is would wait in vain.
+    fn check_more_can_come(&self) -> Result<()> {
+        let mut read = self.slots.iter().filter(|slot| !slot.is_paused && slot.position().is_some());
+        read.try_for_each(|slot| more_can_come(&slot.partition))
     }
 
     /// A reader of a deleted topic knows only that it is closed.

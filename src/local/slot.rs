@@ -15,7 +15,7 @@ pub(super) struct Slot {
     pub(super) topic_id: Uuid,
     /// `None` until it was sought: nothing is handed out before.
     position: Option<i64>,
-    /// Leader epoch of the record handed out last.
+    /// Leader epoch of what lies before the position.
     leader_epoch: Option<i32>,
     /// Wall clock of the last move, by polls or by seeks.
     pub(super) moved_at_ms: i64,
@@ -112,9 +112,14 @@ impl Slot {
             self.moved_at_ms = clock.now_ms();
             self.leader_epoch = Some(last.leader_epoch()).filter(|&epoch| epoch >= 0);
         }
-        if has_ended && let Some(reader) = &self.reader {
-            // Markers and gaps at the end are behind it as well.
-            self.position = Some(reader.position().get());
+        if has_ended
+            && let Some(end) = self.reader.as_ref().map(Reader::position)
+            && self.position != Some(end.get())
+        {
+            // Markers and gaps at the end are behind it as well. They may be of a later epoch than the record before them, which
+            // then has not come so far.
+            self.position = Some(end.get());
+            self.leader_epoch = self.partition.epoch_before(end);
         }
         taken.push(self.partition.id(), records);
         ended

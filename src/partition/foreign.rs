@@ -180,6 +180,7 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
         clean_end: 0,
         tombstone_floor: 0,
         next_horizon_ms: None,
+        held_tombstone: None,
         producers: None,
         pending: None,
     };

@@ -45,6 +45,9 @@ pub(crate) struct Manifest {
     /// When compaction has tombstones or markers to drop although nothing was appended, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) next_horizon_ms: Option<i64>,
+    /// The first tombstone whose time is over and that stays for its readers alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) held_tombstone: Option<i64>,
     /// The snapshot of the producers, where a broker wrote to this log; ours change nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) producers: Option<FileCheck>,
@@ -172,6 +175,7 @@ impl Manifest {
             clean_end: 0,
             tombstone_floor: 0,
             next_horizon_ms: None,
+            held_tombstone: None,
             producers: None,
             pending: None,
         }

@@ -171,8 +171,14 @@ pub(crate) struct Log {
     tombstone_floor: AtomicI64,
     /// When compaction has something to drop although nothing was appended; `i64::MAX` for never.
     next_horizon_ms: AtomicI64,
-    /// Holds have changed since the last round ended.
+    /// The first tombstone whose time is over and that stays for its readers alone; `i64::MAX` for none.
+    held_tombstone: AtomicI64,
+    /// Nobody has asked since where readers are, as far as that tombstone is concerned.
     readers_moved: AtomicBool,
+    /// Compaction failed: until the next open this log is left as it is.
+    pub(crate) is_left_dirty: AtomicBool,
+    /// Its key index was found to be wrong: until the next open it is compacted without one.
+    pub(crate) compacts_without_index: AtomicBool,
     /// What compaction took away since the open.
     records_compacted: AtomicU64,
     tombstones_dropped: AtomicU64,
@@ -233,13 +239,23 @@ impl Log {
         self.next_horizon_ms.load(Ordering::Acquire)
     }
 
-    /// A reader that kept tombstones has moved: the next round looks again.
-    pub(crate) fn look_at_tombstones_again(&self) {
-        if self.next_horizon_ms() != i64::MAX {
+    /// Whether a tombstone stays for its readers alone that one of them passes here.
+    pub(crate) fn holds_tombstone_in(&self, passed: Range<i64>) -> bool {
+        passed.contains(&self.held_tombstone.load(Ordering::Acquire))
+    }
+
+    /// Readers may have moved past what is kept for them.
+    pub(crate) fn note_readers_moved(&self) {
+        self.readers_moved.store(true, Ordering::Release);
+    }
+
+    /// If readers have moved, and all of them are past the tombstone that is kept for them, a round is due. `lowest` says where
+    /// they are.
+    pub(crate) fn look_at_readers(&self, lowest: impl FnOnce() -> i64) {
+        let held = self.held_tombstone.load(Ordering::Acquire);
+        if held != i64::MAX && self.readers_moved.swap(false, Ordering::AcqRel) && lowest() > held {
             self.next_horizon_ms.store(i64::MIN, Ordering::Release);
         }
-        // A round that is under way may have looked at them already.
-        self.readers_moved.store(true, Ordering::Release);
     }
 
     /// Counts what a compaction took away.

@@ -456,6 +456,7 @@ impl Opening<'_> {
         let log_start = manifest.log_start;
         let (clean_end, tombstone_floor) = (manifest.clean_end, manifest.tombstone_floor);
         let next_horizon_ms = manifest.next_horizon_ms.unwrap_or(i64::MAX);
+        let held_tombstone = manifest.held_tombstone.unwrap_or(i64::MAX);
         let settings = Arc::new(self.settings);
         Ok(Log {
             id: self.id.clone(),
@@ -496,7 +497,10 @@ impl Opening<'_> {
             clean_end: AtomicI64::new(clean_end),
             tombstone_floor: AtomicI64::new(tombstone_floor),
             next_horizon_ms: AtomicI64::new(next_horizon_ms),
-            readers_moved: AtomicBool::new(false),
+            held_tombstone: AtomicI64::new(held_tombstone),
+            readers_moved: AtomicBool::new(true),
+            is_left_dirty: AtomicBool::new(false),
+            compacts_without_index: AtomicBool::new(false),
             records_compacted: AtomicU64::new(0),
             tombstones_dropped: AtomicU64::new(0),
             retired: Mutex::new(Vec::new()),

@@ -2,6 +2,7 @@
 
 use super::Partition;
 use crate::error::{Error, Result};
+use crate::ids::Offset;
 use crate::position::PartitionPosition;
 
 /// Where an epoch ended: where the next one began; `None` if it is the newest. `Err` if the log has never been so far.
@@ -41,6 +42,14 @@ impl Partition {
             return Err(Error::OffsetOutOfRange { partition: self.id().clone(), asked: at.next_offset(), start, end });
         }
         Ok(())
+    }
+
+    /// The leader epoch of what lies before an offset, whether it is a record, a marker or nothing any more; `None` where the
+    /// epochs are not known to be complete.
+    pub(crate) fn epoch_before(&self, offset: Offset) -> Option<i32> {
+        let epochs = self.log.snapshot().epochs.clone()?;
+        let behind = epochs.partition_point(|&(_, start)| start < offset.get());
+        Some(epochs.get(behind.checked_sub(1)?)?.0)
     }
 
     /// Whether the leader epoch of a position came that far in this log.

@@ -65,6 +65,14 @@ pub enum Repair {
         /// What is wrong with it.
         reason: String,
     },
+    /// One of the two copies of the file of holds is damaged or gone. What the other one says counts, which may be older; without
+    /// it nobody holds tombstones but groups.
+    HoldsDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file that follows from the log, and does not change what the log holds, is missing or damaged: it was made anew from
     /// the batches.
     SideFileRebuilt {
@@ -103,6 +111,7 @@ impl Repair {
             self,
             Repair::Stranger { .. }
                 | Repair::ManifestSlotDamaged { .. }
+                | Repair::HoldsDamaged { .. }
                 | Repair::SideFileRebuilt { .. }
                 | Repair::Unreadable { .. }
         )

@@ -110,29 +110,36 @@ impl Log {
         removed.map(Some).inspect_err(|error| self.poison(format!("segments could not be exchanged: {error}")))
     }
 
-    /// Says how far compaction has been, which tombstones it dropped, and when it has more of them to drop.
+    /// Says how far compaction has been, which tombstones it dropped, when it has more of them to drop, and which it would have
+    /// dropped but for their readers.
     pub(crate) fn note_compacted(
         &self,
         clean_end: i64,
         tombstone_floor: i64,
         next_horizon_ms: Option<i64>,
+        held_tombstone: Option<i64>,
     ) -> Result<()> {
         let mut writer = self.lock_for_change()?;
         let _guard = PanicGuard(self);
         let mut manifest = writer.manifest.clone();
         manifest.clean_end = manifest.clean_end.max(clean_end);
         manifest.tombstone_floor = manifest.tombstone_floor.max(tombstone_floor);
-        manifest.next_horizon_ms = next_horizon_ms;
+        (manifest.next_horizon_ms, manifest.held_tombstone) = (next_horizon_ms, held_tombstone);
         if manifest != writer.manifest {
             self.commit_manifest(&mut writer, manifest)?;
         }
         self.clean_end.store(writer.manifest.clean_end, Ordering::Release);
         self.next_horizon_ms.store(next_horizon_ms.unwrap_or(i64::MAX), Ordering::Release);
-        if self.readers_moved.swap(false, Ordering::AcqRel) {
-            self.next_horizon_ms.store(i64::MIN, Ordering::Release);
-        }
+        self.held_tombstone.store(held_tombstone.unwrap_or(i64::MAX), Ordering::Release);
+        // They may have moved after the round looked.
+        self.note_readers_moved();
         self.tombstone_floor.store(writer.manifest.tombstone_floor, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether a segment lies below the log start as a whole.
+    pub(crate) fn has_segments_below_start(&self) -> bool {
+        self.snapshot().segments.get(1).is_some_and(|second| second.base_offset() <= self.log_start())
     }
 
     /// Raises the log start, and deletes the segments that lie below it as a whole. Never lowers it; the active segment

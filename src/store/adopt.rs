@@ -317,6 +317,7 @@ impl<'a> Adoption<'a> {
             tombstone_floor: if settings.needs_key { found.end } else { 0 }
                 .max(before.map_or(0, |before| before.tombstone_floor)),
             next_horizon_ms: None,
+            held_tombstone: None,
             producers: Some(FileCheck::of(&snapshot)),
             pending: None,
         };

@@ -1,6 +1,5 @@
 //! Whose turn it is to be compacted, and one step of that. One partition at a time.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::StoreInner;
@@ -10,16 +9,13 @@ use crate::cleaner::{self, Cleaning, CompactionCounts};
 use crate::error::Error;
 use crate::ids::TopicPartition;
 use crate::partition::Log;
+use crate::sync::atomic::Ordering;
 use crate::topic::{TopicInner, upkeep};
 
-/// The compaction that is going on, and what is not to be tried again.
+/// The compaction that is going on.
 #[derive(Debug, Default)]
 pub(super) struct CleanerState {
     current: Option<(Arc<Log>, Cleaning)>,
-    /// Partitions whose compaction failed: until the store is reopened they are left alone.
-    failed: BTreeSet<TopicPartition>,
-    /// Partitions whose key index was found to be wrong: until the store is reopened they are compacted without it.
-    by_log: BTreeSet<TopicPartition>,
 }
 
 impl CleanerState {
@@ -55,7 +51,7 @@ impl StoreInner {
         let is_asked = |log: &Arc<Log>| logs.iter().any(|asked| Arc::ptr_eq(asked, log));
         // One partition at a time: what is to be compacted here has its turn once the other one is done.
         if state.current.as_ref().is_some_and(|(log, _)| !is_asked(log))
-            && dirtiest(&logs, &mut state.failed, step.times.sure.ms)?.is_none()
+            && self.dirtiest(&logs, step.times.sure.ms)?.is_none()
         {
             return Ok(());
         }
@@ -76,8 +72,8 @@ impl StoreInner {
                 if let Some(offset) = done.unknown_key {
                     let of = log.id.clone();
                     note_stopped(step, log, after);
+                    log.compacts_without_index.store(true, Ordering::Release);
                     state.current = None;
-                    state.by_log.insert(of.clone());
                     let index = topic.as_ref().and_then(|topic| topic.index_of(of.partition.get()));
                     return index.map_or(Ok(()), |index| Err((of, index.distrust(offset))));
                 }
@@ -92,11 +88,7 @@ impl StoreInner {
             Err(error) => {
                 let of = log.id.clone();
                 let is_over = log.is_closed();
-                // Want of room passes; anything else would come again.
-                let passes = matches!(error, Error::NoSpace { .. } | Error::TooManyFiles { .. });
-                if !is_over && !passes {
-                    state.failed.insert(of.clone());
-                }
+                leave_unless_it_passes(log, &error);
                 note_stopped(step, log, after);
                 state.current = None;
                 // A topic that was deleted meanwhile needs no compaction.
@@ -112,8 +104,9 @@ impl StoreInner {
         logs: &[Arc<Log>],
         step: &mut Step,
     ) -> Cleaned<()> {
-        let Some(log) = dirtiest(logs, &mut state.failed, step.times.sure.ms)? else { return Ok(()) };
-        let topic = topics.iter().find(|topic| topic.name == log.id.topic && !state.by_log.contains(&log.id));
+        let Some(log) = self.dirtiest(logs, step.times.sure.ms)? else { return Ok(()) };
+        let may_use_index = !log.compacts_without_index.load(Ordering::Acquire);
+        let topic = topics.iter().find(|topic| topic.name == log.id.topic && may_use_index);
         let index = topic.and_then(|topic| topic.index_of(log.id.partition.get()));
         let begun = upkeep::begin_cleaning(&log, index, step.times.sure, self.options.compaction_memory_bytes);
         let Some(cleaning) = begun.map_err(|error| (log.id.clone(), error))? else { return Ok(()) };
@@ -125,6 +118,32 @@ impl StoreInner {
         });
         state.current = Some((log, cleaning));
         Ok(())
+    }
+
+    /// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
+    /// once, and the others have their turn at the next step.
+    fn dirtiest(&self, logs: &[Arc<Log>], now_ms: i64) -> Cleaned<Option<Arc<Log>>> {
+        let mut best: Option<(f64, &Arc<Log>)> = None;
+        for log in logs.iter().filter(|log| !log.is_closed() && !log.is_left_dirty.load(Ordering::Acquire)) {
+            log.look_at_readers(|| self.lowest_reader(&log.id));
+            match upkeep::dirtiness(log, now_ms) {
+                Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
+                Ok(_) => {}
+                Err(_) if log.is_closed() => {}
+                Err(error) => {
+                    leave_unless_it_passes(log, &error);
+                    return Err((log.id.clone(), error));
+                }
+            }
+        }
+        Ok(best.map(|(_, log)| Arc::clone(log)))
+    }
+}
+
+/// Want of room or of descriptors passes; anything else would come again.
+fn leave_unless_it_passes(log: &Log, error: &Error) {
+    if !log.is_closed() && !matches!(error, Error::NoSpace { .. } | Error::TooManyFiles { .. }) {
+        log.is_left_dirty.store(true, Ordering::Release);
     }
 }
 
@@ -160,27 +179,6 @@ fn note_step(step: &mut Step, log: &Log, cleaning: &Cleaning, done: cleaner::Ste
 
 fn note_stopped(step: &mut Step, log: &Log, counts: CompactionCounts) {
     step.note(|| UpkeepEvent::CompactionStopped { partition: log.id.clone(), counts });
-}
-
-/// The partition that is worth most to compact now. One of which that cannot be told has failed: its error is returned
-/// once, and the others have their turn at the next step.
-fn dirtiest(logs: &[Arc<Log>], failed: &mut BTreeSet<TopicPartition>, now_ms: i64) -> Cleaned<Option<Arc<Log>>> {
-    let mut best: Option<(f64, &Arc<Log>)> = None;
-    for log in logs.iter().filter(|log| !log.is_closed()) {
-        if failed.contains(&log.id) {
-            continue;
-        }
-        match upkeep::dirtiness(log, now_ms) {
-            Ok(Some(dirtiness)) if best.is_none_or(|(most, _)| dirtiness > most) => best = Some((dirtiness, log)),
-            Ok(_) => {}
-            Err(_) if log.is_closed() => {}
-            Err(error) => {
-                failed.insert(log.id.clone());
-                return Err((log.id.clone(), error));
-            }
-        }
-    }
-    Ok(best.map(|(_, log)| Arc::clone(log)))
 }
 
 #[cfg(test)]

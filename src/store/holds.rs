@@ -17,6 +17,7 @@ use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::Vfs;
 use crate::io::replace::TwoSlots;
 use crate::partition::Partition;
+use crate::partition::repair::Repair;
 use crate::sync::atomic::Ordering;
 
 const NAME: &str = "topiclog.holds";
@@ -57,17 +58,22 @@ fn slots(root: &Path) -> TwoSlots<'_> {
 }
 
 impl Holds {
-    /// Reads the newest good copy. Without one, nobody holds anything: a reader that then misses a tombstone is told so by
-    /// the tombstone floor.
-    pub(super) fn read(vfs: &dyn Vfs, root: &Path) -> Result<Self> {
-        let read = slots(root).read(vfs)?;
+    /// Reads the newest good copy, and says which are damaged. Without one, nobody holds anything: a reader that then misses a
+    /// tombstone is told so by the tombstone floor.
+    pub(super) fn read(vfs: &dyn Vfs, root: &Path) -> Result<(Self, Vec<Repair>)> {
+        let mut read = slots(root).read(vfs)?;
         if let Some((found, max)) = read.newer {
             return Err(Error::unsupported(format!(
                 "the holds in {} have version {found}, this version of topiclog reads up to {max}",
                 root.display()
             )));
         }
-        let Some(slot) = read.newest else { return Ok(Self::default()) };
+        // The first generation stands alone; each later one has the one before it beside it.
+        let is_alone = read.newest.as_ref().is_none_or(|slot| slot.generation == 1);
+        read.damaged.extend(read.missing.into_iter().filter(|_| !is_alone).map(|path| (path, "missing".to_owned())));
+        let damaged = |(path, reason)| Repair::HoldsDamaged { path, reason };
+        let damaged = read.damaged.into_iter().map(damaged).collect();
+        let Some(slot) = read.newest else { return Ok((Self::default(), damaged)) };
         let path = root.join(slots(root).slot_name(slot.generation));
         let payload: Payload =
             serde_json::from_slice(&slot.payload).map_err(|error| Error::corrupt(&path, 32, error.to_string()))?;
@@ -76,7 +82,12 @@ impl Holds {
             let id = TopicPartition::new(entry.topic, entry.partition);
             holds.by_name.entry(entry.name).or_default().insert(id, entry.position);
         }
-        Ok(holds)
+        Ok((holds, damaged))
+    }
+
+    /// What said so may be lost: there are groups that commit to this partition.
+    pub(super) fn assume_groups(&mut self, offsets: TopicPartition) {
+        self.by_name.insert(GROUPS.to_owned(), BTreeMap::from([(offsets, i64::MAX)]));
     }
 
     /// Whether groups commit in this store.
@@ -222,9 +233,14 @@ impl Store {
         self.inner.change_holds(|by_name| drop(by_name.insert(GROUPS.to_owned(), held)))
     }
 
-    /// Readers have moved past what compaction looked at: tombstones that waited for them are looked at again.
+    /// It is known now where all readers are.
+    pub(crate) fn note_all_readers_moved(&self) {
+        self.inner.note_readers_moved();
+    }
+
+    /// Readers have moved past a tombstone that is kept for readers.
     pub(crate) fn readers_moved(&self, partition: &Partition) {
-        partition.log.look_at_tombstones_again();
+        partition.log.note_readers_moved();
         self.inner.signal.wake();
     }
 }
@@ -258,11 +274,16 @@ impl StoreInner {
         holds.write(&*self.env.vfs, &self.root, by_name)?;
         self.holds_for_groups.store(holds.has_groups(), Ordering::Release);
         // Whoever waited for a reader is looked at again.
-        for topic in self.topics.read().values() {
-            topic.partitions.values().for_each(|partition| partition.log.look_at_tombstones_again());
-        }
+        self.note_readers_moved();
         self.signal.wake();
         Ok(())
+    }
+
+    /// Any reader may have moved, in any partition.
+    fn note_readers_moved(&self) {
+        for topic in self.topics.read().values() {
+            topic.partitions.values().for_each(|partition| partition.log.note_readers_moved());
+        }
     }
 
     /// A topic is gone, and with it what was held of it: one of the same name begins anew.

@@ -10,7 +10,7 @@ use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
 use super::checkpoints::{self, Offsets};
 use super::events::Audience;
 use super::reserve::Reserve;
-use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep};
+use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep, holds};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::{EntryKind, LockKind, Vfs, VfsLock};
@@ -106,7 +106,13 @@ pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
     };
     note_unlisted(&env, &root, &catalog, &directories, &mut report)?;
     drop(locks.follow);
-    let holds = super::holds::Holds::read(&*env.vfs, &root)?;
+    let (mut holds, damaged) = holds::Holds::read(&*env.vfs, &root)?;
+    if !damaged.is_empty()
+        && let Some(offsets) = topics.get(holds::OFFSETS_TOPIC).and_then(|topic| topic.partitions.values().next())
+    {
+        holds.assume_groups(offsets.id().clone());
+    }
+    report.store.extend(damaged);
 
     let audience = Audience::new(options.listener.take().map(|Hears(listener)| listener));
     let inner = Arc::new(StoreInner {

@@ -75,14 +75,16 @@ impl Store {
         for (id, at) in position.iter() {
             let partition = self.partition_at(id, at)?;
             if end(&partition) < at.next_offset().get() {
-                // It will not get there any more.
-                return match partition.log.poison_error() {
-                    Some(error) => Err(error),
-                    None => Ok(false),
-                };
+                return more_can_come(&partition).map(|()| false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether everything below a position can be read by a reader of committed records.
+    pub(crate) fn is_readable(&self, position: &Position) -> Result<bool> {
+        let options = ReadOptions::new().isolation(Isolation::Committed);
+        self.has_come_to(position, |partition| partition.log.bound(&options))
     }
 
     /// Waits until everything below a position would survive a power cut. It syncs nothing: appends at `Sync`, the upkeep of
@@ -156,6 +158,10 @@ fn durable(position: &Position) -> Look {
 
 fn readable(position: &Position) -> Look {
     let position = position.clone();
-    let options = ReadOptions::new().isolation(Isolation::Committed);
-    Box::new(move |store| store.has_come_to(&position, |partition| partition.log.bound(&options)))
+    Box::new(move |store| store.is_readable(&position))
+}
+
+/// A poisoned log never gets any further.
+pub(crate) fn more_can_come(partition: &Partition) -> Result<()> {
+    partition.log.poison_error().map_or(Ok(()), Err)
 }

@@ -48,7 +48,8 @@ pub(crate) struct Retained {
     pub(crate) rolled: Option<Range<i64>>,
 }
 
-/// Deletes what is too old or too much: at most so many segments for their age.
+/// Deletes what is too old or too much: at most so many segments for their age. And what the log start left behind when it was
+/// raised, as it was in the active segment then, or a broker's.
 pub(crate) fn retain(log: &Log, now_ms: i64, by_age_max: usize) -> Result<Retained> {
     let settings = log.settings();
     let retention = settings.retention;
@@ -64,6 +65,11 @@ pub(crate) fn retain(log: &Log, now_ms: i64, by_age_max: usize) -> Result<Retain
             retained.removed = log.raise_log_start(log_start)?;
             (retained.rule, retained.offsets) = (cut.rule, before..log.log_start());
         }
+    }
+    if retained.removed == Removed::default() && log.has_segments_below_start() {
+        let start = log.log_start();
+        retained.removed = log.raise_log_start(start)?;
+        (retained.rule, retained.offsets) = (RetentionRule::LogStart, start..start);
     }
     Ok(retained)
 }

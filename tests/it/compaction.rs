@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use topiclog::client::OffsetAndMetadata;
 use topiclog::clock::ManualClock;
-use topiclog::io::{Fault, FaultPlan, FaultVfs, MemoryVfs, errno};
+use topiclog::group::Groups;
+use topiclog::io::{Fault, FaultPlan, FaultVfs, MemoryVfs, Vfs, errno};
 use topiclog::{
-    CleanupPolicy, Durability, Error, Offset, Partition, ReadLevel, ReadOptions, Record, Store, StoreBuilder,
-    TickReport, TopicConfig, Upkeep,
+    CleanupPolicy, Durability, Error, Offset, Partition, ReadLevel, ReadOptions, Record, Repair, Store, StoreBuilder,
+    TickReport, TopicConfig, TopicPartition, Upkeep,
 };
 
+use crate::support::broker;
 use crate::support::upkeep::{has_key_index, settle, with_or_without_key_index, without_key_index};
 
 const T0: i64 = 1_700_000_000_000;
@@ -264,6 +267,24 @@ fn records_deleted_by_request_are_gone_at_once_and_for_good() {
     assert_eq!(rows(&bench.partition("t")).len(), 17);
 }
 
+/// It once stayed for good, as it had been the active one when the log start passed it.
+#[test]
+fn a_segment_that_was_active_when_all_of_it_was_deleted_goes_once_it_is_closed() {
+    let bench = Bench::new();
+    let topic = bench.store.create_topic("t", TopicConfig::default().segment_bytes(400)).unwrap();
+    let full = vec![b'v'; 300];
+    let append = |count: usize| (0..count).for_each(|_| drop(topic.append(Record::keyed("k", full.clone())).unwrap()));
+    append(1);
+    let partition = bench.partition("t");
+    partition.delete_records(partition.end()).unwrap();
+    assert_eq!((bench.settle().deleted_segments, partition.stats().segments), (0, 1), "it is the active one");
+    append(10);
+    let segments = partition.stats().segments;
+    assert_eq!(bench.settle().deleted_segments, 1);
+    assert_eq!(partition.stats().segments, segments - 1);
+    assert_eq!(rows(&partition).len(), 10);
+}
+
 #[test]
 fn an_idle_segment_is_closed_when_its_age_asks_for_it() {
     let bench = Bench::new();
@@ -393,6 +414,44 @@ fn a_hold_that_could_not_be_written_is_released_for_good() {
     assert!(came_back > 0, "no failed call left anything behind");
 }
 
+/// Once it was passed over in silence, and with it all holds, or those of the newest change.
+#[test]
+fn a_damaged_file_of_holds_is_told_of() {
+    let check = |slots: &[u64], is_there: bool, with_groups: bool, expected: &[i64]| {
+        let mut bench = Bench::new();
+        let id = with_a_tombstone(&bench, 1_000_000).id().clone();
+        for from in [0, 1] {
+            bench.store.hold_tombstones("reader", &[(id.clone(), Offset::new(from))]).unwrap();
+        }
+        if with_groups {
+            Groups::open(&bench.store).unwrap().commit("g", &[(id, OffsetAndMetadata::new(1))]).unwrap();
+        }
+        bench.store.close().unwrap();
+        for slot in slots {
+            let path = std::path::PathBuf::from(format!("/data/topiclog.holds.{slot}"));
+            if is_there {
+                broker::put(&*bench.vfs, &path, b"rot");
+            } else {
+                bench.vfs.remove_file(&path).unwrap();
+            }
+        }
+        bench.reopen();
+        let told = &bench.store.recovery_report().store;
+        let told = told.iter().filter(|repair| matches!(repair, Repair::HoldsDamaged { .. })).count();
+        let held = bench.store.holds().into_iter();
+        let of_groups = held.clone().filter(|(name, ..)| name == "topiclog-groups").count();
+        assert_eq!((told, of_groups > 0), (slots.len(), with_groups), "{slots:?}");
+        let held: Vec<i64> = held.filter(|(name, ..)| name == "reader").map(|(_, _, at)| at.get()).collect();
+        assert_eq!(held, expected, "{slots:?}");
+    };
+    check(&[], true, false, &[1]);
+    check(&[1], true, false, &[1]);
+    check(&[0], true, false, &[0]);
+    check(&[1], false, false, &[1]);
+    check(&[0, 1], true, false, &[]);
+    check(&[0, 1], true, true, &[]);
+}
+
 #[test]
 fn a_deleted_topic_takes_what_was_held_of_it_along() {
     let bench = Bench::new();
@@ -487,6 +546,31 @@ fn a_hold_that_is_released_while_a_round_runs_is_not_forgotten() {
     assert_eq!(partition.tombstone_floor().get(), 2);
 }
 
+/// Each move of any hold once let every partition with a tombstone be copied anew.
+#[test]
+fn a_reader_that_moves_costs_no_round_until_it_has_passed_a_tombstone() {
+    let mut bench = Bench::new();
+    let id = with_a_tombstone(&bench, 1_000_000).id().clone();
+    let other = bench.store.create_topic("other", compacted()).unwrap().partition(0).unwrap().id().clone();
+    let check = |bench: &Bench, held: &TopicPartition, from: i64, rounds: usize| {
+        bench.store.hold_tombstones("reader", &[(held.clone(), Offset::new(from))]).unwrap();
+        assert_eq!(bench.settle().compactions, rounds, "{held} from {from}");
+    };
+    check(&bench, &id, 0, 0);
+    check(&bench, &other, 0, 0);
+    bench.clock.advance_ms(5000);
+    check(&bench, &id, 0, 1);
+    check(&bench, &id, 1, 0);
+    bench.store.hold_tombstones("elsewhere", &[(other.clone(), Offset::new(0))]).unwrap();
+    assert_eq!(bench.settle().compactions, 0);
+    assert_eq!(bench.partition("t").tombstone_floor().get(), 0);
+    // It passes the tombstone, and the store is closed before upkeep runs.
+    bench.store.hold_tombstones("reader", &[(id, Offset::new(2))]).unwrap();
+    bench.reopen();
+    let settled = bench.settle();
+    assert_eq!((settled.compactions, settled.tombstones_dropped), (1, 1));
+}
+
 #[test]
 fn a_hold_that_is_set_while_a_round_runs_counts_for_what_has_not_taken_effect() {
     let (mut held, mut gone) = (0, 0);
@@ -565,6 +649,7 @@ pub(crate) fn all() {
     a_log_start_is_never_ahead_of_what_a_crash_leaves();
     a_hold_that_is_released_while_a_round_runs_is_not_forgotten();
     a_hold_that_is_set_while_a_round_runs_counts_for_what_has_not_taken_effect();
+    a_reader_that_moves_costs_no_round_until_it_has_passed_a_tombstone();
     a_hold_that_could_not_be_written_is_released_for_good();
     a_read_only_store_shows_the_log_as_of_its_open_whatever_the_writer_exchanges();
 }

@@ -302,6 +302,95 @@ fn a_consumer_passes_the_markers_at_the_end_of_a_log() {
     assert_eq!(consumer.committed(&id("t", 0)).unwrap().unwrap().offset().get(), 3);
 }
 
+/// Its position behind a marker once had the epoch of the last record, which had never come so far: the group was taken for one that
+/// a log cut short had lost, and began anew.
+#[test]
+fn a_group_resumes_behind_a_marker_of_a_later_epoch() {
+    let log = BrokerLog::new(0).in_txn(0, 5, &[kv("a", "1"), kv("b", "2")]).led(2).abort(2, 5, 0);
+    for log in [log.clone(), BrokerLog::new(0).in_txn(0, 5, &[kv("a", "1"), kv("b", "2")]).led(2).commit(2, 5)] {
+        let bench = broker::Bench::adopt(&log, TopicConfig::default());
+        let join = |reset| Consumer::builder(&bench.store).group("g").topic("t").reset(reset).open().unwrap();
+        let mut consumer = join(Reset::Earliest);
+        drop(poll(&mut consumer));
+        consumer.commit().unwrap();
+        let positions = consumer.positions();
+        assert_eq!(positions.get(&id("t", 0)).unwrap().next_offset(), bench.partition().end());
+        bench.store.wait_readable(&positions, Duration::ZERO).unwrap();
+        drop(Consumer::builder(&bench.store).start_at(&positions).open().unwrap());
+        consumer.close().unwrap();
+        let mut again = join(Reset::Error);
+        assert_eq!(poll(&mut again).len(), 0, "{log:?}");
+        bench.store.topic("t").unwrap().append(Record::keyed("c", "3")).unwrap();
+        assert_eq!(poll(&mut again).first().unwrap().record.value(), Some(&b"3"[..]));
+    }
+}
+
+/// Nothing comes of it any more, and nobody said so.
+#[test]
+fn who_has_read_a_poisoned_log_to_its_end_is_told() {
+    use topiclog::io::{Fault, FaultPlan, OpKind, SyncFailure, errno};
+
+    let place = Place::new();
+    place.filled("t", 1, 3);
+    let mut consumer = Consumer::join(&place.store, "g", ["t"]).unwrap();
+    assert_eq!(poll(&mut consumer).len(), 3);
+    assert_eq!(poll(&mut consumer).len(), 0);
+    place.fill("t", 1);
+    let failure = Fault::Sync(errno::EIO, SyncFailure::LostAtDrop);
+    place.disk.inject(FaultPlan::new(failure).on(OpKind::SyncData).in_class("log"));
+    place.store.topic("t").unwrap().append(Record::of_value("lost")).unwrap_err();
+    assert_eq!(poll(&mut consumer).len(), 1, "what there is comes first");
+    for timeout in [Duration::ZERO, Duration::from_secs(3600)] {
+        let told = consumer.poll(timeout);
+        assert!(matches!(told, Err(Error::Poisoned { .. })), "{told:?}");
+    }
+}
+
+/// What it had handed out before it lost the partition was once committed over what another had done since.
+#[cfg(feature = "async")]
+#[test]
+fn a_stream_whose_callback_fails_does_not_move_a_group_back() {
+    use std::task::{Context, Poll, Waker};
+
+    use futures_core::Stream;
+    use topiclog::client::Rebalance;
+
+    let place = Place::new();
+    place.filled("t", 2, 10);
+    let refuse = |_: &mut Consumer, what: &Rebalance| match what {
+        Rebalance::Revoked(_) => Err(Error::Closed { what: "the table of the caller".to_owned() }),
+        _ => Ok(()),
+    };
+    let consumer = place.builder().topic("t").on_rebalance(refuse).open().unwrap();
+    let mut stream = std::pin::pin!(consumer.into_stream());
+    let mut handed_out = 0;
+    let mut next = || match stream.as_mut().poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Ok(_))) => handed_out += 1,
+        Poll::Ready(Some(Err(error))) => assert!(matches!(error, Error::Closed { .. }), "{error}"),
+        _ => {}
+    };
+    (0..25).for_each(|_| next());
+    let mut other = place.builder().topic("t").open().unwrap();
+    let mut others = 0;
+    for _ in 0..8 {
+        others += poll(&mut other).len();
+        next();
+    }
+    assert_eq!(other.assignment().len(), 1);
+    let shared = other.assignment().remove(0);
+    place.fill("t", 10);
+    others += poll(&mut other).len();
+    assert_eq!(others, 20);
+    other.commit().unwrap();
+    other.close().unwrap();
+    // It has the partition again, and was handed nothing of it since.
+    (0..8).for_each(|_| next());
+    assert!(handed_out >= 20);
+    stream.commit().unwrap();
+    let committed = Groups::open(&place.store).unwrap().committed("g", &shared).unwrap().unwrap();
+    assert_eq!(committed.offset, 20);
+}
+
 /// What it had handed out before it lost the partition was once committed over what another had done since.
 #[cfg(feature = "async")]
 #[test]

@@ -292,6 +292,17 @@ fn a_round_of_compaction_that_fails_is_heard_to_stop_and_why() {
     assert_eq!(names(&heard), ["SegmentSealed", "CompactionBegun", "CompactionStopped", "Failed"]);
     let UpkeepEvent::Failed { error, .. } = &heard[3] else { panic!() };
     assert_eq!(error.to_string(), returned.to_string());
+    // It is not tried again; a new topic of that name is another one.
+    disk.clear_faults();
+    settle(&store);
+    assert!(names(&ear.take()).iter().all(|name| name != "CompactionBegun"));
+    store.delete_topic("t").unwrap();
+    let topic = store.create_topic("t", compacted()).unwrap();
+    for n in 0..40 {
+        topic.append(at(T0, &format!("k{}", n % 3))).unwrap();
+    }
+    settle(&store);
+    assert!(names(&ear.take()).iter().any(|name| name == "CompactionFinished"));
 }
 
 /// Runs something that must end, on a thread of its own.

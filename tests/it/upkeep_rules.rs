@@ -10,6 +10,7 @@ use topiclog::{
     AppendOptions, CleanupPolicy, Durability, Error, Offset, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep,
 };
 
+use crate::support::broker::{self, BrokerLog, kv};
 use crate::support::upkeep::settle;
 
 const T0: i64 = 1_700_000_000_000;
@@ -180,6 +181,17 @@ fn keys_behind_a_record_that_cannot_be_read_expire_and_it_is_told_of_once() {
     assert_eq!(keys, [0, 1, 2, 3, 5, 6, 7, 8, 9]);
 }
 
+/// A broker takes longer keys than we do, and one of them once kept its neighbours from ending.
+#[test]
+fn keys_of_a_broker_that_are_too_long_to_be_appended_expire_all_the_same() {
+    let long = "k".repeat(70_000);
+    let log = BrokerLog::new(0).batch(0, &[kv("a", "1")]).batch(1, &[kv(&long, "2")]).batch(2, &[kv("b", "3")]);
+    let bench = broker::Bench::adopt(&log, compacted().expire_after_ms(1000));
+    bench.settle();
+    let ended: Vec<_> = bench.partition().read_from(3).map(|record| record.unwrap().key().unwrap().len()).collect();
+    assert_eq!(ended, [1, 70_000, 1]);
+}
+
 #[test]
 fn where_the_memory_is_too_small_for_the_index_expiry_says_so_once() {
     let bench = Bench::with(|builder| builder.key_index_memory_bytes(200));
@@ -314,6 +326,22 @@ fn records_without_a_time_wait_for_no_clock_that_was_in_the_future_to_be_compact
     assert_eq!(settle(&bench.store).compactions, 0, "what is younger than the lag stays");
     bench.clock.advance_ms(1);
     assert_eq!(settle(&bench.store).compactions, 1);
+}
+
+/// Kafka's cleaner would wait for that time to come.
+#[test]
+fn a_time_in_the_future_keeps_no_record_from_being_compacted() {
+    let check = |config: TopicConfig| {
+        let bench = Bench::new();
+        let topic = bench.store.create_topic("t", config.segment_bytes(400)).unwrap();
+        fill(&topic, Some(T0 + FAR_MS));
+        bench.clock.advance_ms(59_999);
+        assert_eq!(settle(&bench.store).compactions, 0);
+        bench.clock.advance_ms(2);
+        assert_eq!(settle(&bench.store).compactions, 1);
+    };
+    check(compacted().min_compaction_lag_ms(60_000));
+    check(compacted().min_cleanable_dirty_ratio(1.0).max_compaction_lag_ms(60_000));
 }
 
 #[test]

@@ -102,10 +102,39 @@ fn a_wait_ends_when_the_log_can_no_longer_get_there() {
     let options = AppendOptions::new().durability(Durability::Os);
     let position = topic.append_with(Record::of_value("a"), &options).unwrap().position();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| store.wait_durable(&position, HOUR));
-        let failure = SyncFailure::LostAtDrop;
-        vfs.inject(FaultPlan::new(Fault::Sync(errno::EIO, failure)).on(OpKind::SyncData).in_class("log"));
+        let waiting = ALL.map(|what| {
+            scope.spawn({
+                let (store, position) = (&store, &position);
+                move || wait(store, what, position, HOUR)
+            })
+        });
+        vfs.inject(failed_sync());
         assert!(topic.flush().is_err());
+        for (what, waiting) in ALL.into_iter().zip(waiting) {
+            let ended = waiting.join().unwrap();
+            assert!(matches!(ended, Err(Error::Poisoned { .. })), "{what:?}: {ended:?}");
+        }
+    });
+}
+
+fn failed_sync() -> FaultPlan {
+    FaultPlan::new(Fault::Sync(errno::EIO, SyncFailure::LostAtDrop)).on(OpKind::SyncData).in_class("log")
+}
+
+#[test]
+fn a_wait_for_a_group_ends_when_it_can_no_longer_commit() {
+    let vfs = FaultVfs::new();
+    let store = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
+    let topic = topic(&store);
+    topic.append(Record::of_value("a")).unwrap();
+    let position = topic.append(Record::of_value("b")).unwrap().position();
+    let groups = Groups::open(&store).unwrap();
+    let next = |offset| [(topic.partition(0).unwrap().id().clone(), OffsetAndMetadata::new(offset))];
+    groups.commit("g", &next(1)).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| wait(&store, What::Group, &position, HOUR));
+        vfs.inject(failed_sync());
+        assert!(groups.commit("g", &next(2)).is_err());
         let ended = waiting.join().unwrap();
         assert!(matches!(ended, Err(Error::Poisoned { .. })), "{ended:?}");
     });

@@ -35,6 +35,7 @@ pub(crate) fn gone(key: &str) -> Pair<'_> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BrokerLog {
     segments: Vec<BrokerSegment>,
+    leader_epoch: i32,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +54,12 @@ impl BrokerLog {
     /// The next segment.
     pub(crate) fn roll(mut self, base: i64) -> Self {
         self.segments.push(BrokerSegment { base, log: Vec::new(), txn_index: Vec::new() });
+        self
+    }
+
+    /// What comes next is of this leader epoch.
+    pub(crate) fn led(mut self, leader_epoch: i32) -> Self {
+        self.leader_epoch = leader_epoch;
         self
     }
 
@@ -79,6 +86,7 @@ impl BrokerLog {
 
     pub(crate) fn batch_as(mut self, spec: &BatchSpec, records: &[Pair<'_>]) -> Self {
         let times = spec.base_offset + T0..;
+        let spec = &BatchSpec { leader_epoch: self.leader_epoch, ..*spec };
         let records = records.iter().zip(times).map(|(&(key, value), time)| RecordRef::new(key, value).at_ms(time));
         encode_batch(&mut self.last().log, spec, records).unwrap();
         self
@@ -99,7 +107,7 @@ impl BrokerLog {
     fn end(mut self, base_offset: i64, producer_id: i64, commit: bool) -> Self {
         let marker = EndMarker {
             base_offset,
-            leader_epoch: 0,
+            leader_epoch: self.leader_epoch,
             timestamp_ms: T0 + base_offset,
             producer_id,
             producer_epoch: 0,
