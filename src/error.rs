@@ -97,6 +97,18 @@ pub enum Error {
         /// What was waited for.
         what: String,
     },
+    /// Read again and decide: the log no longer ends where the append expected it to. Nothing was appended.
+    #[error(
+        "{partition} ends at offset {end}, and the append expected {expected}: read what came meanwhile, and decide again"
+    )]
+    Conflict {
+        /// The partition.
+        partition: TopicPartition,
+        /// The log end offset that the append expected.
+        expected: Offset,
+        /// The log end offset as it was.
+        end: Offset,
+    },
     /// Reload: the topic was made again, or the log was cut, since this position was taken. What lies below it now is not what
     /// was read.
     #[error("the position in {partition} is lost: {why}; read again from a position that is known to be good")]
@@ -228,6 +240,7 @@ impl Error {
             Error::Closed { .. } => "closed",
             Error::Fenced { .. } => "fenced",
             Error::Timeout { .. } => "timeout",
+            Error::Conflict { .. } => "conflict",
             Error::PositionLost { .. } => "position_lost",
             Error::OffsetOutOfRange { .. } => "offset_out_of_range",
             Error::SnapshotRequired { .. } => "snapshot_required",
@@ -278,6 +291,9 @@ impl Error {
             Error::Closed { what } => Error::Closed { what: what.clone() },
             Error::Fenced { who } => Error::Fenced { who: who.clone() },
             Error::Timeout { what } => Error::Timeout { what: what.clone() },
+            Error::Conflict { partition, expected, end } => {
+                Error::Conflict { partition: partition.clone(), expected: *expected, end: *end }
+            }
             Error::PositionLost { partition, why } => {
                 Error::PositionLost { partition: partition.clone(), why: why.clone() }
             }

@@ -212,7 +212,8 @@ pub struct SendOptions {
     pub durability: Option<Durability>,
     /// The codec; `None` for what the topic says.
     pub compression: Option<Compression>,
-    /// The log end offset that the partition must have; otherwise nothing is stored. Only a store can do it.
+    /// The log end offset that the partition must have; otherwise nothing is stored and the send is [`Error::Conflict`]. Only a
+    /// store can do it.
     pub expected_offset: Option<Offset>,
 }
 

@@ -257,7 +257,7 @@ impl KeyIndex {
         }
         match self.log.append_at(end, &tombstones) {
             Ok(_) => Ok(Some(tombstones.len())),
-            Err(Error::Invalid { .. }) if self.log.end_offset() != end => Ok(None),
+            Err(Error::Conflict { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -74,7 +74,7 @@ impl KeyIndex {
             State::TooLarge => Err(self.too_large()),
             State::Unused | State::Making(_) => {
                 let what = "a key index while more is appended than it can follow; ask again";
-                Err(Error::unsupported(format!("{}: {what}", self.log.id)))
+                Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
             }
         }
     }

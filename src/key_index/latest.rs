@@ -60,7 +60,7 @@ impl KeyIndex {
             return Ok(Newest { position, set, offsets, undecided_from });
         }
         let what = "a listing while more is appended than the key index can follow; ask again";
-        Err(Error::unsupported(format!("{}: {what}", self.log.id)))
+        Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
     }
 }
 

@@ -242,7 +242,7 @@ impl KeyIndex {
             }
         }
         let what = "a look-up while segments are exchanged at every try; ask again";
-        Err(Error::unsupported(format!("{}: {what}", self.log.id)))
+        Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
     }
 
     /// Notes where a batch was found, unless segments were exchanged meanwhile.

@@ -43,10 +43,22 @@ impl AppendOptions {
     }
 
     /// The log end offset that the partition must have; otherwise nothing is appended and the call is
-    /// [`Error::Invalid`](crate::Error::Invalid).
+    /// [`Error::Conflict`](crate::Error::Conflict).
+    ///
+    /// ```
+    /// use topiclog::{AppendOptions, Error, Record, Store, TopicConfig};
+    /// let store = Store::in_memory()?;
+    /// let orders = store.create_topic("orders", TopicConfig::default())?;
+    /// let only_first = AppendOptions::new().expected_offset(0);
+    /// orders.append_with(Record::of_value("a"), &only_first)?;
+    /// let late = orders.append_with(Record::of_value("b"), &only_first);
+    /// assert!(matches!(late, Err(Error::Conflict { end, .. }) if end.get() == 1));
+    /// # store.close()?;
+    /// # Ok::<(), topiclog::Error>(())
+    /// ```
     #[must_use]
-    pub fn expected_offset(mut self, offset: Offset) -> Self {
-        self.expected_offset = Some(offset.get());
+    pub fn expected_offset(mut self, offset: impl Into<Offset>) -> Self {
+        self.expected_offset = Some(offset.into().get());
         self
     }
 

@@ -138,7 +138,7 @@ impl Log {
     }
 
     /// Appends records with keys that are in the log already as one batch, if the log still ends at this offset; otherwise the
-    /// error is [`Error::Invalid`].
+    /// error is [`Error::Conflict`].
     pub(crate) fn append_at(&self, end: i64, records: &[RecordRef<'_>]) -> Result<RecordMetadata> {
         let spec = AppendSpec { expected_offset: Some(end), has_keys_of_the_log: true, ..AppendSpec::default() };
         self.append_records(records, &spec)
@@ -180,7 +180,7 @@ impl Log {
         if let Some(expected) = options.expected_offset
             && expected != base
         {
-            return Err(Error::invalid("expected offset", format!("is {expected}, the log end offset is {base}")));
+            return Err(Error::Conflict { partition: self.id.clone(), expected: expected.into(), end: base.into() });
         }
         let last = base.checked_add(i64::from(summary.records) - 1).filter(|&last| last < i64::MAX);
         let last = last.ok_or_else(|| Error::invalid("offset", "must stay below 2^63-1"))?;

@@ -234,7 +234,8 @@ impl Topic {
     /// # Errors
     /// [`Error::Unsupported`] if the index would take more than
     /// [`key_index_memory_bytes`](crate::StoreBuilder::key_index_memory_bytes), or for a codec that is not built in;
-    /// [`Error::Corrupt`], [`Error::Closed`].
+    /// [`Error::Timeout`] while others append or compact faster than the answer can be found; [`Error::Corrupt`],
+    /// [`Error::Closed`].
     ///
     /// ```
     /// use topiclog::{CleanupPolicy, Record, Store, TopicConfig};

@@ -1,8 +1,8 @@
 //! The crate as a user meets it: append, read, reopen, limits, errors.
 
-use std::path::Path;
 use std::sync::Arc;
 
+use topiclog::client::{Connect, ProducerOptions, SendOptions};
 use topiclog::clock::ManualClock;
 use topiclog::io::MemoryVfs;
 use topiclog::{
@@ -143,5 +143,28 @@ fn a_read_finds_every_offset_with_every_budget() {
             matches!(error, Error::OffsetOutOfRange { start, end, .. } if start.get() == 0 && end == partition.end())
         );
     }
-    assert!(Path::new("/").exists());
+}
+
+#[test]
+fn an_append_that_expects_an_end_is_refused_once_something_came_before_it() {
+    let store = Store::in_memory().unwrap();
+    let topic = store.create_topic("t", TopicConfig::default()).unwrap();
+    let partition = topic.partition(0).unwrap();
+    let if_at = |offset: i64| AppendOptions::new().expected_offset(offset);
+    let producer = store.produce(ProducerOptions::new()).unwrap();
+    let send = |offset: i64| {
+        producer.send(partition.id(), vec![Record::of_value("v")], &SendOptions::new().expected_offset(offset))
+    };
+    let check = |refused: topiclog::Result<topiclog::RecordMetadata>, asked: i64, ends: i64| match refused {
+        Err(Error::Conflict { partition: of, expected, end }) => {
+            assert_eq!((&of, expected.get(), end.get()), (partition.id(), asked, ends));
+        }
+        other => panic!("{other:?}"),
+    };
+    topic.append_with(Record::of_value("v"), &if_at(0)).unwrap();
+    check(topic.append_with(Record::of_value("v"), &if_at(0)), 0, 1);
+    check(partition.append_batch_with(&[Record::of_value("v")], &if_at(2)), 2, 1);
+    check(send(0), 0, 1);
+    send(1).unwrap();
+    assert_eq!(partition.end().get(), 2, "what was refused is not there");
 }
