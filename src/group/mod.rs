@@ -80,7 +80,8 @@ mod tests {
     fn any_bytes_are_read_or_refused() {
         let vectors = include_str!("../../tests/fixtures/vectors/kafka_examples.json");
         let examples: std::collections::BTreeMap<String, String> = serde_json::from_str(vectors).unwrap();
-        for (name, hex) in examples.iter().filter(|(name, _)| name.contains("Offset") || name.contains("Group")) {
+        let mut seen = 0;
+        for (_, hex) in examples.iter().filter(|(name, _)| name.contains("Offset") || name.contains("Group")) {
             let digits = hex.as_bytes().chunks(2);
             let bytes: Vec<u8> =
                 digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
@@ -94,7 +95,8 @@ mod tests {
                     super::fuzz(&record);
                 }
             }
-            assert!(!name.is_empty());
+            seen += 1;
         }
+        assert!(seen >= 10, "{seen} examples");
     }
 }

@@ -513,12 +513,6 @@ mod tests {
     }
 
     #[test]
-    fn check_values_of_the_checksum() {
-        assert_eq!(crc_fast::crc32_iscsi(b"123456789"), 0xe306_9283);
-        assert_eq!(crc_fast::crc32_iscsi(b"Some String"), 608_512_271);
-    }
-
-    #[test]
     fn a_header_is_what_was_encoded() {
         let batch = batch();
         let header = BatchHeader::decode(&batch).unwrap();

@@ -271,8 +271,9 @@ fn a_record_is_compacted_when_it_is_as_old_as_the_lag_and_not_a_millisecond_earl
     for n in 0..3 {
         let record = Record::keyed("a", format!("{n}-{}", "v".repeat(200)));
         bench.partition().append(record.timestamp_ms(FIRST + n)).unwrap();
+        bench.clock.advance_ms(1);
     }
-    bench.clock.advance_ms(1000);
+    bench.clock.advance_ms(997);
     bench.settle();
     assert_eq!(bench.offsets(Isolation::Uncommitted), [0, 1, 2], "the second one supersedes the first a moment later");
     bench.clock.advance_ms(1);

@@ -11,11 +11,11 @@ use topiclog::record::{
     peek, set_base_offset, set_leader_epoch, stored_records,
 };
 
+use crate::support::simulate::seed;
+
 /// A seed that every failure shows, and that `TOPICLOG_SEED` sets.
 fn config() -> ProptestConfig {
-    let given = std::env::var("TOPICLOG_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = given.unwrap_or_else(|| std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0));
-    tell!("TOPICLOG_SEED={seed}");
+    let seed = seed("codecs", std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0));
     ProptestConfig { cases: 256, rng_seed: RngSeed::Fixed(seed), failure_persistence: None, ..Default::default() }
 }
 

@@ -12,7 +12,7 @@ use topiclog::{
     StoreBuilder, TopicConfig, Upkeep,
 };
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const RUNS: u64 = 2000;
 const OPS: usize = 40;
@@ -357,14 +357,14 @@ impl Tally {
 
 #[test]
 fn a_compacted_log_is_what_the_model_says_after_every_step() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1_u64);
+    let seed = seed("compaction model", 1);
     let began = std::time::Instant::now();
     let mut tally = Tally::default();
     for run in 0..RUNS {
         tally.add(Run::new(seed.wrapping_add(run)).run());
     }
     let seconds = began.elapsed().as_secs_f32();
-    tell!("compaction model: TOPICLOG_SEED={seed}, {RUNS} runs, {seconds:.1} s, {tally:?}");
+    tell!("compaction model: {RUNS} runs, {seconds:.1} s, {tally:?}");
     assert!(tally.rounds > RUNS && tally.superseded_gone > 20 * RUNS, "{tally:?}");
     assert!(tally.tombstones_gone > RUNS / 4 && tally.kept_for_their_youth > RUNS, "{tally:?}");
     assert!(tally.overdue_checked > RUNS && tally.deleted > RUNS / 4 && tally.reopened > RUNS, "{tally:?}");

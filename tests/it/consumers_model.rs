@@ -11,7 +11,7 @@ use topiclog::group::Groups;
 use topiclog::io::{Fault, FaultPlan, FaultVfs, OpKind, errno};
 use topiclog::{Consumer, Durability, Error, Record, Store, TopicConfig, TopicPartition, Upkeep, Uuid};
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const INTERVAL_MS: u32 = 900;
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -225,7 +225,7 @@ impl Run {
 
 #[test]
 fn everything_is_delivered_and_no_commit_goes_back_or_ahead_whatever_happens_to_members_and_topics() {
-    let first = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let first = seed("consumers", 1);
     let (mut runs, mut delivered) = (0, 0);
     for seed in first..first + 300 {
         let mut run = Run::new(seed);

@@ -7,11 +7,7 @@ use topiclog::io::{Fault, FaultPlan, FaultVfs, OpKind, Sites, SyncFailure, errno
 
 use crate::support::ops::{ALPHABET, Flavour, Op, Runner};
 use crate::support::oracle::{Claim, Model};
-use crate::support::simulate::{Base, Random, Sweep, crash_recovery, crash_script, profile, survives, verify};
-
-fn seed() -> u64 {
-    std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
-}
+use crate::support::simulate::{Base, Random, Sweep, crash_recovery, crash_script, profile, seed, survives, verify};
 
 /// Scripts of three steps, a quarter of all that there are.
 const OF_THREE: usize = 432;
@@ -30,7 +26,7 @@ fn scripts(random: &mut Random) -> impl Iterator<Item = Vec<Op>> {
 
 pub(crate) fn model_sweep(runs: u64) -> Sweep {
     let mut sweep = Sweep::new("model", runs);
-    let mut random = Random(seed());
+    let mut random = Random(seed("model", 1));
     while !sweep.is_over() {
         let flavour = Flavour::ALL[random.below(3)];
         let ops: Vec<Op> = (0..1 + random.below(40)).map(|_| ALPHABET[random.below(12)]).collect();
@@ -57,7 +53,7 @@ pub(crate) fn crash_sweep(states: u64) -> Sweep {
     let mut sweep = Sweep::new("crash states", states);
     let bases = Base::all();
     let mut counts = [0_u64; 4];
-    for ops in scripts(&mut Random(seed())) {
+    for ops in scripts(&mut Random(seed("crash states", 1))) {
         if sweep.is_over() {
             break;
         }
@@ -74,7 +70,7 @@ pub(crate) fn crash_sweep(states: u64) -> Sweep {
 pub(crate) fn recovery_sweep(states: u64) -> Sweep {
     let mut sweep = Sweep::new("crash inside recovery", states);
     let bases = Base::all();
-    let mut random = Random(seed() + 1);
+    let mut random = Random(seed("crash inside recovery", 2));
     for round in 0..3000_u64 {
         let base = &bases[random.below(bases.len())];
         let ops: Vec<Op> = (0..1 + random.below(4)).map(|_| ALPHABET[random.below(12)]).collect();
@@ -230,7 +226,7 @@ pub(crate) fn fault_sweep(injections: u64, all: &mut Sites) -> Sweep {
 }
 
 #[test]
-fn one_open_and_verify_is_cheap() {
+fn what_one_open_and_verify_costs_is_printed() {
     for base in Base::all() {
         let mut runner = base.runner();
         [Op::Small, Op::Batch, Op::Large].iter().for_each(|op| runner.apply(*op));
@@ -252,19 +248,16 @@ fn one_open_and_verify_is_cheap() {
 
 #[test]
 fn a_store_does_what_the_oracle_says() {
-    tell!("TOPICLOG_SEED={}", seed());
     model_sweep(20_000).finish(20_000);
 }
 
 #[test]
 fn every_crash_leaves_what_was_promised() {
-    tell!("TOPICLOG_SEED={}", seed());
     crash_sweep(250_000).finish(250_000);
 }
 
 #[test]
 fn a_crash_inside_recovery_changes_nothing() {
-    tell!("TOPICLOG_SEED={}", seed());
     recovery_sweep(20_000).finish(20_000);
 }
 

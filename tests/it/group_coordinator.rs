@@ -6,7 +6,7 @@ use topiclog::group::{
     Assignment, Assignor, GroupCoordinator, GroupState, JoinRequest, Refusal, Replies, Reply, Subscription,
 };
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const SESSION_MS: u64 = 100;
 const REBALANCE_MS: u64 = 300;
@@ -204,9 +204,7 @@ impl World {
 
 #[test]
 fn whatever_members_do_each_partition_has_one_owner_in_a_generation() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    tell!("group coordinator: TOPICLOG_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random(seed("group coordinator", 1));
     let mut generations = 0;
     for _ in 0..300 {
         let mut world = World::new();

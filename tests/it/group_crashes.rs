@@ -16,7 +16,7 @@ use topiclog::{
     CleanupPolicy, Consumer, Durability, Error, Record, Store, TopicConfig, TopicName, TopicPartition, Upkeep,
 };
 
-use crate::support::simulate::{Random, Sweep};
+use crate::support::simulate::{Random, Sweep, seed};
 
 const T0: i64 = 1_700_000_000_000;
 const OFFSETS: &str = "__consumer_offsets";
@@ -277,8 +277,7 @@ fn script(random: &mut Random, count: usize) -> Vec<Op> {
 
 #[test]
 fn every_crash_beside_commits_and_members_leaves_what_was_acknowledged() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(21);
-    tell!("crashes of groups: TOPICLOG_SEED={seed}");
+    let seed = seed("crashes of groups", 21);
     let image = base();
     let mut random = Random(seed);
     let mut sweep = Sweep::new("crash states of groups", 20_000);
@@ -310,8 +309,7 @@ fn every_crash_beside_commits_and_members_leaves_what_was_acknowledged() {
 
 #[test]
 fn groups_go_on_from_one_power_cut_to_the_next() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(22);
-    tell!("power cuts of groups: TOPICLOG_SEED={seed}");
+    let seed = seed("power cuts of groups", 22);
     let image = base();
     let mut random = Random(seed);
     let mut sweep = Sweep::new("power cuts of groups", 6_000);
@@ -338,8 +336,7 @@ fn groups_go_on_from_one_power_cut_to_the_next() {
 
 #[test]
 fn a_fault_beside_commits_and_members_costs_nothing_that_was_acknowledged() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(23);
-    tell!("faults of groups: TOPICLOG_SEED={seed}");
+    let seed = seed("faults of groups", 23);
     let faults = [
         Fault::Error(errno::EIO),
         Fault::Error(errno::ENOSPC),

@@ -10,7 +10,7 @@ use topiclog::group::Groups;
 use topiclog::{Consumer, Durability, Record, Store, TopicConfig, Upkeep};
 
 use crate::processes::{child, lines, tell as say};
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 /// Two groups of members, the second with two of them, and one that is assigned its partitions.
 const READERS: [(&str, bool); 4] = [("alone", true), ("shared", true), ("shared", true), ("assigned", false)];
@@ -81,8 +81,7 @@ fn told(output: &str, word: &str) -> Vec<(Place, Vec<i64>)> {
 #[test]
 fn commits_of_several_groups_survive_kills_and_are_never_ahead_of_what_was_delivered() {
     let started = Instant::now();
-    tell!("kills of groups: TOPICLOG_SEED=12");
-    let mut random = Random(12);
+    let mut random = Random(seed("kills of groups", 12));
     let directory = tempfile::tempdir().unwrap();
     let (mut known, mut commits): (BTreeMap<Place, i64>, usize) = (BTreeMap::new(), 0);
     for round in 0..KILLS {

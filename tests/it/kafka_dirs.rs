@@ -78,6 +78,7 @@ pub(crate) fn check_store(store: &Store, expected: &Path) -> usize {
         check_lines(&name, &found, &text);
         compared += 1;
     }
+    assert!(compared >= 25, "{compared} files were compared");
     compared
 }
 

@@ -8,7 +8,7 @@ use topiclog::clock::ManualClock;
 use topiclog::io::{MemoryVfs, OpenMode, Vfs};
 use topiclog::{CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep};
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 fn builder(vfs: &MemoryVfs) -> StoreBuilder {
     let clock = Arc::new(ManualClock::new(1_700_000_000_000));
@@ -62,7 +62,7 @@ fn check(topic: &Topic, table: &BTreeMap<String, String>, keys: usize) {
 
 #[test]
 fn a_key_leads_to_its_newest_record_through_everything_that_may_happen() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = seed("key index against a map", 1);
     let mut looked = 0;
     for run in 0..60 {
         let mut random = Random(seed + run);
@@ -109,7 +109,7 @@ fn a_key_leads_to_its_newest_record_through_everything_that_may_happen() {
         }
         check(&topic, &table, keys);
     }
-    tell!("TOPICLOG_SEED={seed} key index against a map: 60 runs, {looked} looks in between");
+    tell!("key index against a map: 60 runs, {looked} looks in between");
     assert!(looked > 100);
 }
 
@@ -459,7 +459,7 @@ fn a_key_whose_tombstone_was_dropped_gives_up_its_entry() {
 
 #[test]
 fn counts_are_those_of_a_walk_through_the_log() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = seed("counts against a walk", 1);
     for run in 0..20 {
         let mut random = Random(seed + run);
         let store = builder(&MemoryVfs::new()).open("/s").unwrap();
@@ -498,7 +498,7 @@ fn counts_are_those_of_a_walk_through_the_log() {
         assert_eq!((counts.position, counts.start), (partition.end(), partition.start()));
         assert_eq!(topic.key_index_stats(0).unwrap().unwrap().counts, Some(counts));
     }
-    tell!("TOPICLOG_SEED={seed} counts against a walk: 20 runs");
+    tell!("counts against a walk: 20 runs");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use topiclog::{
 };
 
 use crate::support::layered::{Layered, WatchedReads};
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 use crate::support::upkeep::settle;
 
 const KEYS: &str = "/s/t-0/topiclog.keys";
@@ -251,7 +251,7 @@ enum Between {
 
 #[test]
 fn it_is_right_whatever_comes_between_its_steps() {
-    let seed = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = seed("making in steps", 1);
     let (mut made_by_steps, mut cut_short, mut exchanged) = (0, 0, 0);
     for run in 0..120 {
         let mut random = Random(seed + run);
@@ -318,7 +318,7 @@ fn it_is_right_whatever_comes_between_its_steps() {
         assert_eq!((stats.waiting, stats.unread_segments), (0, 0), "seed {}", seed + run);
         store.close().unwrap();
     }
-    tell!("TOPICLOG_SEED={seed} making in steps: {made_by_steps} made, {cut_short} cut short, {exchanged} compactions");
+    tell!("making in steps: {made_by_steps} made, {cut_short} cut short, {exchanged} compactions");
     assert!(made_by_steps > 100 && cut_short > 100 && exchanged > 50);
 }
 

@@ -15,7 +15,7 @@ use topiclog::{
     Record, RecordCount, Store, StoredRecord, Topic, TopicConfig, Upkeep,
 };
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const T0: i64 = 1_700_000_000_000;
 const ROOT: &str = "/s";
@@ -963,8 +963,8 @@ fn run(seed: u64, steps: usize) -> Result<Seen, (Vec<Op>, String)> {
 
 #[test]
 fn the_log_and_its_keys_say_the_same_whatever_happens_to_both() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse().ok());
-    let (seed, runs) = (number("TOPICLOG_SEED").unwrap_or(1), number("TOPICLOG_RUNS").unwrap_or(2500));
+    let seed = seed("keyed model", 1);
+    let runs = std::env::var("TOPICLOG_RUNS").map_or(2500, |runs| runs.parse().unwrap());
     let (mut all, started) = (Seen::default(), std::time::Instant::now());
     for seed in seed..seed + runs {
         match std::panic::catch_unwind(|| run(seed, 60)) {
@@ -985,7 +985,7 @@ fn the_log_and_its_keys_say_the_same_whatever_happens_to_both() {
             Err(_) => panic!("TOPICLOG_SEED={seed}: a panic"),
         }
     }
-    tell!("TOPICLOG_SEED={seed} keyed model: {runs} runs, {all:?}, {:.1} s", started.elapsed().as_secs_f64());
+    tell!("keyed model: {runs} runs, {all:?}, {:.1} s", started.elapsed().as_secs_f64());
     if runs >= 1000 {
         assert!(all.opens > 5000 && all.looks > 1000 && all.compactions > 1000, "{all:?}");
         assert!(all.tombstones_dropped > 300 && all.expired > 300 && all.lost > 300 && all.errors > 300, "{all:?}");

@@ -18,7 +18,7 @@ use topiclog::{
 };
 
 use crate::processes::{child, lines, open_once_it_is_free, quick_directory, ready, tell as say};
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const KILLS_OF_TOPICS: usize = 50;
 const KILLS_OF_TABLES: usize = 50;
@@ -137,8 +137,7 @@ fn check_directories(store: &Store, root: &Path) {
 #[test]
 fn a_topic_is_there_or_gone_as_a_killed_process_was_told() {
     let started = Instant::now();
-    tell!("kills of topics: TOPICLOG_SEED=13");
-    let mut random = Random(13);
+    let mut random = Random(seed("kills of topics", 13));
     let directory = quick_directory();
     let (mut known, mut created, mut deleted) = (BTreeMap::new(), 0, 0);
     for _ in 0..KILLS_OF_TOPICS {
@@ -221,8 +220,7 @@ fn check_table(partition: &Partition, acked: &Acked) {
 #[test]
 fn a_table_that_is_compacted_has_the_last_value_of_each_key_after_a_kill() {
     let started = Instant::now();
-    tell!("kills of compaction: TOPICLOG_SEED=14");
-    let mut random = Random(14);
+    let mut random = Random(seed("kills of compaction", 14));
     let directory = quick_directory();
     let (mut acked, mut appends, mut compactions) = (Acked::new(), 0, 0);
     let (mut clean_end, mut cleaned) = (0, 0);

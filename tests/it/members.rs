@@ -10,7 +10,7 @@ use topiclog::group::{GroupState, Groups, JoinRequest};
 use topiclog::io::FaultVfs;
 use topiclog::{Consumer, Durability, Error, Record, Store, TopicConfig, TopicPartition, Upkeep};
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const INTERVAL_MS: u64 = 1000;
 
@@ -434,9 +434,8 @@ fn members_in_threads_share_everything_and_a_poll_hears_of_a_rebalance() {
 /// Random members that poll, commit, stall, go and come, appends, and kills of the process.
 #[test]
 fn no_committed_offset_goes_back_or_past_what_was_delivered() {
-    let first = std::env::var("TOPICLOG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let first = seed("members", 1);
     for seed in first..first + 40 {
-        tell!("members: TOPICLOG_SEED={seed}");
         check_random(seed);
     }
 }

@@ -41,6 +41,7 @@ fn check(store: &Store) {
     for partition in topic.partitions() {
         let number = i64::from(partition.id().partition.get());
         assert_eq!((partition.start().get(), partition.end().get()), (0, 20));
+        assert_eq!(partition.read_from(0).count(), 20);
         for (nth, stored) in (0..).zip(partition.read_from(0)) {
             let (stored, expected) = (stored.unwrap(), record(nth * 2 + number));
             assert_eq!((stored.key(), stored.value()), (expected.key(), expected.value()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use topiclog::{Durability, Error, ReadLevel, ReadOptions, ReadPath, Record, Store, StoreBuilder, TopicConfig, Upkeep};
 
 use crate::kafka_dirs::tree;
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const ROLE: &str = "TOPICLOG_TEST_CHILD";
 
@@ -130,8 +130,7 @@ fn check_acks(root: &Path, acks: &BTreeMap<i64, u32>) -> Result<(), String> {
 #[test]
 fn nothing_acknowledged_is_lost_by_kill() {
     let started = Instant::now();
-    let mut random = Random(11);
-    tell!("kills: TOPICLOG_SEED=11");
+    let mut random = Random(seed("kills", 11));
     let (mut kills, mut acked, mut failures) = (0, 0, Vec::new());
     for role in ["sync", "os", "interval"] {
         let directory = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use topiclog::{
     TopicName, TopicPartition,
 };
 
-use crate::support::simulate::Random;
+use crate::support::simulate::{Random, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -113,7 +113,7 @@ fn where_the_topic_stamps_appends_the_answer_has_that_time() {
 
 #[test]
 fn threads_keep_their_order_in_each_partition_and_offsets_are_those_of_the_log() {
-    tell!("producers: TOPICLOG_SEED=31");
+    let seed = seed("producers", 31);
     const THREADS: usize = 3;
     const EACH: usize = 600;
     let directory = tempfile::tempdir().unwrap();
@@ -125,7 +125,7 @@ fn threads_keep_their_order_in_each_partition_and_offsets_are_those_of_the_log()
             .map(|thread| {
                 let producer = &producer;
                 scope.spawn(move || {
-                    let mut random = Random(31 + thread as u64);
+                    let mut random = Random(seed + thread as u64);
                     let mut sent = Vec::new();
                     for number in 0..EACH {
                         let text = format!("{thread} {number} {:.<1$}", "", random.below(300));

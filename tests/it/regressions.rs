@@ -83,6 +83,7 @@ fn open(vfs: &FaultVfs) -> Store {
 /// then lay behind the end that the manifest stated, and the next open did not see it.
 #[test]
 fn a_roll_that_may_have_been_committed_is_not_put_off() {
+    let mut failed = 0;
     for call in 1..12 {
         let vfs = machine();
         let store = open(&vfs);
@@ -94,11 +95,13 @@ fn a_roll_that_may_have_been_committed_is_not_put_off() {
         vfs.inject(FaultPlan::new(Fault::Error(errno::EMFILE)).on(OpKind::SyncDir).at_call(call));
         let acknowledged = (0..4).filter(|_| topic.append(Record::of_value(vec![b'y'; 50])).is_ok()).count();
         drop((store, topic));
+        failed += usize::from(vfs.faults_hit() > 0);
         vfs.clear_faults();
         vfs.kill();
         let partition = open(&vfs).topic("t").unwrap().partition(0).unwrap();
         assert!(partition.end().get() >= 3 + acknowledged as i64, "call {call}: {acknowledged} were acknowledged");
     }
+    assert!(failed > 1, "{failed} of the calls failed");
 }
 
 /// A failed sync that reverted the file's length once hid what lay before it: a positional read asked for more than was
@@ -147,19 +150,19 @@ fn segments_behind_a_torn_one_move_only_after_the_manifest_lets_them_go() {
     vfs.kill();
     let mut image = vfs.image();
     image.patch("/s/t-0/00000000000000000000.log", 100, &[0xff; 30]).unwrap();
-    let mut opened = 0;
+    let mut stopped = 0;
     for stop in 1..200 {
         let vfs = FaultVfs::from_image(&image);
         vfs.stop_after(stop);
         let clock = Arc::new(ManualClock::new(1_700_000_000_000));
         let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(clock).upkeep(Upkeep::Manual).id_seed(5);
         drop(builder.open("/s"));
+        stopped += usize::from(vfs.has_stopped());
         let vfs = FaultVfs::from_image(&vfs.image());
         let partition = open(&vfs).topic("t").unwrap().partition(0).unwrap();
         assert!(partition.read_from(0).all(|record| record.is_ok()), "stopped after {stop}");
-        opened += 1;
     }
-    assert_eq!(opened, 199);
+    assert!(stopped > 20, "a recovery was stopped {stopped} times");
 }
 
 /// A move into quarantine that failed between the log of a segment and its index was taken for finished by the next open:

@@ -6,6 +6,8 @@ use std::path::Path;
 use topiclog::io::{CrashProfile, DiskVfs, FaultVfs, Image, MemoryVfs, OpenMode, Vfs, VfsFile};
 use topiclog::testing::vfs_suite;
 
+use crate::support::simulate::{Random, seed};
+
 #[test]
 fn disk() {
     let root = tempfile::tempdir().unwrap();
@@ -31,25 +33,15 @@ fn simulated_without_maps() {
     vfs_suite::run(&vfs, Path::new("/"));
 }
 
-/// Draws numbers from a seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (self.0 >> 33) % end
-    }
-
-    fn path(&mut self) -> String {
-        let directory = ["", "a/", "b/", "a/c/"][self.below(4) as usize];
-        format!("{directory}{}", ["a", "b", "c", "f", "g"][self.below(5) as usize])
-    }
+fn path(random: &mut Random) -> String {
+    let directory = ["", "a/", "b/", "a/c/"][random.below(4)];
+    format!("{directory}{}", ["a", "b", "c", "f", "g"][random.below(5)])
 }
 
 /// One random call, and what came of it as far as back ends agree on that.
 fn step(vfs: &dyn Vfs, root: &Path, random: &mut Random) -> String {
-    let (path, other) = (root.join(random.path()), root.join(random.path()));
-    let (position, bytes) = (random.below(9000), vec![random.below(256) as u8; random.below(3000) as usize]);
+    let (path, other) = (root.join(path(random)), root.join(path(random)));
+    let (position, bytes) = (random.below(9000) as u64, vec![random.below(256) as u8; random.below(3000)]);
     let on_file = |act: &dyn Fn(&dyn VfsFile) -> std::io::Result<()>| {
         vfs.open(&path, OpenMode::Write).and_then(|file| act(&*file).map(|()| file.len().unwrap()))
     };
@@ -69,14 +61,15 @@ fn step(vfs: &dyn Vfs, root: &Path, random: &mut Random) -> String {
 
 #[test]
 fn the_back_ends_agree() {
-    for seed in 0..60 {
+    let first = seed("back ends", 0);
+    for seed in first..first + 60 {
         let directory = tempfile::tempdir().unwrap();
         let (disk, memory, simulated) = (DiskVfs::new(), MemoryVfs::new(), FaultVfs::new());
         let root = Path::new("/");
         let mut random = [Random(seed), Random(seed), Random(seed)];
         for number in 0..150 {
             let on_disk = step(&disk, directory.path(), &mut random[0]);
-            let at = format!("TOPICLOG_SEED={seed} TOPICLOG_STEP={number}");
+            let at = format!("TOPICLOG_SEED={seed}, step {number}");
             assert_eq!(step(&memory, root, &mut random[1]), on_disk, "{at}");
             assert_eq!(step(&simulated, root, &mut random[2]), on_disk, "{at}");
         }

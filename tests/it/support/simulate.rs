@@ -12,6 +12,15 @@ use topiclog::{ReadLevel, Record};
 use super::ops::{Flavour, Op, Runner, hold_follow, open, read_all, settle};
 use super::oracle::{Claim, Model, good_part};
 
+/// The seed of a random test: what `TOPICLOG_SEED` says, or its own. Printed, so that a failure can be had again.
+pub(crate) fn seed(of: &str, own: u64) -> u64 {
+    let given = std::env::var("TOPICLOG_SEED").ok();
+    let given = given.map(|text| text.parse().unwrap_or_else(|_| panic!("TOPICLOG_SEED is {text:?}, and no number")));
+    let seed = given.unwrap_or(own);
+    tell!("{of}: TOPICLOG_SEED={seed}");
+    seed
+}
+
 /// Counts, failures and time of one sweep.
 pub(crate) struct Sweep {
     name: &'static str,
