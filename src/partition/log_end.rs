@@ -63,7 +63,7 @@ impl End {
             // The floor carries the largest timestamp below it; where it is not known, the headers are asked later.
             entry.max_timestamp =
                 (scanned.floor_timestamp != i64::MIN).then(|| scanned.floor_timestamp.max(scanned.scan.max_timestamp));
-            entry.time_index = None;
+            (entry.index, entry.time_index) = (None, None);
             entry.synced = true;
             entry.state = if at == last { EntryState::Active } else { EntryState::Closed };
             if at == last {

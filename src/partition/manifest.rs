@@ -88,6 +88,9 @@ pub(crate) struct SegmentEntry {
     /// Checksum of the whole log, once sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) crc32: Option<u32>,
+    /// The offset index of the active segment as the last close wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<FileCheck>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) time_index: Option<FileCheck>,
     /// The index of aborted transactions, where there is one.
@@ -137,6 +140,7 @@ impl SegmentEntry {
             batches: 0,
             max_timestamp: Some(-1),
             crc32: None,
+            index: None,
             time_index: None,
             txn_index: None,
             synced: false,
@@ -156,6 +160,7 @@ impl SegmentEntry {
             max_timestamp: self.max_timestamp,
             is_foreign: self.foreign,
             crc32: self.crc32,
+            index: self.index,
             time_index: self.time_index,
         }
     }

@@ -399,7 +399,11 @@ impl Log {
             self.sync_to(end).map_err(|source| self.sync_failed(&source))?;
         }
         let synced = self.durable_end() >= end || is(Bug::NoSyncAtRoll);
-        let time_index = old.write_indexes(false)?;
+        let indexes = match old.write_indexes(false) {
+            // A damaged batch costs no append: the seal will tell of it, and until then every look-up that needs it.
+            Err(Error::Corrupt { .. }) => None,
+            written => Some(written?),
+        };
         old.log().trim()?;
 
         self.write_snapshot(end)?;
@@ -412,7 +416,8 @@ impl Log {
                 next: end,
                 batches: old.batches(),
                 max_timestamp: old.known_max_timestamp(),
-                time_index: Some(time_index),
+                index: None,
+                time_index: indexes.map(|indexes| indexes.times),
                 synced,
                 closed_ms: Some(now_ms),
                 ..entry.clone()
@@ -489,11 +494,17 @@ impl Log {
         }
         self.make_ready(&mut writer)?;
         self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
-        let damage = self.seal_closed(&mut writer)?;
+        let mut damage = self.seal_closed(&mut writer)?;
         let active = Arc::clone(&writer.active);
         active.log().trim()?;
         active.log().file().sync_data().map_err(|source| self.sync_failed(&source))?;
-        let time_index = active.write_indexes(true)?;
+        let indexes = match active.write_indexes(true) {
+            Err(error @ Error::Corrupt { .. }) => {
+                damage.get_or_insert(error);
+                None
+            }
+            written => Some(written?),
+        };
         self.write_snapshot(self.end_offset())?;
         self.write_epochs(&writer.manifest)?;
         self.sync_directory()?;
@@ -507,7 +518,8 @@ impl Log {
             entry.next = active.next_offset();
             entry.batches = active.batches();
             entry.max_timestamp = active.known_max_timestamp();
-            entry.time_index = Some(time_index);
+            entry.index = indexes.map(|indexes| indexes.offsets);
+            entry.time_index = indexes.map(|indexes| indexes.times);
         }
         self.commit_manifest(&mut writer, manifest)?;
         let mut floor = self.floor.lock();

@@ -68,8 +68,17 @@ pub(crate) struct SegmentFacts {
     pub(crate) is_foreign: bool,
     /// Checksum of the whole log, of a sealed segment.
     pub(crate) crc32: Option<u32>,
+    /// Checksum of the offset index file, where one is known.
+    pub(crate) index: Option<FileCheck>,
     /// Checksum of the time index file, where one is known.
     pub(crate) time_index: Option<FileCheck>,
+}
+
+/// Checksums of both index files as they were written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexChecks {
+    pub(crate) offsets: FileCheck,
+    pub(crate) times: FileCheck,
 }
 
 /// Length and checksum of a small file.
@@ -135,6 +144,9 @@ pub(crate) struct Segment {
     stored_index: RwLock<Option<Bytes>>,
     /// How many those are.
     stored_entries: AtomicU64,
+    index_check: Option<FileCheck>,
+    /// Whether the stored entries are those of a file that a checksum vouches for, or were made from the batch headers.
+    has_checked_entries: AtomicBool,
     /// The stored entries end below this position; recovery makes everything from here on anew.
     stored_index_end: u64,
     /// `None` until it is needed, where no checksum vouches for the file.
@@ -183,6 +195,8 @@ impl Segment {
             offsets: OffsetIndex::new(),
             stored_index: RwLock::new(is_empty.then(Bytes::new)),
             stored_entries: AtomicU64::new(0),
+            index_check: facts.index,
+            has_checked_entries: AtomicBool::new(is_empty),
             stored_index_end: facts.bytes,
             times: Mutex::new(is_empty.then(TimeIndex::default)),
             times_check: Mutex::new(facts.time_index),
@@ -214,6 +228,7 @@ impl Segment {
             max_timestamp: Some(-1),
             is_foreign: false,
             crc32: None,
+            index: None,
             time_index: None,
         };
         let segment = Self::open(pool, directory, &facts, options, OpenMode::CreateNew);

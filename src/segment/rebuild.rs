@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::cursor::{Cursor, Epochs, Verify};
 use super::name::Suffix;
 use super::time_index::TimeIndex;
-use super::{FileCheck, Segment, UNKNOWN, offset_index, time_index};
+use super::{FileCheck, IndexChecks, Segment, UNKNOWN, offset_index, time_index};
 use crate::error::{Error, Result};
 use crate::io::{OpenMode, read_full_at, read_small, write_all_at};
 use crate::sync::atomic::Ordering;
@@ -49,10 +49,12 @@ impl Segment {
         let path = self.file_path(Suffix::Index);
         match self.read_index_file(&path) {
             Ok(bytes) => {
+                let is_as_written = self.index_check == Some(FileCheck::of(&bytes));
                 let good = offset_index::rising_entries(&bytes)
                     .take_while(|entry| u64::from(entry.position) < self.stored_index_end)
                     .count();
                 self.store_entries(bytes.slice(..good * offset_index::ENTRY_BYTES));
+                self.has_checked_entries.store(is_as_written, Ordering::Release);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.distrust_index(),
@@ -76,6 +78,7 @@ impl Segment {
         self.rebuilt.fetch_add(1, Ordering::Relaxed);
         let walk = self.walk(self.stored_index_end)?;
         self.store_entries(Bytes::from(offset_index::encode(walk.offsets.into_iter())));
+        self.has_checked_entries.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -187,8 +190,11 @@ impl Segment {
     }
 
     /// Writes both index files as they must be for a segment that stops growing: all entries, and the final maximum in
-    /// the time index. With `sync`, durable when this returns. The result checks the time index.
-    pub(crate) fn write_indexes(self: &Arc<Self>, sync: bool) -> Result<FileCheck> {
+    /// the time index. With `sync`, durable when this returns.
+    ///
+    /// Our own look-ups compare an offset entry with its batch, a broker does not: those of a file that nothing vouches for
+    /// are made anew, not copied.
+    pub(crate) fn write_indexes(self: &Arc<Self>, sync: bool) -> Result<IndexChecks> {
         self.with_times(|_| ())?;
         let times = {
             let mut times = self.times.lock();
@@ -200,14 +206,17 @@ impl Segment {
         if self.stored_index.read().is_none() {
             self.load_offset_index()?;
         }
+        if !self.has_checked_entries.load(Ordering::Acquire) {
+            self.distrust_index()?;
+        }
         let mut offsets = self.stored_index.read().as_ref().map(|bytes| bytes.to_vec()).unwrap_or_default();
         offsets.extend_from_slice(&offset_index::encode(self.offsets.recent()));
         self.write_small(Suffix::Index, &offsets, sync)?;
         self.write_small(Suffix::TimeIndex, &times, sync)?;
-        let check = FileCheck::of(&times);
-        *self.times_check.lock() = Some(check);
+        let checks = IndexChecks { offsets: FileCheck::of(&offsets), times: FileCheck::of(&times) };
+        *self.times_check.lock() = Some(checks.times);
         self.indexes_written.store(true, Ordering::Release);
-        Ok(check)
+        Ok(checks)
     }
 
     /// Before a segment is sealed: index files that an earlier process left, unsynced maybe, are made anew.

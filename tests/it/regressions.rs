@@ -661,3 +661,35 @@ fn an_index_that_no_such_log_can_have_takes_no_memory() {
     let largest = largest.load(Ordering::Relaxed);
     assert!(largest <= 2 << 20, "{largest} bytes at once");
 }
+
+/// It was copied as it was when the segment was closed, and got a checksum of its own. Our own reads compare an entry with its
+/// batch; a broker trusts it, and would pass records over.
+#[test]
+fn a_wrong_entry_of_an_index_is_not_handed_on() {
+    const INDEX: &str = "/s/t-0/00000000000000000000.index";
+    let size = Record::of_value(vec![b'x'; 100]);
+    for (is_clean, more) in [(true, 1), (true, 20), (false, 1), (false, 20)] {
+        let vfs = machine();
+        let store = open(&vfs);
+        let config = TopicConfig::default().segment_bytes(2000).index_interval_bytes(1).preallocate_bytes(0);
+        let topic = store.create_topic("t", config).unwrap();
+        (0..6).for_each(|_| drop(topic.append(&size).unwrap()));
+        store.close().unwrap();
+        if !is_clean {
+            let store = open(&vfs);
+            store.topic("t").unwrap().append(&size).unwrap();
+            vfs.kill();
+        }
+        let index = vfs.image().read(INDEX).unwrap();
+        assert_eq!(index.len(), 5 * 8);
+        // Still behind the entry before and ahead of the one that follows.
+        vfs.patch(INDEX, 2 * 8 + 7, &[index[2 * 8 + 7] + 1]).unwrap();
+        let store = open(&vfs);
+        let topic = store.topic("t").unwrap();
+        (0..more).for_each(|_| drop(topic.append(&size).unwrap()));
+        assert_eq!(topic.partition(0).unwrap().stats().segments > 1, more > 1);
+        store.close().unwrap();
+        let report = topiclog::verify_on(&vfs, Path::new("/s")).unwrap();
+        assert_eq!(report.damages().count(), 0, "clean {is_clean}, {more} more: {report:?}");
+    }
+}
