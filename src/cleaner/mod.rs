@@ -131,9 +131,9 @@ fn pieces(log: &Log, set: &SegmentSet, settings: &LogSettings, now_ms: i64) -> R
         // Nothing is younger than its arrival, whatever its time says; without a time it is as young as it may be.
         let arrived = arrived_by.get(&segment.base_offset()).copied();
         // Looked up only where the settings ask, as it may mean to read headers.
-        let max_timestamp = match has_min_lag.then(|| segment.max_timestamp()).transpose()?.flatten() {
-            Some((timestamp, _)) => arrived.map_or(timestamp, |arrived| timestamp.min(arrived)),
-            None => arrived.unwrap_or(-1),
+        let max_timestamp = match has_min_lag.then(|| segment.timestamp_bound()).transpose()? {
+            Some(timestamp) if timestamp >= 0 => arrived.map_or(timestamp, |arrived| timestamp.min(arrived)),
+            _ => arrived.unwrap_or(-1),
         };
         let first_timestamp = match has_max_lag.then(|| segment.first_batch_timestamp()).transpose()?.flatten() {
             Some(timestamp) if (1..=now_ms).contains(&timestamp) => timestamp,

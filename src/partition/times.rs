@@ -39,7 +39,8 @@ impl Partition {
             if end <= log_start {
                 continue;
             }
-            if segment.max_timestamp()?.is_none_or(|(maximum, _)| maximum < timestamp_ms) {
+            let latest = segment.timestamp_bound()?;
+            if latest < 0 || latest < timestamp_ms {
                 continue;
             }
             if let Some(found) = find_in_segment(&self.log, &set, segment, timestamp_ms, log_start)? {
@@ -60,13 +61,17 @@ impl Partition {
         let set = self.log.snapshot();
         let log_start = self.log.log_start();
         let mut best: Option<(Timestamp, &Arc<Segment>, i64)> = None;
-        for (index, segment) in set.segments.iter().enumerate() {
+        for (index, segment) in set.segments.iter().enumerate().rev() {
             let end = set.segments.get(index + 1).map_or(i64::MAX, |next| next.base_offset());
             if end <= log_start {
+                break;
+            }
+            // Not read where what is known of it rules it out.
+            if best.is_some_and(|(most, ..)| segment.known_max_timestamp().is_some_and(|known| known < most)) {
                 continue;
             }
             if let Some((timestamp, batch_end)) = segment.max_timestamp()?
-                && best.is_none_or(|(most, ..)| timestamp > most)
+                && best.is_none_or(|(most, ..)| timestamp >= most)
             {
                 best = Some((timestamp, segment, batch_end));
             }

@@ -124,15 +124,23 @@ impl Cursor {
         }
     }
 
-    /// Steps over the batches that end below an offset. Their contents are not looked at; their order is.
+    /// Steps over the batches that end below an offset. Their contents are not looked at; their order is. Where the offset
+    /// seems to lie in a gap, only the batch before the gap says that it does not reach that far: that one is checked.
     pub(crate) fn skip_to(&mut self, offset: i64) -> Result<()> {
-        while let Some(found) = self.peek()? {
-            if found.header.last_offset() >= offset {
-                break;
-            }
+        let mut last: Option<BatchAt> = None;
+        let mut next = self.peek()?;
+        while let Some(found) = next.filter(|found| found.header.last_offset() < offset) {
             self.step_over(&found);
+            last = Some(found);
+            next = self.peek()?;
         }
-        Ok(())
+        match last {
+            Some(last) if self.segment.is_foreign() && next.is_none_or(|next| next.header.base_offset > offset) => {
+                (self.position, self.expect) = (last.position, Expect::AtLeast(last.header.base_offset));
+                self.next().map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The next batch, checked as this cursor's [`Verify`] asks. `None` at the published end. After an error the cursor

@@ -76,7 +76,8 @@ impl Segment {
     /// The file of the offset index is missing or led astray: its entries are made anew from the batch headers.
     pub(crate) fn distrust_index(self: &Arc<Self>) -> Result<()> {
         self.rebuilt.fetch_add(1, Ordering::Relaxed);
-        let walk = self.walk(self.stored_index_end)?;
+        // Whoever follows an entry compares it with the batch that it leads to: a damaged one is to cost no other.
+        let walk = self.walk(self.stored_index_end, Verify::Trusted)?;
         self.store_entries(Bytes::from(offset_index::encode(walk.offsets.into_iter())));
         self.has_checked_entries.store(true, Ordering::Release);
         Ok(())
@@ -105,9 +106,9 @@ impl Segment {
         }
     }
 
-    fn walk(self: &Arc<Self>, end: u64) -> Result<Walk> {
+    fn walk(self: &Arc<Self>, end: u64, verify: Verify) -> Result<Walk> {
         let mut walk = Walk::default();
-        let mut cursor = Cursor::at_start(self, None::<Epochs>, Verify::Trusted)?;
+        let mut cursor = Cursor::at_start(self, None::<Epochs>, verify)?;
         let mut since_entry = 0;
         while cursor.position() < end {
             let Some(found) = cursor.next()? else { break };
@@ -125,14 +126,15 @@ impl Segment {
         Ok(walk)
     }
 
-    /// Runs a call on the time index. It is loaded if a checksum vouches for its file, else made from the headers.
+    /// Runs a call on the time index. It is loaded if a checksum vouches for its file, else made from the headers, each of
+    /// which is compared with its CRC: a batch that says it is older than it is would be passed over by every look-up.
     pub(crate) fn with_times<R>(self: &Arc<Self>, call: impl FnOnce(&TimeIndex) -> R) -> Result<R> {
         if self.times.lock().is_none() {
             let loaded = match self.load_time_index() {
                 Some(times) => times,
                 None => {
                     self.rebuilt.fetch_add(1, Ordering::Relaxed);
-                    self.walk(u64::MAX)?.times
+                    self.walk(u64::MAX, Verify::Once)?.times
                 }
             };
             let mut times = self.times.lock();
@@ -182,6 +184,16 @@ impl Segment {
         self.with_times(|times| {
             times.maximum().map(|maximum| (maximum.timestamp, self.offset_of(maximum.relative_offset)))
         })
+    }
+
+    /// No timestamp of the segment is larger; -1 if there is none. Of a segment that cannot be read it is what was noted when it
+    /// was written.
+    pub(crate) fn timestamp_bound(self: &Arc<Self>) -> Result<i64> {
+        match (self.max_timestamp(), self.known_max_timestamp()) {
+            (Ok(maximum), _) => Ok(maximum.map_or(-1, |(timestamp, _)| timestamp)),
+            (Err(_), Some(known)) => Ok(known),
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// The offset that an index entry names. Neither the entry nor the name of a broker's file keeps it below 2^63.

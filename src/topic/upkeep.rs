@@ -79,8 +79,7 @@ fn pieces(log: &Log, with_times: bool, now_ms: i64) -> Result<Vec<Piece>> {
     let ends = set.segments.iter().skip(1).map(|segment| segment.base_offset()).chain([log.end_offset()]);
     let arrived_by = if with_times { log.arrived_by(now_ms) } else { BTreeMap::new() };
     let piece = |(segment, next_base): (&Arc<Segment>, i64)| {
-        let max_timestamp =
-            if with_times { segment.max_timestamp()?.map_or(-1, |(timestamp, _)| timestamp) } else { -1 };
+        let max_timestamp = if with_times { segment.timestamp_bound()? } else { -1 };
         let arrived_by_ms = arrived_by.get(&segment.base_offset()).copied();
         Ok(Piece { next_base, bytes: segment.bytes(), max_timestamp, arrived_by_ms })
     };

@@ -1,7 +1,7 @@
 //! Damage done to a broker's directories: taken over, where checksums of ours cover every byte, and bare, where only
 //! Kafka's do, and what passes unseen is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
@@ -33,6 +33,17 @@ struct Held {
     stable: i64,
     committed: Vec<Shown>,
     uncommitted: Vec<Shown>,
+    /// What is found by each time of the log and by those beside it; by none, the latest.
+    by_time: Vec<(Option<i64>, Option<(i64, i64)>)>,
+}
+
+/// Looks up by time, or for the latest.
+fn find(partition: &Partition, time: Option<i64>) -> topiclog::Result<Option<(i64, i64)>> {
+    let found = match time {
+        Some(time) => partition.offset_for_timestamp(time)?,
+        None => partition.max_timestamp()?,
+    };
+    Ok(found.map(|found| (found.offset.get(), found.timestamp_ms)))
 }
 
 const ISOLATIONS: [Isolation; 2] = [Isolation::Committed, Isolation::Uncommitted];
@@ -47,19 +58,33 @@ impl Held {
             let reader = partition.reader(partition.start(), &options(isolation)).unwrap();
             reader.map(|record| shown(&record.unwrap())).collect()
         };
+        let uncommitted = read(Isolation::Uncommitted);
+        let times: BTreeSet<i64> = uncommitted.iter().flat_map(|shown| [shown.2 - 1, shown.2, shown.2 + 1]).collect();
+        let times = times.into_iter().map(Some).chain([None]);
         Self {
+            by_time: times.map(|time| (time, find(partition, time).unwrap())).collect(),
             topic: partition.id().topic.to_string(),
             partition: partition.id().partition.get(),
             start: partition.start().get(),
             end: partition.end().get(),
             stable: partition.last_stable_offset().get(),
             committed: read(Isolation::Committed),
-            uncommitted: read(Isolation::Uncommitted),
+            uncommitted,
         }
     }
 
     fn records(&self, isolation: Isolation) -> &[Shown] {
         if isolation == Isolation::Committed { &self.committed } else { &self.uncommitted }
+    }
+
+    /// Whether two disks have the same files of it.
+    fn is_same(&self, one: &Image, other: &Image) -> bool {
+        let directory = format!("s/{}-{}/", self.topic, self.partition);
+        let files = |image: &Image| -> Vec<(String, Vec<u8>)> {
+            let paths = image.files().map(|(path, _)| path).filter(|path| path.starts_with(&directory));
+            paths.map(|path| (path.to_owned(), image.read(path).unwrap())).collect()
+        };
+        files(one) == files(other)
     }
 
     /// Reads it again. True if all is as before; false if there was an error or `may_miss` and a part is not there.
@@ -107,6 +132,35 @@ impl Held {
             false if may_miss => Ok(false),
             false => Err(format!("{} {isolation:?}: {seen} of {} and no error", self.topic, expected.len())),
         }
+    }
+
+    fn check_times(&self, store: &Store, may_miss: bool) -> Result<bool, String> {
+        let partition = match store.topic(&self.topic).and_then(|topic| topic.partition(self.partition)) {
+            Ok(partition) => partition,
+            Err(_) => return Ok(false),
+        };
+        let mut is_whole = true;
+        for (time, expected) in &self.by_time {
+            match find(&partition, *time) {
+                Ok(found) if found == *expected => {}
+                // It is not shown any more, nor what comes behind it.
+                Ok(found)
+                    if may_miss
+                        && expected.is_some_and(|(offset, _)| offset >= partition.end().get())
+                        && (found.is_none() || time.is_none()) =>
+                {
+                    is_whole = false;
+                }
+                Ok(found) => {
+                    return Err(format!("{}: SILENT by time {time:?} {found:?}, expected {expected:?}", self.topic));
+                }
+                Err(error) => {
+                    is_typed(&error)?;
+                    is_whole = false;
+                }
+            }
+        }
+        Ok(is_whole)
     }
 
     fn check_offsets(&self, partition: &Partition, may_miss: bool) -> Result<bool, String> {
@@ -258,6 +312,10 @@ impl Judged for Directory {
         let mut is_whole = true;
         for held in &self.held {
             is_whole &= held.check(&store, may_miss)?;
+            // The others have nothing new to say.
+            if !held.is_same(&self.image, image) {
+                is_whole &= held.check_times(&store, may_miss)?;
+            }
         }
         Ok(match (is_whole, is_told) {
             (false, _) => Class::Detected,

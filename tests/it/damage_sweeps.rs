@@ -1,6 +1,6 @@
 //! Damage done to every file of a store: whatever is hit, a record is right, or there is an error or a repair to read of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -64,7 +64,12 @@ struct Victim {
     calm: (usize, u64),
     /// The disk at earlier moments.
     history: Vec<Image>,
+    /// Each timestamp of the records, and those beside it.
+    times: Vec<i64>,
 }
+
+/// A damaged store is asked for one of so many times, so that all of them have their turn.
+const TURNS: u64 = 32;
 
 fn open(disk: &FaultVfs, read_only: bool) -> topiclog::Result<Store> {
     let builder = Store::builder().vfs(Arc::new(disk.clone())).clock(Arc::new(ManualClock::new(T0)));
@@ -125,7 +130,10 @@ impl Victim {
         }
         drop((store, partition));
         let image = disk.image();
-        let mut victim = Self { name, image, records, floor: 0, calm: (0, 0), history };
+        let times: BTreeSet<i64> =
+            records.iter().flat_map(|shown| [shown.timestamp - 1, shown.timestamp, shown.timestamp + 1]).collect();
+        let times = times.into_iter().collect();
+        let mut victim = Self { name, image, records, floor: 0, calm: (0, 0), history, times };
         let store = open(&FaultVfs::from_image(&victim.image), false).unwrap();
         let report = store.recovery_report();
         assert_eq!(report.is_unclean(), !is_clean, "{report:?}");
@@ -133,7 +141,7 @@ impl Victim {
         let partition = store.topic("t").unwrap().partition(0).unwrap();
         assert_eq!(partition.end().get(), victim.records.len() as i64);
         let mut errors = 0;
-        victim.check_reads(&partition, &mut errors).unwrap();
+        victim.check_reads(&partition, 0, &mut errors).unwrap();
         victim.calm = (report.repairs().count(), partition.stats().indexes_rebuilt);
         let bytes: u64 = victim.image.files().map(|(_, bytes)| bytes).sum();
         let files = victim.image.files().count();
@@ -172,7 +180,7 @@ impl Victim {
             Err(error) => return Err(format!("the topic is gone: {error}")),
         };
         let mut errors = 0;
-        let end = self.check_reads(&partition, &mut errors)?;
+        let end = self.check_reads(&partition, image.hash(), &mut errors)?;
         if end < self.floor {
             return Err(format!("ends at {end}, below the floor {}: {report:?}", self.floor));
         }
@@ -196,14 +204,16 @@ impl Victim {
         let Ok(store) = opened else { return Ok(()) };
         let Ok(partition) = store.topic("t").and_then(|topic| topic.partition(0)) else { return Ok(()) };
         let mut errors = 0;
-        let end = self.check_reads(&partition, &mut errors).map_err(|error| format!("read-only: {error}"))?;
+        let end =
+            self.check_reads(&partition, image.hash(), &mut errors).map_err(|error| format!("read-only: {error}"))?;
         if end < self.floor && errors == 0 && store.recovery_report().repairs().next().is_none() {
             return Err(format!("read-only: ends at {end} and reports nothing"));
         }
         Ok(())
     }
 
-    fn check_reads(&self, partition: &Partition, errors: &mut usize) -> Result<i64, String> {
+    /// `turn` says for which of the times it is asked.
+    fn check_reads(&self, partition: &Partition, turn: u64, errors: &mut usize) -> Result<i64, String> {
         let end = partition.end().get();
         if partition.start().get() != 0 || end > self.records.len() as i64 {
             return Err(format!("shows {}..{end} of {}", partition.start(), self.records.len()));
@@ -229,7 +239,7 @@ impl Victim {
             return Err(format!("iteration shows {seen} of {end} records and no error"));
         }
         self.check_offsets(partition, held, errors)?;
-        self.check_times(partition, held, errors)?;
+        self.check_times(partition, held, turn, errors)?;
         Ok(end)
     }
 
@@ -251,9 +261,8 @@ impl Victim {
         Ok(())
     }
 
-    fn check_times(&self, partition: &Partition, held: &[Shown], errors: &mut usize) -> Result<(), String> {
-        let count = self.records.len() as i64;
-        for time in (0..=8).map(|step| T0 + count * 10 * step / 8 - 7) {
+    fn check_times(&self, partition: &Partition, held: &[Shown], turn: u64, errors: &mut usize) -> Result<(), String> {
+        for &time in self.times.iter().skip((turn % TURNS) as usize).step_by(TURNS as usize) {
             let expected = held.iter().find(|record| record.timestamp >= time);
             match partition.offset_for_timestamp(time) {
                 Ok(found) => {

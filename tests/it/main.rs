@@ -30,6 +30,7 @@ mod damage;
 #[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 mod damage_kafka;
 mod damage_sweeps;
+mod damage_times;
 mod durability;
 mod golden;
 mod group_coordinator;
