@@ -11,10 +11,13 @@
 //! ```
 
 use super::batch::{BatchError, Peek, peek};
+use crate::clock::Timestamp;
 
 /// Where the checksum is, and where what it covers begins.
 const CRC_AT: usize = 12;
 const CRC_FROM: usize = 16;
+/// In format 1.
+const TIMESTAMP_AT: usize = 18;
 
 /// An entry of format 0 or 1. Its records cannot be read: [`BatchError::Magic`] says so.
 ///
@@ -35,6 +38,9 @@ pub struct LegacyEntry {
     pub size_bytes: usize,
     /// 0 or 1.
     pub magic: i8,
+    /// The timestamp of the message, and of a compressed wrapper the largest in it, in milliseconds since 1970; -1 in format 0,
+    /// which has none.
+    pub timestamp_ms: Timestamp,
 }
 
 impl LegacyEntry {
@@ -66,7 +72,9 @@ impl LegacyEntry {
         if stored != computed {
             return Err(BatchError::Crc { stored, computed });
         }
-        Ok(Self { offset: base_offset, size_bytes, magic })
+        let timestamp = entry.get(TIMESTAMP_AT..).and_then(|rest| rest.first_chunk::<8>()).filter(|_| magic == 1);
+        let timestamp_ms = timestamp.map_or(-1, |timestamp| i64::from_be_bytes(*timestamp));
+        Ok(Self { offset: base_offset, size_bytes, magic, timestamp_ms })
     }
 }
 
@@ -92,7 +100,9 @@ mod tests {
             for behind in [least, least + 1, 300] {
                 let bytes = entry(magic, 7, behind);
                 let parsed = LegacyEntry::parse(&[bytes.clone(), vec![9; 40]].concat());
-                assert_eq!(parsed, Ok(LegacyEntry { offset: 7, size_bytes: bytes.len(), magic }));
+                // What is behind the magic counts up; the timestamp begins behind the attributes.
+                let timestamp_ms = if magic == 1 { 0x0102_0304_0506_0708 } else { -1 };
+                assert_eq!(parsed, Ok(LegacyEntry { offset: 7, size_bytes: bytes.len(), magic, timestamp_ms }));
             }
             let short = LegacyEntry::parse(&entry(magic, 7, least - 1));
             assert!(matches!(short, Err(BatchError::Malformed { at: 8, .. })), "{magic}: {short:?}");

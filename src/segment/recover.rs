@@ -9,7 +9,7 @@ use std::io;
 use super::cursor::epoch_of;
 use crate::io::{VfsFile, read_exact_at, read_full_at};
 use crate::planted::{Bug, is};
-use crate::record::{self, BatchError, BatchHeader, BatchView};
+use crate::record::{self, BatchError, BatchHeader, BatchView, LegacyEntry};
 
 const WINDOW_BYTES: usize = 256 << 10;
 /// A batch above this is checked in pieces and not held in memory.
@@ -78,12 +78,37 @@ impl Window<'_> {
     }
 }
 
+/// Who looks at what a scan comes by.
+pub(crate) trait Visit {
+    /// A good batch: its position, its header, and its bytes unless it is very large.
+    fn batch(&mut self, position: u64, header: &BatchHeader, bytes: Option<&[u8]>);
+
+    /// A good entry of an old format.
+    fn legacy(&mut self, position: u64, entry: &LegacyEntry);
+}
+
+/// Who has no use for entries of the old formats.
+struct Batches<F>(F);
+
+impl<F: FnMut(u64, &BatchHeader, Option<&[u8]>)> Visit for Batches<F> {
+    fn batch(&mut self, position: u64, header: &BatchHeader, bytes: Option<&[u8]>) {
+        (self.0)(position, header, bytes);
+    }
+
+    fn legacy(&mut self, _: u64, _: &LegacyEntry) {}
+}
+
 /// Checks batch after batch. `visit` sees each good one: its position, its header, and its bytes unless it is very large.
 pub(crate) fn scan(
     file: &dyn VfsFile,
     rules: &ScanRules<'_>,
-    mut visit: impl FnMut(u64, &BatchHeader, Option<&[u8]>),
+    visit: impl FnMut(u64, &BatchHeader, Option<&[u8]>),
 ) -> io::Result<Scan> {
+    scan_all(file, rules, &mut Batches(visit))
+}
+
+/// [`scan`] for who wants to see entries of the old formats as well.
+pub(crate) fn scan_all(file: &dyn VfsFile, rules: &ScanRules<'_>, visit: &mut impl Visit) -> io::Result<Scan> {
     let file_bytes = file.len()?;
     let mut window = Window { file, file_bytes, start: rules.position, buffer: Vec::new() };
     let mut scan = Scan {
@@ -95,7 +120,7 @@ pub(crate) fn scan(
         stop: Stop::End,
     };
     while scan.position < file_bytes {
-        match step(&mut window, rules, &mut scan, &mut visit)? {
+        match step(&mut window, rules, &mut scan, visit)? {
             None => {}
             Some(stop) => {
                 scan.stop = stop;
@@ -113,13 +138,15 @@ fn step(
     window: &mut Window<'_>,
     rules: &ScanRules<'_>,
     scan: &mut Scan,
-    visit: &mut impl FnMut(u64, &BatchHeader, Option<&[u8]>),
+    visit: &mut impl Visit,
 ) -> io::Result<Option<Stop>> {
     let position = scan.position;
     let left = window.file_bytes - position;
     let head = window.at(position, HEADER_BYTES)?;
     match record::peek(head) {
-        Ok(peek) if peek.magic < 2 && rules.is_foreign => return step_legacy(window, scan, peek.size_bytes, left),
+        Ok(peek) if peek.magic < 2 && rules.is_foreign => {
+            return step_legacy(window, scan, (peek.size_bytes, left), visit);
+        }
         Ok(_) => {}
         // Zeros of preallocated space end up here.
         Err(error) => return Ok(Some(Stop::Bad(error.to_string()))),
@@ -146,12 +173,12 @@ fn step(
         {
             return Ok(Some(Stop::Bad(error.to_string())));
         }
-        visit(position, &header, Some(bytes));
+        visit.batch(position, &header, Some(bytes));
     } else {
         if let Err(why) = check_in_pieces(window.file, position, &header)? {
             return Ok(Some(Stop::Bad(why)));
         }
-        visit(position, &header, None);
+        visit.batch(position, &header, None);
     }
     scan.position += size;
     scan.next_offset = header.next_offset();
@@ -186,16 +213,23 @@ fn unsupported(window: &mut Window<'_>, position: u64, left: u64, error: &BatchE
     Ok(if holds { Stop::Unsupported(error.to_string()) } else { Stop::Bad(error.to_string()) })
 }
 
-fn step_legacy(window: &mut Window<'_>, scan: &mut Scan, size: usize, left: u64) -> io::Result<Option<Stop>> {
+fn step_legacy(
+    window: &mut Window<'_>,
+    scan: &mut Scan,
+    (size, left): (usize, u64),
+    visit: &mut impl Visit,
+) -> io::Result<Option<Stop>> {
     if size as u64 > left.min(HELD_BATCH_BYTES_MAX) {
         return Ok(Some(Stop::Bad("an entry of an old record format is longer than the file".into())));
     }
     let bytes = window.at(scan.position, size)?;
-    match record::LegacyEntry::parse(bytes) {
+    match LegacyEntry::parse(bytes) {
         Ok(entry) if entry.offset >= scan.next_offset => {
+            visit.legacy(scan.position, &entry);
             scan.position += size as u64;
             scan.next_offset = entry.offset.saturating_add(1);
             scan.batches += 1;
+            scan.max_timestamp = scan.max_timestamp.max(entry.timestamp_ms);
             Ok(None)
         }
         Ok(entry) => Ok(Some(Stop::Bad(format!("offset {} where {} was expected", entry.offset, scan.next_offset)))),

@@ -393,11 +393,10 @@ impl<'a> Adoption<'a> {
         let facts = crate::segment::SegmentFacts { state: State::Closed, ..entry.facts() };
         let segment = Arc::new(Segment::open(&self.env.pool, directory, &facts, options, OpenMode::Read));
         // Where entries of the old formats are, their headers cannot be walked; the indexes stay as the broker left them.
-        let has_old_formats = segment.first_header().is_err();
-        if !has_old_formats {
-            segment.distrust_index()?;
-            segment.write_indexes(true)?;
-        }
+        let written = segment.distrust_index().and_then(|()| segment.write_indexes(true));
+        written
+            .map(drop)
+            .or_else(|error| if matches!(error, Error::Unsupported { .. }) { Ok(()) } else { Err(error) })?;
         entry.txn_index = self.write_txn_index(directory, entry, aborted)?;
         let seal = segment.compute_seal(self.catalog.store_id, &mut || {})?;
         entry.crc32 = Some(seal.crc32);

@@ -19,9 +19,9 @@ use crate::partition::kafka_state::{self, Producers};
 use crate::partition::listing::{Listing, list};
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
 use crate::partition::quarantine;
-use crate::record::{self, BatchHeader, DecodeLimits, RecordsIter};
+use crate::record::{self, BatchHeader, DecodeLimits, LegacyEntry, RecordsIter};
 use crate::segment::name::{self, Suffix, file_name};
-use crate::segment::recover::{Scan, ScanRules, Stop, proof_of_rot, scan};
+use crate::segment::recover::{Scan, ScanRules, Stop, Visit, proof_of_rot, scan_all};
 use crate::segment::seal::{Seal, SealBuilder};
 use crate::segment::{FileCheck, offset_index, time_index, txn_index};
 
@@ -78,7 +78,7 @@ pub struct VerifyReport {
     pub partitions: usize,
     /// Segments that were looked at.
     pub segments: usize,
-    /// Good batches.
+    /// Good batches, and entries of the old formats.
     pub batches: u64,
     /// Records in them, as their headers say.
     pub records: u64,
@@ -356,25 +356,18 @@ impl PartitionCheck<'_> {
             Some(EntryState::Active) | None => check.next_base.is_some() || self.was_clean,
         };
         let log_bytes = file.len().map_err(|error| Error::io("read", &path, error))?;
-        let mut indexes = self.indexes(check, is_settled.then_some(log_bytes))?;
-        let mut records = RecordsCheck::default();
-        let (mut batches, mut counted) = (0, 0);
-        let found = scan(&*file, &rules, |position, header, bytes| {
-            batches += 1;
-            counted += u64::from(header.records_count.unsigned_abs());
-            indexes.batch(position, header, check.base);
-            records.batch(position, header, bytes);
-        });
-        let found = found.map_err(|error| Error::io("read", &path, error))?;
-        self.report.batches += batches;
-        self.report.records += counted;
+        let indexes = self.indexes(check, is_settled.then_some(log_bytes))?;
+        let mut seen = Seen { base: check.base, batches: 0, counted: 0, indexes, records: RecordsCheck::default() };
+        let found = scan_all(&*file, &rules, &mut seen).map_err(|error| Error::io("read", &path, error))?;
+        self.report.batches += seen.batches;
+        self.report.records += seen.counted;
         self.report.bytes += found.position;
-        for (position, what, severity) in records.findings {
+        for (position, what, severity) in seen.records.findings {
             self.report.add(severity, &path, Some(position), what);
         }
         self.judge_stop(check, &path, &*file, &found)?;
         let whole = matches!(found.stop, Stop::End | Stop::Zeros);
-        for (suffix, what) in indexes.finish(whole && is_settled) {
+        for (suffix, what) in seen.indexes.finish(whole && is_settled) {
             let path = self.directory.join(check.name(suffix));
             self.report.damage(&path, None, what);
         }
@@ -571,14 +564,49 @@ fn stop_text(stop: &Stop) -> &str {
     }
 }
 
+/// What the scan of one log is for.
+struct Seen {
+    base: i64,
+    batches: u64,
+    /// Records, as the headers say.
+    counted: u64,
+    indexes: IndexCheck,
+    records: RecordsCheck,
+}
+
+impl Visit for Seen {
+    fn batch(&mut self, position: u64, header: &BatchHeader, bytes: Option<&[u8]>) {
+        self.batches += 1;
+        self.counted += u64::from(header.records_count.unsigned_abs());
+        let span = Span { first: header.base_offset, last: header.last_offset(), max_timestamp: header.max_timestamp };
+        self.indexes.batch(position, span, self.base);
+        self.records.batch(position, header, bytes);
+    }
+
+    fn legacy(&mut self, position: u64, entry: &LegacyEntry) {
+        self.batches += 1;
+        let span = Span { first: entry.offset, last: entry.offset, max_timestamp: entry.timestamp_ms };
+        self.indexes.batch(position, span, self.base);
+        self.records.legacy(position);
+    }
+}
+
 /// Looks into the records of each batch.
 #[derive(Default)]
 struct RecordsCheck {
     findings: Vec<(u64, String, Severity)>,
     told_of_codec: bool,
+    told_of_old_formats: bool,
 }
 
 impl RecordsCheck {
+    fn legacy(&mut self, position: u64) {
+        if !std::mem::replace(&mut self.told_of_old_formats, true) {
+            let what = "records not looked into: entries of the formats 0 and 1";
+            self.findings.push((position, what.into(), Severity::Notice));
+        }
+    }
+
     fn batch(&mut self, position: u64, header: &BatchHeader, bytes: Option<&[u8]>) {
         let Some(bytes) = bytes else { return };
         let limits = DecodeLimits { decompressed_bytes_max: 256 << 20 };
@@ -604,6 +632,14 @@ impl RecordsCheck {
             self.findings.push((position, error.to_string(), Severity::Damage));
         }
     }
+}
+
+/// What of a batch the indexes speak of. Of an entry of an old format the first offset is not known.
+#[derive(Clone, Copy)]
+struct Span {
+    first: i64,
+    last: i64,
+    max_timestamp: i64,
 }
 
 /// Walks the entries of both indexes beside the batches that they speak of.
@@ -651,7 +687,7 @@ impl IndexCheck {
         }
     }
 
-    fn batch(&mut self, position: u64, header: &BatchHeader, base: i64) {
+    fn batch(&mut self, position: u64, span: Span, base: i64) {
         while let Some(&entry) = self.offsets.get(self.next_offset_entry) {
             let at = u64::from(entry.position);
             if at > position {
@@ -659,7 +695,7 @@ impl IndexCheck {
             }
             self.next_offset_entry += 1;
             let offset = base.saturating_add(i64::from(entry.relative_offset));
-            let fits = if self.is_exact { offset == header.last_offset() } else { offset >= header.base_offset };
+            let fits = if self.is_exact { offset == span.last } else { offset >= span.first };
             if at < position || !fits {
                 self.note(
                     Suffix::Index,
@@ -670,7 +706,7 @@ impl IndexCheck {
         // Every record with a greater timestamp than an entry's lies behind the entry's offset.
         while let Some(&entry) = self.times.get(self.next_time_entry) {
             let offset = base.saturating_add(i64::from(entry.relative_offset));
-            if offset >= header.last_offset() {
+            if offset >= span.last {
                 break;
             }
             self.next_time_entry += 1;
@@ -678,7 +714,7 @@ impl IndexCheck {
                 self.note(Suffix::TimeIndex, format!("a record before offset {offset} is later than its entry says"));
             }
         }
-        self.running_maximum = self.running_maximum.max(header.max_timestamp);
+        self.running_maximum = self.running_maximum.max(span.max_timestamp);
     }
 
     fn finish(mut self, is_whole: bool) -> Vec<(Suffix, String)> {

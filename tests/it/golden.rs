@@ -241,9 +241,9 @@ pub(crate) fn z_the_same_records_in_every_codec() {
 
 #[test]
 pub(crate) fn legacy_entries_are_stepped_over_and_refused() {
-    for (name, magic, size_bytes) in [("legacy v0", 0, 28), ("legacy v1", 1, 36)] {
+    for (name, magic, size_bytes, timestamp_ms) in [("legacy v0", 0, 28, -1), ("legacy v1", 1, 36, 1_700_000_000_000)] {
         let mut bytes = example(name).to_vec();
-        assert_eq!(LegacyEntry::parse(&bytes), Ok(LegacyEntry { offset: 5, size_bytes, magic }));
+        assert_eq!(LegacyEntry::parse(&bytes), Ok(LegacyEntry { offset: 5, size_bytes, magic, timestamp_ms }));
         assert_eq!(BatchView::parse(&bytes).unwrap_err(), BatchError::Magic(magic));
         // Long enough for a header of format 2, it is still none.
         bytes.extend_from_slice(&[0; 64]);

@@ -51,6 +51,7 @@ mod lags;
 mod layers;
 mod members;
 mod names;
+mod old_formats;
 mod own_format;
 #[cfg(topiclog_planted)]
 mod planted;
