@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::manifest::Manifest;
 use super::{kafka_state, key_queue, manifest, quarantine, swap};
 use crate::error::{Error, Result};
 use crate::io::{EntryKind, Vfs};
@@ -37,6 +38,14 @@ impl Listing {
             .filter_map(|name| name::parse(name))
             .filter(|(_, suffix)| *suffix == Suffix::Log)
             .map(|(base, _)| base)
+    }
+
+    /// Offsets of the snapshots that nobody needs, as Kafka has it: neither the base of a segment nor the newest at or below
+    /// the log end.
+    pub(super) fn stray_snapshots(&self, manifest: &Manifest, end: i64) -> Vec<i64> {
+        let Some((&newest, _)) = self.snapshots.range(..=end).next_back() else { return Vec::new() };
+        let is_base = |offset: i64| manifest.segments.iter().any(|entry| entry.base == offset);
+        self.snapshots.keys().copied().filter(|&offset| offset != newest && !is_base(offset)).collect()
     }
 
     /// Whether the new log of a segment waits for its final name.

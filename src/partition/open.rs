@@ -21,6 +21,7 @@ use super::writer::Writer;
 use super::{Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
+use crate::io::replace::remove_if_there;
 use crate::io::{OpenMode, Vfs, write_all_at};
 use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
@@ -105,9 +106,9 @@ impl Opening<'_> {
             (report.floor, report.end) = (floor.end_offset.into(), floor.end_offset.into());
             if !self.env.read_only && !listing.temporary.is_empty() {
                 self.sweep(&listing, &manifest, &mut report)?;
-                let failed = |error| Error::io("sync directory", &self.directory, error);
-                self.env.vfs.sync_dir(&self.directory).map_err(failed)?;
+                self.sync_directory()?;
             }
+            self.sweep_snapshots(&listing, &manifest, floor.end_offset, &mut report)?;
             let log = self.assemble(manifest, generation, Some(floor), (&listing, &mut report), false)?;
             return Ok((log, report));
         }
@@ -136,6 +137,7 @@ impl Opening<'_> {
             (generation, floor) = self.commit(&mut manifest, generation, Some(floor), &found)?;
         }
         let listing = list(&*self.env.vfs, &self.directory)?;
+        self.sweep_snapshots(&listing, &manifest, found.next_offset, &mut report)?;
         let log = self.assemble(manifest, generation, Some(floor), (&listing, &mut report), true)?;
         Ok((log, report))
     }
@@ -358,6 +360,31 @@ impl Opening<'_> {
             self.env.vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
         }
         Ok(())
+    }
+
+    /// Removes snapshots that a crash, or an earlier version, left behind.
+    fn sweep_snapshots(
+        &self,
+        listing: &Listing,
+        manifest: &Manifest,
+        end: i64,
+        report: &mut PartitionReport,
+    ) -> Result<()> {
+        let strays = listing.stray_snapshots(manifest, end);
+        if self.env.read_only || strays.is_empty() {
+            return Ok(());
+        }
+        for offset in strays {
+            let path = self.directory.join(file_name(offset, Suffix::Snapshot));
+            remove_if_there(&*self.env.vfs, &path)?;
+            report.repairs.push(Repair::Swept { path });
+        }
+        self.sync_directory()
+    }
+
+    fn sync_directory(&self) -> Result<()> {
+        let failed = |error| Error::io("sync directory", &self.directory, error);
+        self.env.vfs.sync_dir(&self.directory).map_err(failed)
     }
 
     /// The last step of recovery: a new generation with a new leader epoch, then a floor that says "clean".

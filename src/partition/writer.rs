@@ -11,6 +11,7 @@ use super::append_options::{AppendOptions, AppendSpec};
 use super::floor::Kind;
 use super::kafka_state;
 use super::key_queue::{self, Gathered, HashKey};
+use super::listing::list;
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
 use super::space_ahead::SpaceAhead;
@@ -18,7 +19,7 @@ use super::{Durability, Log, SegmentSet};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result, copy_io_error};
 use crate::ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
-use crate::io::replace::{TwoSlots, replace_file};
+use crate::io::replace::{TwoSlots, remove_if_there, replace_file};
 use crate::planted::{Bug, is};
 use crate::position::{PartitionPosition, Position};
 use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
@@ -506,6 +507,8 @@ impl Log {
             written => Some(written?),
         };
         self.write_snapshot(self.end_offset())?;
+        // That of the close before, now that this one is durable.
+        self.remove_stray_snapshots(&writer.manifest)?;
         self.write_epochs(&writer.manifest)?;
         self.sync_directory()?;
         let mut manifest = writer.manifest.clone();
@@ -547,6 +550,14 @@ impl Log {
         let bytes = self.producers.lock().encode_snapshot();
         let name = file_name(offset, Suffix::Snapshot);
         replace_file(&*self.env.vfs, &self.directory, &name, &bytes, true)?;
+        Ok(())
+    }
+
+    fn remove_stray_snapshots(&self, manifest: &Manifest) -> Result<()> {
+        let listing = list(&*self.env.vfs, &self.directory)?;
+        for offset in listing.stray_snapshots(manifest, self.end_offset()) {
+            remove_if_there(&*self.env.vfs, &self.directory.join(file_name(offset, Suffix::Snapshot)))?;
+        }
         Ok(())
     }
 

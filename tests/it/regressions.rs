@@ -693,3 +693,76 @@ fn a_wrong_entry_of_an_index_is_not_handed_on() {
         assert_eq!(report.damages().count(), 0, "clean {is_clean}, {more} more: {report:?}");
     }
 }
+
+/// Each close left one more.
+#[test]
+fn a_partition_that_is_opened_again_and_again_keeps_a_bounded_number_of_files() {
+    let files = |vfs: &FaultVfs| -> Vec<(String, u64)> {
+        let image = vfs.image();
+        let files = image.files().filter(|(path, _)| path.starts_with("s/t-0/"));
+        files.map(|(path, bytes)| (path.rsplit('/').next().unwrap().to_owned(), bytes)).collect()
+    };
+    let snapshots = |vfs: &FaultVfs| -> Vec<i64> {
+        files(vfs).iter().filter_map(|(name, _)| name.strip_suffix(".snapshot")?.parse().ok()).collect()
+    };
+    let vfs = machine();
+    open(&vfs).create_topic("t", TopicConfig::default().segment_bytes(1500).preallocate_bytes(0)).unwrap();
+    for nth in 1..=10 {
+        let store = open(&vfs);
+        assert_eq!(store.recovery_report().repairs().count(), 0, "{:?}", store.recovery_report());
+        store.topic("t").unwrap().append(Record::of_value("v")).unwrap();
+        store.close().unwrap();
+        assert_eq!(snapshots(&vfs), [nth], "the one at the log end");
+        let blocks: u64 = files(&vfs).iter().map(|(_, bytes)| bytes.next_multiple_of(4096)).sum();
+        assert!(blocks <= 64 << 10, "{blocks} bytes: {:?}", files(&vfs));
+    }
+    // Those at the bases of segments stay.
+    let store = open(&vfs);
+    let topic = store.topic("t").unwrap();
+    topic.append(Record::of_value("v")).unwrap();
+    (0..3).for_each(|_| drop(topic.append(Record::of_value(vec![b'x'; 1200])).unwrap()));
+    let bases: Vec<i64> = files(&vfs).iter().filter_map(|(name, _)| name.strip_suffix(".log")?.parse().ok()).collect();
+    assert_eq!(bases, [0, 11, 12, 13]);
+    assert_eq!(snapshots(&vfs), [10, 11, 12, 13], "none goes before the next close or open");
+    drop((store, topic));
+    vfs.kill();
+
+    // One that an earlier version, or a crash, left is told of once.
+    let store = open(&vfs);
+    let swept = |store: &Store| {
+        let repairs: Vec<_> = store.recovery_report().repairs().cloned().collect();
+        repairs.iter().filter(|repair| matches!(repair, topiclog::Repair::Swept { .. })).count()
+    };
+    assert_eq!((snapshots(&vfs), swept(&store)), (vec![11, 12, 13], 1));
+    store.close().unwrap();
+    assert_eq!(snapshots(&vfs), [11, 12, 13, 14]);
+    assert_eq!(swept(&open(&vfs)), 0);
+}
+
+/// Whatever call to the disk fails, or whenever the process ends: a loader finds a snapshot at or below the log end.
+#[test]
+fn there_is_always_a_snapshot_of_the_producers_once_there_was_one() {
+    let vfs = machine();
+    let store = open(&vfs);
+    store.create_topic("t", TopicConfig::default()).unwrap().append(Record::of_value("v")).unwrap();
+    store.close().unwrap();
+    let image = vfs.image();
+    let mut stops = 0;
+    for call in 1..60 {
+        for fault in [Fault::Error(errno::EIO), Fault::Error(errno::ENOSPC)] {
+            let vfs = FaultVfs::from_image(&image);
+            let store = open(&vfs);
+            store.topic("t").unwrap().append(Record::of_value("v")).unwrap();
+            vfs.inject(FaultPlan::new(fault).at_call(call));
+            stops += usize::from(store.close().is_err());
+            vfs.clear_faults();
+            drop(store);
+            for image in [vfs.image(), vfs.durable_image()] {
+                let has_one = image.files().any(|(path, _)| path.ends_with(".snapshot"));
+                assert!(has_one, "call {call}");
+            }
+        }
+    }
+    tell!("closes that failed: {stops}");
+    assert!(stops >= 20, "{stops}");
+}
