@@ -182,20 +182,17 @@ fn failed(codec: Compression, why: impl fmt::Display) -> BatchError {
 /// Reads all that `source` gives into `out`, up to the limit.
 #[cfg(any(feature = "gzip", feature = "zstd"))]
 fn read_capped(
-    codec: Compression,
     source: &mut impl std::io::Read,
     out: &mut Vec<u8>,
     limit: usize,
-) -> Result<(), BatchError> {
+) -> std::io::Result<Result<(), BatchError>> {
     use std::io::Read as _;
     let before = out.len();
     // One byte more than allowed tells an exact fit from too much.
     let cap = (limit as u64).saturating_add(1);
-    source.take(cap).read_to_end(out).map_err(|error| failed(codec, error))?;
-    if out.len().saturating_sub(before) > limit {
-        return Err(BatchError::DecompressedTooLarge { limit });
-    }
-    Ok(())
+    source.take(cap).read_to_end(out)?;
+    let fits = out.len().saturating_sub(before) <= limit;
+    Ok(if fits { Ok(()) } else { Err(BatchError::DecompressedTooLarge { limit }) })
 }
 
 #[cfg(feature = "gzip")]
@@ -222,7 +219,7 @@ mod gzip {
 
     pub(super) fn decompress(body: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), BatchError> {
         let mut decoder = flate2::bufread::GzDecoder::new(body);
-        read_capped(Compression::Gzip, &mut decoder, out, limit)?;
+        read_capped(&mut decoder, out, limit).map_err(|error| failed(Compression::Gzip, error))??;
         match decoder.into_inner() {
             [] => Ok(()),
             _ => Err(failed(Compression::Gzip, "bytes follow the member")),
@@ -397,15 +394,22 @@ mod lz4 {
 #[cfg(feature = "zstd")]
 mod zstandard {
     //! Standard frames without dictionary, written as one without a content size, as the Java client streams it.
+    //!
+    //! A decoder of streams keeps the frame's window in memory. From level 20 on the Java client asks for one of 32 to 128 MiB,
+    //! whatever the size of the batch: such a frame is decompressed in one piece, and what comes out is its window.
 
-    use std::io::Write as _;
+    use std::io::{self, Write as _};
+
+    use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode as Code;
 
     use super::{BatchError, Compression, failed, read_capped};
 
     /// The codec's own default, which is also Kafka's.
     const LEVEL_DEFAULT: i32 = 3;
-    /// Larger windows than 8 MiB are refused: the decoder has to keep one in memory.
+    /// The largest window that is kept in memory, and that is asked for: 8 MiB.
     const WINDOW_LOG_MAX: u32 = 23;
+    /// What is first tried as the size of a frame that is decompressed in one piece.
+    const PIECE_BYTES: usize = 1 << 20;
 
     pub(super) fn compress(level: Option<i32>, body: &[u8], out: &mut Vec<u8>) -> Result<(), BatchError> {
         let level = level.unwrap_or(LEVEL_DEFAULT);
@@ -413,7 +417,7 @@ mod zstandard {
             return Err(BatchError::Unencodable { what: "the zstd level is out of range" });
         }
         let written = zstd::stream::write::Encoder::new(out, level).and_then(|mut encoder| {
-            // The highest levels would take a window that our own reader refuses.
+            // The highest levels would take a window that readers, even Kafka's, have to keep in memory.
             encoder.window_log(WINDOW_LOG_MAX.min(window_log(level)))?;
             encoder.write_all(body)?;
             encoder.finish()
@@ -432,7 +436,41 @@ mod zstandard {
             Ok(decoder)
         });
         let mut decoder = decoder.map_err(|error| failed(Compression::Zstd, error))?;
-        read_capped(Compression::Zstd, &mut decoder, out, limit)
+        let before = out.len();
+        match read_capped(&mut decoder, out, limit) {
+            Ok(read) => read,
+            Err(error) if is(&error, Code::ZSTD_error_frameParameter_windowTooLarge) => {
+                out.truncate(before);
+                decompress_in_one_piece(body, out, limit)
+            }
+            Err(error) => Err(failed(Compression::Zstd, error)),
+        }
+    }
+
+    fn is(error: &io::Error, code: Code) -> bool {
+        let of_codec = error.get_ref().and_then(|error| error.downcast_ref::<zstd::Error>());
+        of_codec.is_some_and(|error| error.is(code))
+    }
+
+    /// Room is made in steps, as frames need not say how large they become.
+    fn decompress_in_one_piece(body: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), BatchError> {
+        let mut decompressor = zstd::bulk::Decompressor::new().map_err(|error| failed(Compression::Zstd, error))?;
+        let before = out.len();
+        let mut room = PIECE_BYTES.min(limit);
+        loop {
+            out.resize(before.saturating_add(room), 0);
+            match decompressor.decompress_to_buffer(body, out.get_mut(before..).unwrap_or_default()) {
+                Ok(written) => {
+                    out.truncate(before.saturating_add(written));
+                    return Ok(());
+                }
+                Err(error) if !is(&error, Code::ZSTD_error_dstSize_tooSmall) => {
+                    return Err(failed(Compression::Zstd, error));
+                }
+                Err(_) if room >= limit => return Err(BatchError::DecompressedTooLarge { limit }),
+                Err(_) => room = room.saturating_mul(2).min(limit),
+            }
+        }
     }
 }
 
@@ -613,15 +651,51 @@ mod tests {
             assert_eq!(unpacked(codec, &out, 1 << 20).unwrap(), sample);
             let refused = compress(codec, Some(23), b"a", &mut out);
             assert!(matches!(refused, Err(BatchError::Unencodable { .. })));
-            // A window of 16 MiB.
-            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
-            encoder.window_log(24).unwrap();
-            std::io::Write::write_all(&mut encoder, &sample).unwrap();
-            let large = encoder.finish().unwrap();
-            assert!(is_damage(unpacked(codec, &large, 1 << 20)));
             // A frame with its size is read as well.
             let sized = zstd::bulk::compress(&sample, 3).unwrap();
             assert_eq!(unpacked(codec, &sized, 1 << 20).unwrap(), sample);
         }
+
+        /// A frame as the Java client streams it at its highest levels.
+        #[cfg(feature = "zstd")]
+        fn with_window(window_log: u32, body: &[u8]) -> Vec<u8> {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.window_log(window_log).unwrap();
+            std::io::Write::write_all(&mut encoder, body).unwrap();
+            encoder.finish().unwrap()
+        }
+
+        /// Once a correct batch was called damaged for its window, and once it would have taken as much memory as that.
+        #[cfg(feature = "zstd")]
+        #[test]
+        fn a_zstd_frame_with_a_large_window_takes_no_more_memory_than_what_comes_out() {
+            let codec = Compression::Zstd;
+            let large: Vec<u8> = sample().into_iter().cycle().take(5 << 20).collect();
+            for window_log in [24, 25, 27] {
+                for body in [&b"a"[..], &sample(), &large] {
+                    let frame = with_window(window_log, body);
+                    for limit in [body.len(), body.len() + 1, 16 << 20] {
+                        let mut out = Vec::new();
+                        decompress(codec, &frame, &mut out, limit).unwrap();
+                        assert!(out == body, "window 2^{window_log}, {} bytes, limit {limit}", body.len());
+                        assert!(out.capacity() <= 2 * limit.min(2 * body.len() + PIECE), "{}", out.capacity());
+                    }
+                    let limit = body.len() - 1;
+                    assert_eq!(unpacked(codec, &frame, limit), Err(BatchError::DecompressedTooLarge { limit }));
+                    assert!(is_damage(unpacked(codec, &frame[..frame.len() - 1], 16 << 20)));
+                    let mut changed = frame;
+                    changed.extend_from_slice(b"xy");
+                    assert!(is_damage(unpacked(codec, &changed, 16 << 20)));
+                }
+            }
+            // Of one piece, with its size: the window is what comes out.
+            let large: Vec<u8> = large.into_iter().cycle().take(9 << 20).collect();
+            let sized = zstd::bulk::compress(&large, 3).unwrap();
+            assert!(unpacked(codec, &sized, 16 << 20).unwrap() == large);
+        }
+
+        /// What is first tried for a frame in one piece.
+        #[cfg(feature = "zstd")]
+        const PIECE: usize = 1 << 20;
     }
 }
