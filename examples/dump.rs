@@ -3,7 +3,8 @@
 //! DIR is a store, or a plain Kafka log directory; it is opened read-only and not changed. The first line is
 //! `{"start","end"}`, then each data record. Options: `--full` shows byte strings of any length, `--committed` leaves out
 //! records of open and aborted transactions, `--from OFFSET` and `--max N` show a part, `--times T,..` answers look-ups by
-//! time instead, and then the one for the largest timestamp.
+//! time instead, and then the one for the largest timestamp. A batch that decompresses to more than 64 MiB ends the dump,
+//! unless `--decompressed-bytes-max N` allows more.
 //!
 //! Compressed batches need the features of their codecs: `cargo run --release --all-features --example dump -- ..`.
 
@@ -21,14 +22,17 @@ mod args;
 #[allow(dead_code, reason = "other tools use the rest")]
 mod jsonl;
 
-const USAGE: &str = "usage: dump DIR TOPIC PARTITION [--full] [--committed] [--times T,..] [--from OFFSET] [--max N]";
+const USAGE: &str = "usage: dump DIR TOPIC PARTITION [--full] [--committed] [--times T,..] [--from OFFSET] [--max N] \
+                     [--decompressed-bytes-max N]";
+/// What a batch may become in memory unless it is said otherwise.
+const DECOMPRESSED_BYTES_MAX: usize = 64 << 20;
 
 fn main() -> ExitCode {
     args::run("dump", USAGE, || run().map(|()| ExitCode::SUCCESS))
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let args = args::Args::read(&["full", "committed"], &["times", "from", "max"], USAGE)?;
+    let args = args::Args::read(&["full", "committed"], &["times", "from", "max", "decompressed-bytes-max"], USAGE)?;
     let [directory, topic, partition] = args.words() else { return Err(USAGE.into()) };
     let number: u32 = partition.parse().map_err(|_| format!("{partition:?} is not a partition number"))?;
     let store = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(directory)?;
@@ -36,9 +40,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let times: Vec<&str> = args.all("times").collect();
     if times.is_empty() {
-        let from = args.number("from")?;
-        let max = args.number("max")?.unwrap_or(u64::MAX);
-        records(&mut out, &partition, args.flag("full"), args.flag("committed"), from, max)?;
+        records(&mut out, &partition, &args)?;
     } else {
         for time in times.iter().flat_map(|times| times.split(',')) {
             let time: i64 = time.parse().map_err(|_| format!("{time:?} is not a time in milliseconds"))?;
@@ -53,20 +55,16 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn records(
-    out: &mut impl Write,
-    partition: &Partition,
-    full: bool,
-    committed: bool,
-    from: Option<i64>,
-    max: u64,
-) -> Result<(), Box<dyn Error>> {
+fn records(out: &mut impl Write, partition: &Partition, args: &args::Args) -> Result<(), Box<dyn Error>> {
+    let (full, committed) = (args.flag("full"), args.flag("committed"));
+    let from = args.number("from")?.unwrap_or(partition.start().get());
+    let max = args.number("max")?.unwrap_or(u64::MAX);
+    let decompressed_bytes_max = args.number("decompressed-bytes-max")?.unwrap_or(DECOMPRESSED_BYTES_MAX);
     let end = if committed { partition.last_stable_offset() } else { partition.end() };
     writeln!(out, "{{\"start\":{},\"end\":{end}}}", partition.start())?;
     let isolation = if committed { Isolation::Committed } else { Isolation::Uncommitted };
-    let limits = DecodeLimits { decompressed_bytes_max: 1 << 30 };
+    let limits = DecodeLimits { decompressed_bytes_max };
     let options = ReadOptions::new().level(ReadLevel::Latest).isolation(isolation).limits(limits);
-    let from = from.unwrap_or(partition.start().get());
     for record in partition.reader(from, &options)?.take(usize::try_from(max).unwrap_or(usize::MAX)) {
         writeln!(out, "{}", jsonl::record_line(&record?, full))?;
     }

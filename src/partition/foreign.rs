@@ -379,7 +379,8 @@ fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool
     for &(base, suffix) in &listing.side_files {
         if suffix == Suffix::TxnIndex && listing.logs.contains_key(&base) {
             let path = opening.directory.join(found.exchange.name(base, Suffix::TxnIndex));
-            if let Some(entries) = read_txn_index(vfs, &path, base, &mut found.repairs)? {
+            let bytes_max = txn_index::bytes_max(listing.logs.get(&base).copied().unwrap_or(0));
+            if let Some(entries) = read_txn_index(vfs, &path, (base, bytes_max), &mut found.repairs)? {
                 aborted.extend(entries);
                 indexed.insert(base);
             }
@@ -407,8 +408,13 @@ fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool
 }
 
 /// The entries of one index file; `None` if it is not one.
-fn read_txn_index(vfs: &dyn Vfs, path: &Path, base: i64, repairs: &mut Vec<Repair>) -> Result<Option<Vec<AbortedTxn>>> {
-    let reason = match read_small(vfs, path, INDEX_BYTES_MAX) {
+fn read_txn_index(
+    vfs: &dyn Vfs,
+    path: &Path,
+    (base, bytes_max): (i64, u64),
+    repairs: &mut Vec<Repair>,
+) -> Result<Option<Vec<AbortedTxn>>> {
+    let reason = match read_small(vfs, path, bytes_max) {
         Ok(bytes) => match txn_index::decode(&bytes, base) {
             Ok(entries) => return Ok(Some(entries)),
             Err(reason) => reason,

@@ -1,5 +1,6 @@
 //! How the body of a batch is uncompressed, within limits that are known before anything is allocated.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -40,6 +41,18 @@ pub fn decode_body(header: &BatchHeader, batch: &Bytes, limits: &DecodeLimits) -
     match decode(header, batch, limits)? {
         Decoded::InPlace(range) => Ok(batch.slice(range)),
         Decoded::Anew(body) => Ok(body.into()),
+    }
+}
+
+/// [`decode_body`] of bytes that are only looked at.
+pub(crate) fn decode_slice<'a>(
+    header: &BatchHeader,
+    batch: &'a [u8],
+    limits: &DecodeLimits,
+) -> Result<Cow<'a, [u8]>, BatchError> {
+    match decode(header, batch, limits)? {
+        Decoded::InPlace(range) => Ok(Cow::Borrowed(batch.get(range).unwrap_or_default())),
+        Decoded::Anew(body) => Ok(Cow::Owned(body)),
     }
 }
 

@@ -35,7 +35,7 @@ pub use builder::{
 pub use compress::Compression;
 pub use control::{ControlRecord, EndMarker, encode_end_marker};
 pub use decode::{DecodeLimits, Decompressor, decode_body};
-pub(crate) use decode::{decode_shared, decode_taking};
+pub(crate) use decode::{decode_shared, decode_slice, decode_taking};
 pub use headers::{HeaderRef, HeadersIter, HeadersRef};
 pub use legacy::LegacyEntry;
 pub use list::{RecordList, RecordListIntoIter, RecordListIter};

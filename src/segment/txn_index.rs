@@ -9,6 +9,14 @@
 /// Bytes of one entry on disk.
 pub(crate) const ENTRY_BYTES: usize = 34;
 
+/// A control batch without its record, as a broker's cleaner leaves it.
+const SHORTEST_MARKER_BYTES: u64 = 61;
+
+/// The most bytes that the index of a log can have: there is a marker in it for each entry. No more than 64 MiB are read.
+pub(crate) fn bytes_max(log_bytes: u64) -> u64 {
+    (log_bytes / SHORTEST_MARKER_BYTES + 1).saturating_mul(ENTRY_BYTES as u64).min(64 << 20)
+}
+
 /// An aborted transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AbortedTxn {

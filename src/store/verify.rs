@@ -19,11 +19,14 @@ use crate::partition::kafka_state::{self, Producers};
 use crate::partition::listing::{Listing, list};
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
 use crate::partition::quarantine;
-use crate::record::{self, BatchHeader, DecodeLimits, LegacyEntry, RecordsIter};
+use crate::record::{self, BatchError, BatchHeader, DecodeLimits, LegacyEntry, RecordsIter};
 use crate::segment::name::{self, Suffix, file_name};
 use crate::segment::recover::{Scan, ScanRules, Stop, Visit, proof_of_rot, scan_all};
 use crate::segment::seal::{Seal, SealBuilder};
 use crate::segment::{FileCheck, offset_index, time_index, txn_index};
+
+/// What a batch may become in memory when its records are looked into: what readers allow by default.
+const LIMITS: DecodeLimits = DecodeLimits { decompressed_bytes_max: 16 << 20 };
 
 /// A longer file beside the logs is none of Kafka's.
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
@@ -595,40 +598,44 @@ impl Visit for Seen {
 #[derive(Default)]
 struct RecordsCheck {
     findings: Vec<(u64, String, Severity)>,
-    told_of_codec: bool,
-    told_of_old_formats: bool,
+    /// What batches were passed over for, so that it is told once.
+    passed_over: BTreeSet<PassedOver>,
+}
+
+/// Why the records of a batch are not looked into. Its checksum held.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum PassedOver {
+    OldFormat,
+    Codec,
+    Long,
+    Large,
 }
 
 impl RecordsCheck {
     fn legacy(&mut self, position: u64) {
-        if !std::mem::replace(&mut self.told_of_old_formats, true) {
-            let what = "records not looked into: entries of the formats 0 and 1";
-            self.findings.push((position, what.into(), Severity::Notice));
+        self.pass_over(position, PassedOver::OldFormat, "entries of the formats 0 and 1");
+    }
+
+    /// The first of its kind in a log is told of.
+    fn pass_over(&mut self, position: u64, kind: PassedOver, why: impl fmt::Display) {
+        if self.passed_over.insert(kind) {
+            self.findings.push((position, format!("records not looked into: {why}"), Severity::Notice));
         }
     }
 
     fn batch(&mut self, position: u64, header: &BatchHeader, bytes: Option<&[u8]>) {
-        let Some(bytes) = bytes else { return };
-        let limits = DecodeLimits { decompressed_bytes_max: 256 << 20 };
-        let shared;
-        let body: &[u8] = if header.compression() == record::Compression::None {
-            bytes.get(record::BATCH_HEADER_BYTES..).unwrap_or_default()
-        } else {
-            match record::decode_body(header, &bytes::Bytes::copy_from_slice(bytes), &limits) {
-                Ok(body) => {
-                    shared = body;
-                    &shared
-                }
-                Err(error) if error.is_unsupported() => {
-                    if !std::mem::replace(&mut self.told_of_codec, true) {
-                        self.findings.push((position, format!("records not looked into: {error}"), Severity::Notice));
-                    }
-                    return;
-                }
-                Err(error) => return self.findings.push((position, error.to_string(), Severity::Damage)),
-            }
+        let Some(bytes) = bytes else {
+            return self.pass_over(position, PassedOver::Long, "a batch that is too long to be held in memory");
         };
-        if let Some(error) = RecordsIter::new(header, body).find_map(std::result::Result::err) {
+        let body = match record::decode_slice(header, bytes, &LIMITS) {
+            Ok(body) => body,
+            Err(error) if error.is_unsupported() => return self.pass_over(position, PassedOver::Codec, error),
+            Err(error @ BatchError::DecompressedTooLarge { .. }) => {
+                return self.pass_over(position, PassedOver::Large, error);
+            }
+            Err(error) => return self.findings.push((position, error.to_string(), Severity::Damage)),
+        };
+        if let Some(error) = RecordsIter::new(header, &body).find_map(std::result::Result::err) {
             self.findings.push((position, error.to_string(), Severity::Damage));
         }
     }

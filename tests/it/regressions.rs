@@ -766,3 +766,28 @@ fn there_is_always_a_snapshot_of_the_producers_once_there_was_one() {
     tell!("closes that failed: {stops}");
     assert!(stops >= 20, "{stops}");
 }
+
+/// One that would become larger than what a reader allows was decompressed up to 256 MiB, and called damaged above that.
+#[cfg(feature = "gzip")]
+#[test]
+fn a_batch_that_is_too_large_to_be_looked_into_is_no_damage() {
+    let vfs = machine();
+    let store = open(&vfs);
+    let topic = store.create_topic("t", TopicConfig::default()).unwrap();
+    let how = topiclog::AppendOptions::new().compression(topiclog::Compression::Gzip);
+    let sizes = [(16 << 20) - 100, 16 << 20, 17 << 20];
+    for bytes in sizes {
+        topic.append_with(Record::of_value(vec![0; bytes]), &how).unwrap();
+    }
+    store.close().unwrap();
+    let report = topiclog::verify_on(&vfs, Path::new("/s")).unwrap();
+    let told: Vec<_> = report.findings.iter().filter(|found| found.what.contains("records not looked into")).collect();
+    assert_eq!((report.damages().count(), told.len(), report.records), (0, 1, 3), "{report:?}");
+    let partition = open(&vfs).topic("t").unwrap().partition(0).unwrap();
+    for (offset, bytes) in (0..).zip(sizes) {
+        match partition.read(offset, 1, 1) {
+            Ok(fetched) => assert!(bytes < 16 << 20 && fetched.records[0].value().unwrap().len() == bytes),
+            Err(error) => assert!(bytes >= 16 << 20 && error.to_string().contains("ReadOptions::limits"), "{error}"),
+        }
+    }
+}
