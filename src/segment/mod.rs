@@ -2,6 +2,7 @@
 //!
 //! It does not know that there are other segments, nor who writes or reads. The writer lock of the partition is what
 //! makes [`Segment::append`] single-threaded; everything else may be called from any thread at any time.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]
 
 pub(crate) mod append_table;
 mod batch_checker;

@@ -68,7 +68,8 @@ fn a_child_does_what_it_is_told() {
             drop(std::io::stdin().read_to_end(&mut Vec::new()));
             drop(store);
         }
-        "try" => say(&format!("result {}", Store::open(root).map_or_else(|error| error.code(), |_| "ok"))),
+        "try" => say(&format!("result {}", outcome(Store::builder(), root))),
+        "look" => say(&format!("result {}", outcome(Store::builder().read_only(true), root))),
         "descriptors" => crate::kernel::use_many_partitions(root),
         "shorten mapped" => crate::kernel::shorten_and_read(root, ReadPath::Mapped, [0, 100]),
         "shorten mapped, read backwards" => crate::kernel::shorten_and_read(root, ReadPath::Mapped, [120, 60]),
@@ -199,6 +200,57 @@ fn a_writer_in_another_process_keeps_us_out_until_it_is_killed() {
     process.kill().unwrap();
     process.wait().unwrap();
     assert!(Store::open(directory.path()).is_ok());
+}
+
+/// How an open ends: with the code of its error, or well.
+fn outcome(builder: StoreBuilder, root: &Path) -> &'static str {
+    builder.upkeep(Upkeep::Manual).open(root).map_or_else(|error| error.code(), |_| "ok")
+}
+
+/// Every way to ask for a directory, beside every one who may hold it.
+#[test]
+fn who_holds_a_directory_keeps_every_writer_out_and_no_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, link) = (directory.path().join("data"), directory.path().join("link"));
+    let config = TopicConfig::default();
+    Store::open(&root).unwrap().create_topic("t", config).unwrap().append(Record::of_value("v")).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&root, &link).unwrap();
+    let names = if cfg!(unix) { vec![&root, &link] } else { vec![&root] };
+    let mut count = 0;
+    let mut check = |holder: &str, writes: &str| {
+        for name in &names {
+            for (asker, expected) in [("try", writes), ("look", "ok")] {
+                let here = || outcome(Store::builder().read_only(asker == "look"), name).to_owned();
+                let elsewhere = || said(child(asker, name), "result").concat();
+                for (place, ask) in [("here", &here as &dyn Fn() -> String), ("elsewhere", &elsewhere)] {
+                    let started = Instant::now();
+                    let mut found = ask();
+                    // A child that another test forks holds the locks of this process for a moment.
+                    while found == "locked" && expected == "ok" && started.elapsed() < Duration::from_secs(10) {
+                        found = ask();
+                    }
+                    assert_eq!(found, expected, "{asker} {place} beside {holder}: {}", name.display());
+                    count += 1;
+                }
+            }
+        }
+    };
+    check("nobody", "ok");
+    let reader = Store::builder().read_only(true).open(&root).unwrap();
+    check("a reader here", "ok");
+    drop(reader);
+    let store = Store::open(&root).unwrap();
+    check("a store here", "locked");
+    drop(store);
+    check("nobody any more", "ok");
+    let mut process = ready(child("hold", &root));
+    check("a store elsewhere", "locked");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    check("one who was killed", "ok");
+    tell!("locks: {count}");
+    assert!(count >= if cfg!(unix) { 48 } else { 24 }, "{count}");
 }
 
 const PYTHON_LOCK: &str = "import fcntl,sys\nf=open(sys.argv[1],'a')\ntry:\n fcntl.lockf(f,fcntl.LOCK_EX|fcntl.LOCK_NB)\n\
