@@ -587,3 +587,52 @@ fn a_tail_has_committed_what_it_printed_before_it_waits() {
     waiting.wait().unwrap();
     assert!(is_there);
 }
+
+/// What of the batches in a topic is compressed, and how.
+fn codecs(root: &str) -> Vec<topiclog::Compression> {
+    let store = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(root).unwrap();
+    let partition = store.topic("t").unwrap().partition(0).unwrap();
+    let mut reader = partition.reader(0, &topiclog::ReadOptions::new()).unwrap();
+    std::iter::from_fn(|| reader.next_batch().unwrap()).map(|batch| batch.header().compression()).collect()
+}
+
+/// An existing topic was written to as it is configured, without a word.
+#[cfg(feature = "gzip")]
+#[test]
+fn load_takes_its_options_for_an_existing_topic_or_says_which_it_does_not() {
+    use topiclog::Compression;
+
+    let Some(load) = tool("load") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    let line = "{\"key\":\"6b\",\"value\":\"00\"}\n";
+    let said = |options: &[&str]| {
+        let output = run(&load, &[&[root, "t"], options].concat(), line);
+        assert_eq!(text(&output), "1 records\n");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(said(&["--segment-bytes", "100000", "--durability", "sync"]), "");
+    assert_eq!(said(&["--compression", "gzip", "--durability", "interval"]), "");
+    let told = said(&["--config", "segment.ms=5000", "--partitions", "2", "--durability", "os"]);
+    assert!(told.contains("--config is not taken") && told.contains("--partitions is not taken"), "{told}");
+    assert_eq!(told.lines().count(), 2, "{told}");
+    assert_eq!(codecs(root), [Compression::None, Compression::Gzip, Compression::None]);
+}
+
+/// It was refused as a whole.
+#[test]
+fn load_splits_a_batch_that_is_longer_than_the_topic_allows() {
+    let Some(load) = tool("load") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    let line = |bytes: usize| format!("{{\"key\":\"6b\",\"value\":\"{}\"}}\n", "00".repeat(bytes));
+    let lines = line(2048).repeat(1500);
+    assert_eq!(text(&run(&load, &[root, "t", "--batch", "1000"], &lines)), "1500 records\n");
+    assert!(codecs(root).len() < 10, "in halves, not one by one: {}", codecs(root).len());
+    // What is too long by itself is refused alone, and what comes before it is there.
+    let lines = [line(9).repeat(3), line(2 << 20), line(9)].concat();
+    let refused = run(&load, &[root, "t", "--batch", "1000"], &lines);
+    check_refused(&refused, &["max.message.bytes", "3 records before it were appended"]);
+    let store = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(root).unwrap();
+    assert_eq!(store.topic("t").unwrap().partition(0).unwrap().end().get(), 1503);
+}
