@@ -39,7 +39,7 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     };
     let store = match reset {
         None => Store::builder().read_only(true).upkeep(Upkeep::Manual).open(directory)?,
-        Some(_) => open_for_writing(directory)?,
+        Some(_) => Store::builder().create(false).upkeep(Upkeep::Manual).open(directory)?,
     };
     let shown = show(&store, reset);
     let closed = store.close();
@@ -58,15 +58,6 @@ fn show(store: &Store, reset: Option<(&str, &String, &String)>) -> Result<bool, 
     let all_lags_are_known = print(&mut out, &groups)?;
     out.flush()?;
     Ok(all_lags_are_known)
-}
-
-/// Opened for writing, a directory that is empty or not there would become a store.
-fn open_for_writing(directory: &str) -> Result<Store, Box<dyn Error>> {
-    let path = std::path::Path::new(directory);
-    if !["topiclog.manifest.0", "topiclog.manifest.1"].iter().any(|slot| path.join(slot).exists()) {
-        return Err(format!("{directory} holds no store; a broker's directory becomes one by `Store::adopt`").into());
-    }
-    Ok(Store::builder().upkeep(Upkeep::Manual).open(directory)?)
 }
 
 fn move_group(groups: &Groups, group: &str, topic: &str, to: &str) -> Result<(), Box<dyn Error>> {

@@ -48,12 +48,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         Some("latest") => Reset::Latest,
         Some(other) => return Err(format!("--from needs earliest or latest, not {other:?}").into()),
     };
-    // Opened for writing, a directory that is empty or not there would become a store.
-    let path = std::path::Path::new(directory);
-    if !["topiclog.manifest.0", "topiclog.manifest.1"].iter().any(|slot| path.join(slot).exists()) {
-        return Err(format!("{directory} holds no store; a broker's directory becomes one by `Store::adopt`").into());
-    }
-    let store = Store::builder().upkeep(Upkeep::Manual).open(directory)?;
+    let store = Store::builder().create(false).upkeep(Upkeep::Manual).open(directory)?;
     let mut builder = Consumer::builder(&store).group(group).reset(reset);
     for topic in topics {
         builder = builder.topic(topic);

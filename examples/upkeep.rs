@@ -37,12 +37,7 @@ struct Held {
 fn run() -> Result<(), Box<dyn Error>> {
     let args = args::Args::read(&[], &["now", "topic", "config"], USAGE)?;
     let [directory] = args.words() else { return Err(USAGE.into()) };
-    // Opened for writing, a directory that is empty or not there would become a store.
-    let path = std::path::Path::new(directory);
-    if !["topiclog.manifest.0", "topiclog.manifest.1"].iter().any(|slot| path.join(slot).exists()) {
-        return Err(format!("{directory} holds no store; a broker's directory becomes one by `Store::adopt`").into());
-    }
-    let mut builder = Store::builder().upkeep(Upkeep::Manual);
+    let mut builder = Store::builder().create(false).upkeep(Upkeep::Manual);
     if let Some(now) = args.number::<i64>("now")? {
         builder = builder.clock(Arc::new(ManualClock::new(now)));
     }

@@ -97,6 +97,15 @@ pub enum Error {
         /// What was waited for.
         what: String,
     },
+    /// There is no store in the directory, and none was to be made: see
+    /// [`StoreBuilder::create`](crate::StoreBuilder::create). Nothing was written.
+    #[error(
+        "{path} holds no store; name another directory, let one be made here, or take a broker's over by `Store::adopt`"
+    )]
+    NoStore {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Read again and decide: the log no longer ends where the append expected it to. Nothing was appended.
     #[error(
         "{partition} ends at offset {end}, and the append expected {expected}: read what came meanwhile, and decide again"
@@ -240,6 +249,7 @@ impl Error {
             Error::Closed { .. } => "closed",
             Error::Fenced { .. } => "fenced",
             Error::Timeout { .. } => "timeout",
+            Error::NoStore { .. } => "no_store",
             Error::Conflict { .. } => "conflict",
             Error::PositionLost { .. } => "position_lost",
             Error::OffsetOutOfRange { .. } => "offset_out_of_range",
@@ -291,6 +301,7 @@ impl Error {
             Error::Closed { what } => Error::Closed { what: what.clone() },
             Error::Fenced { who } => Error::Fenced { who: who.clone() },
             Error::Timeout { what } => Error::Timeout { what: what.clone() },
+            Error::NoStore { path } => Error::NoStore { path: path.clone() },
             Error::Conflict { partition, expected, end } => {
                 Error::Conflict { partition: partition.clone(), expected: *expected, end: *end }
             }

@@ -40,6 +40,7 @@ pub struct StoreBuilder {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) upkeep: Upkeep,
     pub(crate) read_only: bool,
+    pub(crate) creates: bool,
     pub(crate) read_path: ReadPath,
     pub(crate) verify: Verify,
     pub(crate) open_files_max: usize,
@@ -73,6 +74,7 @@ impl Default for StoreBuilder {
             clock: Arc::new(SystemClock),
             upkeep: Upkeep::Thread,
             read_only: false,
+            creates: true,
             read_path: ReadPath::Mapped,
             verify: Verify::Once,
             open_files_max: 512,
@@ -120,6 +122,20 @@ impl StoreBuilder {
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
+        self
+    }
+
+    /// Whether a store is made in a directory that has none, as it is by default. Otherwise opening one that is not there is
+    /// [`Error::NoStore`](crate::Error::NoStore), and nothing is written.
+    ///
+    /// ```
+    /// use topiclog::{Error, Store};
+    /// let refused = Store::builder().create(false).open("/not/there");
+    /// assert!(matches!(refused, Err(Error::NoStore { .. })));
+    /// ```
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.creates = create;
         self
     }
 
@@ -244,7 +260,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Opens the store in a directory; it is created if it is not there.
+    /// Opens the store in a directory; it is created if it is not there, unless [`create`](Self::create) says otherwise.
     ///
     /// Durable when this returns: the directory and the store's identity, if they are new.
     ///

@@ -61,6 +61,11 @@ fn slots(root: &Path) -> TwoSlots<'_> {
     TwoSlots { directory: root, name: NAME, kind: KIND, version: VERSION, payload_bytes_max: PAYLOAD_BYTES_MAX }
 }
 
+/// Whether there is a copy of a manifest in a directory, good or not.
+pub(crate) fn is_there(vfs: &dyn Vfs, root: &Path) -> Result<bool> {
+    Ok(slots(root).read(vfs)?.missing.len() < 2)
+}
+
 /// Reads the newest good copy.
 pub(crate) fn read(vfs: &dyn Vfs, root: &Path) -> Result<CatalogRead> {
     let slots = slots(root);

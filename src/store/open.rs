@@ -75,6 +75,9 @@ pub(crate) fn new_id(seed: Option<u64>, count: u64) -> Result<Uuid> {
 /// See [`StoreBuilder::open`].
 pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
     let vfs = Arc::clone(&options.vfs);
+    if !options.creates && !options.read_only && !catalog::is_there(&*vfs, &root)? {
+        return Err(Error::NoStore { path: root });
+    }
     if !options.read_only {
         create_root(&*vfs, &root)?;
     }

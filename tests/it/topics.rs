@@ -148,3 +148,19 @@ fn an_append_in_another_codec_takes_the_level_of_that_codec() {
         topic.append_with(Record::of_value(vec![7; 1000]), &AppendOptions::new().compression(codec)).unwrap();
     }
 }
+
+#[test]
+fn a_store_that_is_not_to_be_made_is_not_there_and_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let (none, some) = (directory.path().join("none"), directory.path().join("some"));
+    let builder = Store::builder().create(false).upkeep(Upkeep::Manual);
+    std::fs::create_dir(&some).unwrap();
+    for path in [&none, &some] {
+        let refused = builder.clone().open(path);
+        assert!(matches!(&refused, Err(Error::NoStore { path: of }) if of == path), "{refused:?}");
+    }
+    assert!(!none.exists());
+    assert_eq!(std::fs::read_dir(&some).unwrap().count(), 0);
+    Store::builder().upkeep(Upkeep::Manual).open(&some).unwrap().close().unwrap();
+    builder.open(&some).unwrap().close().unwrap();
+}
