@@ -34,11 +34,14 @@ struct Held {
     committed: Vec<Shown>,
     uncommitted: Vec<Shown>,
     /// What is found by each time of the log and by those beside it; by none, the latest.
-    by_time: Vec<(Option<i64>, Option<(i64, i64)>)>,
+    by_time: Vec<(Option<i64>, Option<Found>)>,
 }
 
+/// An offset, and the time of what is there.
+type Found = (i64, i64);
+
 /// Looks up by time, or for the latest.
-fn find(partition: &Partition, time: Option<i64>) -> topiclog::Result<Option<(i64, i64)>> {
+fn find(partition: &Partition, time: Option<i64>) -> topiclog::Result<Option<Found>> {
     let found = match time {
         Some(time) => partition.offset_for_timestamp(time)?,
         None => partition.max_timestamp()?,
