@@ -46,12 +46,20 @@ pub(crate) struct Found {
     pub(crate) repairs: Vec<Repair>,
     /// What of the last segment is no batch.
     pub(crate) torn: Option<(Scan, String)>,
-    /// Highest leader epoch of the scanned batches, -1 if there is none.
+    /// Highest leader epoch of the scanned batches and of the manifest before, -1 if there is none.
     pub(crate) highest_epoch: i32,
     /// An exchange of segments that was interrupted, and through which this was seen.
     pub(crate) exchange: Exchange,
     /// When each log was last written to, by base offset.
     pub(crate) written_ms: BTreeMap<i64, i64>,
+}
+
+impl Found {
+    /// The first leader epoch above all that the checkpoint and the batches have; `None` if there can be none.
+    pub(crate) fn next_epoch(&self) -> Option<i32> {
+        let newest = self.epochs.last().map_or(-1, |&(epoch, _)| epoch);
+        newest.max(self.highest_epoch).checked_add(1)
+    }
 }
 
 /// An exchange of segments that a broker, or a store without its manifest, was interrupted in. Which files are the log is

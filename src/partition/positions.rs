@@ -88,4 +88,11 @@ mod tests {
         check(8, Err(()));
         assert_eq!(end_of(&[], 0), Err(()));
     }
+
+    /// A broker that was started and wrote nothing had an epoch that begins at the log end; the one above it took its place.
+    #[test]
+    fn an_epoch_without_a_batch_ends_where_the_one_before_it_does() {
+        assert_eq!(end_of(&[(0, 0), (3, 200)], 2), Ok(Some(200)));
+        assert_eq!(end_of(&[(0, 0), (3, 200)], 3), Ok(None));
+    }
 }

@@ -105,7 +105,7 @@ pub struct AdoptedPartition {
     pub start: Offset,
     /// Log end offset: where appends go on.
     pub end: Offset,
-    /// Leader epoch of appends from now on.
+    /// Leader epoch of appends from now on: above every one in Kafka's `leader-epoch-checkpoint` and in the batches.
     pub leader_epoch: i32,
     /// First offset of the oldest transaction that is still open.
     pub open_transaction: Option<Offset>,
@@ -199,7 +199,7 @@ impl<'a> Adoption<'a> {
                     self.finish_swaps(&id)?;
                 }
                 let found = self.look(&id, entry, hints)?;
-                report.partitions.push(describe(&id, &found));
+                report.partitions.push(describe(&id, &found, self.next_epoch(&id, &found)?));
                 looked.push((id, entry.clone(), found));
             }
         }
@@ -251,7 +251,9 @@ impl<'a> Adoption<'a> {
     }
 
     fn look(&self, id: &TopicPartition, entry: &TopicEntry, hints: Hints) -> Result<Found> {
-        let found = look(&self.opening(id, entry, hints), true)?;
+        let mut found = look(&self.opening(id, entry, hints), true)?;
+        let before = self.manifest_before(&self.root.join(id.directory_name()), id, entry)?;
+        found.highest_epoch = found.highest_epoch.max(before.map_or(-1, |before| before.epoch()));
         if let Some((scan, reason)) = &found.torn
             && !self.options.cut_torn_tails
             && !self.options.dry_run
@@ -321,14 +323,21 @@ impl<'a> Adoption<'a> {
             producers: Some(FileCheck::of(&snapshot)),
             pending: None,
         };
+        // An epoch that begins at the end has no batch: the new one takes its place, and stands above it all the same.
         manifest.epochs.retain(|&(_, start)| start < found.end);
-        let newest = found.highest_epoch.max(manifest.epochs.last().map_or(-1, |&(epoch, _)| epoch));
-        manifest.epochs.push((newest.saturating_add(1), found.end));
+        manifest.epochs.push((self.next_epoch(id, &found)?, found.end));
         replace_file(vfs, &directory, &file_name(found.end, Suffix::Snapshot), &snapshot, true)?;
         let epochs = kafka_state::encode_epochs(&manifest.epochs);
         replace_file(vfs, &directory, kafka_state::EPOCHS_NAME, epochs.as_bytes(), true)?;
         replace_file(vfs, &directory, "partition.metadata", kafka_metadata(topic.topic_id).as_bytes(), true)?;
         self.commit_partition(&directory, &manifest, found.end)
+    }
+
+    /// The leader epoch of what is appended from now on.
+    fn next_epoch(&self, id: &TopicPartition, found: &Found) -> Result<i32> {
+        let path = self.root.join(id.directory_name()).join(kafka_state::EPOCHS_NAME);
+        let what = "leader epoch 2147483647 is used, and there is none above it for what is appended";
+        found.next_epoch().ok_or_else(|| Error::corrupt(&path, 0, what))
     }
 
     /// What this library said of the partition before a broker wrote to it.
@@ -454,15 +463,14 @@ impl<'a> Adoption<'a> {
     }
 }
 
-fn describe(id: &TopicPartition, found: &Found) -> AdoptedPartition {
-    let newest = found.epochs.last().map_or(-1, |&(epoch, _)| epoch).max(found.highest_epoch);
+fn describe(id: &TopicPartition, found: &Found, leader_epoch: i32) -> AdoptedPartition {
     AdoptedPartition {
         partition: id.clone(),
         segments: found.entries.len(),
         batches: found.entries.iter().map(|entry| entry.batches).sum(),
         start: found.log_start.into(),
         end: found.end.into(),
-        leader_epoch: newest.saturating_add(1),
+        leader_epoch,
         open_transaction: found.producers.first_unstable().map(Offset::new),
         aborted_transactions: found.aborted.len(),
         repairs: found.repairs.clone(),

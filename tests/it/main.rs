@@ -10,6 +10,7 @@ macro_rules! tell {
     }};
 }
 
+mod adoption;
 mod api;
 mod cleaner_pitfalls;
 mod cleaner_rules;
