@@ -548,7 +548,7 @@ fn hold_open(log: &Log) -> Result<()> {
 }
 
 /// Creates the files of a new, empty partition in a directory that exists; durable when this returns, but for the
-/// directory's own entry.
+/// directory's own entry. The manifest comes first: by it an interrupted creation is known for ours.
 pub(crate) fn create(
     env: &Env,
     id: &TopicPartition,
@@ -558,6 +558,7 @@ pub(crate) fn create(
 ) -> Result<()> {
     let vfs = &*env.vfs;
     let manifest = Manifest::empty(env.store_id, topic_id, id.partition.get(), settings.unsynced_cap());
+    manifest::slots(directory).write(vfs, 1, &manifest.encode(), true)?;
     write_new(vfs, &directory.join("partition.metadata"), kafka_metadata(topic_id).as_bytes())?;
     let epochs = kafka_state::encode_epochs(&manifest.epochs);
     write_new(vfs, &directory.join(kafka_state::EPOCHS_NAME), epochs.as_bytes())?;
@@ -568,7 +569,6 @@ pub(crate) fn create(
         let path = directory.join(file_name(0, suffix));
         vfs.open(&path, OpenMode::Create).map_err(|error| Error::io("create", &path, error))?;
     }
-    manifest::slots(directory).write(vfs, 1, &manifest.encode(), true)?;
     let floor = Floor {
         kind: Kind::Clean,
         generation: 1,

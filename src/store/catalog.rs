@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::ids::{TopicName, Uuid};
+use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::Vfs;
 use crate::io::replace::TwoSlots;
 use crate::topic::TopicConfig;
@@ -27,6 +27,18 @@ pub(crate) struct Catalog {
     /// Directories of deleted topics that are still to be removed.
     #[serde(default)]
     pub(crate) deleting: Vec<Deleting>,
+}
+
+impl Catalog {
+    /// Whether a partition is one of a topic that exists.
+    pub(crate) fn lists(&self, id: &TopicPartition) -> bool {
+        self.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()))
+    }
+
+    /// Whether a partition is one of a topic that was deleted, and whose directory may still be there.
+    pub(crate) fn is_deleting(&self, id: &TopicPartition) -> bool {
+        self.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == id.partition.get())
+    }
 }
 
 /// One topic.

@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::replace::{remove_if_there, replace_file};
-use crate::io::{Vfs, read_small};
+use crate::io::{DirEntry, EntryKind, Vfs, read_small};
 
 pub(crate) const RECOVERY_POINT: &str = "recovery-point-offset-checkpoint";
 pub(crate) const LOG_START: &str = "log-start-offset-checkpoint";
@@ -68,22 +68,66 @@ pub(crate) fn read(vfs: &dyn Vfs, root: &Path, name: &str) -> Result<std::result
     }
 }
 
-/// Writes all checkpoints, then, last of all, the marker that says they are true. Durable when this returns. `cleaned` says
-/// how far compaction has been; where it never was, a broker's own file stays.
+/// What a store that is closed says of its partitions.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    /// Log ends: all below is synced.
+    pub(crate) ends: Offsets,
+    /// Log starts that lie inside a segment.
+    pub(crate) starts: Offsets,
+    /// How far compaction has been, where it has.
+    pub(crate) cleaned: Offsets,
+}
+
+/// Logs in the root that are not the store's: a broker made them, and loads them by the same checkpoints and marker.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    /// Those that checkpoints can have entries of.
+    pub(crate) partitions: Vec<TopicPartition>,
+    /// Whether there is any, be it on its way from or to another directory.
+    pub(crate) are_there: bool,
+}
+
+impl Others {
+    /// Finds them by the names of directories. Kafka reads its own metadata log without checkpoints or marker.
+    pub(crate) fn find(listed: &[DirEntry], is_ours: impl Fn(&TopicPartition) -> Result<bool>) -> Result<Self> {
+        let mut found = Self::default();
+        for entry in listed.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+            match TopicPartition::from_directory_name(&entry.name) {
+                Some(id) if id.topic.as_str() == "__cluster_metadata" || is_ours(&id)? => continue,
+                Some(id) => found.partitions.push(id),
+                None if entry.name.ends_with("-future") || entry.name.ends_with("-stray") => {}
+                None => continue,
+            }
+            found.are_there = true;
+        }
+        Ok(found)
+    }
+}
+
+/// Writes all checkpoints, then, last of all and if `is_clean`, the marker that says they are true of every log in the root.
+/// Durable when this returns. Entries of `others` stay as they are; where compaction never was, a broker's own file of it stays.
 pub(crate) fn write_clean_shutdown(
     vfs: &dyn Vfs,
     root: &Path,
-    ends: &Offsets,
-    starts: &Offsets,
-    cleaned: &Offsets,
+    said: &Said,
+    others: &Others,
+    is_clean: bool,
 ) -> Result<()> {
-    if !cleaned.is_empty() {
-        replace_file(vfs, root, CLEANER, encode(cleaned).as_bytes(), true)?;
+    let write = |name: &str, ours: &Offsets| {
+        let mut entries =
+            if others.partitions.is_empty() { Offsets::new() } else { read(vfs, root, name)?.unwrap_or_default() };
+        entries.retain(|id, _| others.partitions.contains(id));
+        entries.extend(ours.iter().map(|(id, &offset)| (id.clone(), offset)));
+        replace_file(vfs, root, name, encode(&entries).as_bytes(), true)
+    };
+    if !said.cleaned.is_empty() {
+        write(CLEANER, &said.cleaned)?;
     }
-    replace_file(vfs, root, RECOVERY_POINT, encode(ends).as_bytes(), true)?;
-    replace_file(vfs, root, HIGH_WATERMARK, encode(ends).as_bytes(), true)?;
-    replace_file(vfs, root, LOG_START, encode(starts).as_bytes(), true)?;
-    replace_file(vfs, root, CLEAN_SHUTDOWN, CLEAN_SHUTDOWN_TEXT.as_bytes(), true)
+    write(RECOVERY_POINT, &said.ends)?;
+    write(HIGH_WATERMARK, &said.ends)?;
+    write(LOG_START, &said.starts)?;
+    if is_clean { replace_file(vfs, root, CLEAN_SHUTDOWN, CLEAN_SHUTDOWN_TEXT.as_bytes(), true) } else { Ok(()) }
 }
 
 /// Removes the marker, durably: a broker must never trust a stale one.
@@ -147,7 +191,8 @@ mod tests {
         let vfs = crate::io::MemoryVfs::new();
         let root = Path::new("/");
         let id = TopicPartition::new(TopicName::new("t").unwrap(), 3);
-        write_clean_shutdown(&vfs, root, &Offsets::from([(id.clone(), 9)]), &Offsets::new(), &Offsets::new()).unwrap();
+        let said = Said { ends: Offsets::from([(id.clone(), 9)]), ..Said::default() };
+        write_clean_shutdown(&vfs, root, &said, &Others::default(), true).unwrap();
         assert_eq!(read(&vfs, root, RECOVERY_POINT).unwrap(), Ok(Offsets::from([(id, 9)])));
         assert_eq!(read(&vfs, root, LOG_START).unwrap(), Ok(Offsets::new()));
         let marker = read_small(&vfs, &root.join(CLEAN_SHUTDOWN), 100).unwrap();
@@ -155,6 +200,25 @@ mod tests {
         remove_clean_shutdown(&vfs, root).unwrap();
         assert!(read_small(&vfs, &root.join(CLEAN_SHUTDOWN), 100).is_err());
         assert!(remove_clean_shutdown(&vfs, root).is_ok(), "a second time there is nothing to do");
+    }
+
+    #[test]
+    fn logs_of_others_are_told_by_their_names() {
+        let entry = |name: &str, kind| DirEntry { name: name.to_owned(), kind, bytes: 0, modified_ms: 0 };
+        let check = |names: &[&str], partitions: &[&str], are_there| {
+            let listed: Vec<_> = names.iter().map(|name| entry(name, EntryKind::Directory)).collect();
+            let found = Others::find(&listed, |id| Ok(id.topic.as_str() == "ours")).unwrap();
+            let names: Vec<String> = found.partitions.iter().map(TopicPartition::directory_name).collect();
+            assert_eq!(
+                (names.iter().map(String::as_str).collect::<Vec<_>>(), found.are_there),
+                (partitions.to_vec(), are_there)
+            );
+        };
+        check(&["ours-0", "ours-3", "__cluster_metadata-0", "lost+found"], &[], false);
+        check(&["ours-0", "theirs-1"], &["theirs-1"], true);
+        check(&["t-0.0123456789abcdef0123456789abcdef-stray"], &[], true);
+        check(&["t-0.0123456789abcdef0123456789abcdef-delete"], &[], false);
+        assert!(!Others::find(&[entry("theirs-1", EntryKind::File)], |_| Ok(false)).unwrap().are_there);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use events::UpkeepEvent;
 pub use upkeep::TickReport;
 
 use catalog::{Catalog, Deleting, TopicEntry};
-use checkpoints::Offsets;
+use checkpoints::{Others, Said};
 
 /// An open directory, or memory, of topics. Cheap to clone; every clone is the same store.
 ///
@@ -74,6 +74,8 @@ pub(crate) struct StoreInner {
     closed: AtomicBool,
     /// Kafka's marker is gone, or never was there: a clean close has to write it.
     wrote: Arc<AtomicBool>,
+    /// Whether it stood in the root at the open.
+    was_marked: bool,
     id_counter: AtomicU64,
     topics_version: AtomicU64,
     signal: Arc<Signal>,
@@ -543,12 +545,12 @@ impl StoreInner {
             self.upkeep_error.lock().get_or_insert(Error::Closed { what: "the upkeep thread panicked".into() });
         }
         self.audience.leave();
-        let _admin = self.admin.lock();
+        let admin = self.admin.lock();
         // An unfinished compaction has changed nothing; the next open sweeps its file.
         self.cleaner.lock().stop();
         let topics: Vec<Arc<TopicInner>> = self.topics.read().values().cloned().collect();
         let mut first_error = None;
-        let (mut ends, mut starts, mut cleaned) = (Offsets::new(), Offsets::new(), Offsets::new());
+        let mut said = Said::default();
         // Derived: without the file the next use reads the log, so that a failure costs no more than that.
         for index in topics.iter().flat_map(|topic| topic.indexes()) {
             index.write_snapshot().ok();
@@ -557,22 +559,35 @@ impl StoreInner {
             if let Err(error) = partition.log.close() {
                 first_error.get_or_insert(error);
             }
-            ends.insert(partition.id().clone(), partition.end().get());
+            said.ends.insert(partition.id().clone(), partition.end().get());
             if partition.log.clean_end() > 0 {
-                cleaned.insert(partition.id().clone(), partition.log.clean_end());
+                said.cleaned.insert(partition.id().clone(), partition.log.clean_end());
             }
             if partition.log.starts_inside_a_segment() {
-                starts.insert(partition.id().clone(), partition.start().get());
+                said.starts.insert(partition.id().clone(), partition.start().get());
             }
         }
-        let vfs = &*self.env.vfs;
         if first_error.is_none() && !self.env.read_only && self.wrote.load(Ordering::Acquire) {
-            first_error = checkpoints::write_clean_shutdown(vfs, &self.root, &ends, &starts, &cleaned).err();
+            first_error = self.write_clean_shutdown(&admin.catalog, &said).err();
         }
         self.locks.lock().clear();
         self.env.bell.ring();
         // What upkeep met earlier says nothing of what is on the disk now.
         first_error.or_else(|| self.upkeep_error.lock().take()).map_or(Ok(()), Err)
+    }
+
+    /// Kafka's marker vouches for every log in the root. Nothing was written to those of others, so that it stands for them
+    /// after this close if it did before the open, and not otherwise: without it a broker looks at all logs from their
+    /// recovery points on.
+    fn write_clean_shutdown(&self, catalog: &Catalog, said: &Said) -> Result<()> {
+        let vfs = &*self.env.vfs;
+        let listed = vfs.list(&self.root).map_err(|error| Error::io("list", &self.root, error))?;
+        let others = Others::find(&listed, |id| {
+            let is_known = catalog.lists(id) || catalog.is_deleting(id);
+            Ok(is_known || open::is_of_creation(vfs, &self.root.join(id.directory_name()), self.env.store_id)?)
+        })?;
+        let is_clean = self.was_marked || !others.are_there;
+        checkpoints::write_clean_shutdown(vfs, &self.root, said, &others, is_clean)
     }
 }
 

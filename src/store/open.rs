@@ -96,7 +96,8 @@ pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
     }
 
     let signal = Arc::new(Signal::default());
-    let wrote = Arc::new(AtomicBool::new(!listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)));
+    let was_marked = listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN);
+    let wrote = Arc::new(AtomicBool::new(!was_marked));
     let reserve_bytes = options.reserve_bytes.unwrap_or(if options.is_on_disk { RESERVE_BYTES } else { 0 });
     let reserve = Arc::new(Reserve::new(&vfs, &root, reserve_bytes));
     let env = make_env(&options, &root, catalog.store_id, (&signal, &wrote, &reserve), locks.maps_are_safe);
@@ -127,6 +128,7 @@ pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
         locks: Mutex::new(locks.held),
         closed: AtomicBool::new(false),
         wrote,
+        was_marked,
         id_counter: AtomicU64::new(generation + 1),
         topics_version: AtomicU64::new(0),
         signal,
@@ -279,9 +281,7 @@ fn find_lost_topics(
     let vfs = &*options.vfs;
     for id in directories {
         let number = id.partition.get();
-        let listed = catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&number));
-        let deleting = catalog.deleting.iter().any(|entry| entry.topic == id.topic && entry.partition == number);
-        if listed || deleting {
+        if catalog.lists(id) || catalog.is_deleting(id) {
             continue;
         }
         let directory = root.join(id.directory_name());
@@ -536,8 +536,6 @@ fn note_unlisted(
 ) -> Result<()> {
     let mut swept = false;
     for id in directories {
-        let listed =
-            catalog.topics.iter().any(|entry| entry.name == id.topic && entry.partitions.contains(&id.partition.get()));
         let path = root.join(id.directory_name());
         // A creation may have failed under the name of a topic whose deletion is not finished: that directory is not the
         // deleted one.
@@ -546,7 +544,7 @@ fn note_unlisted(
                 && entry.partition == id.partition.get()
                 && is_partition_of(&*env.vfs, &path, entry.topic_id).unwrap_or(true)
         };
-        if listed || catalog.deleting.iter().any(is_deleted) {
+        if catalog.lists(id) || catalog.deleting.iter().any(is_deleted) {
             continue;
         }
         if !env.read_only && remove_uncommitted(&*env.vfs, &path, env.store_id).is_ok() {
@@ -562,21 +560,36 @@ fn note_unlisted(
 /// Removes a partition directory that a creation left before it took effect. Refuses if there is any record in it, or
 /// anything that this library would not have made.
 pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) -> Result<()> {
-    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
     let refuse = |why: &str| Err(Error::NeedsAdopt { path: directory.to_owned(), why: why.to_owned() });
-    let read = manifest::slots(directory).read(vfs)?;
-    if let Some(slot) = read.newest
-        && manifest::Manifest::decode(&slot.payload).is_ok_and(|manifest| manifest.store_id != store_id)
-    {
-        return refuse("it belongs to another store");
+    if !is_of_creation(vfs, directory, store_id)? {
+        return refuse("no topic lists it, and another store or program made it");
     }
     if holds_records(vfs, directory)? {
+/// Whether a partition directory that no topic lists is what a creation left that did not take effect. Ours has a manifest,
+/// which is written first of all and goes last; one without may be a broker's, and then the name of a log without records says
+/// where offsets go on.
+pub(crate) fn is_of_creation(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) -> Result<bool> {
+    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    let newest = manifest::slots(directory).read(vfs)?.newest;
+    let found = newest.and_then(|slot| manifest::Manifest::decode(&slot.payload).ok());
+    let is_other = found.is_some_and(|manifest| manifest.store_id != store_id);
+    Ok(!is_other && (entries.is_empty() || entries.iter().any(|entry| entry.name.starts_with(manifest::NAME))))
+}
+
         return refuse("no topic lists it, and there are records in it");
     }
     if let Some(stranger) = entries.iter().find(|entry| !may_remove(&entry.name, entry.kind)) {
         return refuse(&format!("it holds {:?}, which is not ours", stranger.name));
     }
-    remove_files(vfs, directory, &entries)
+    let (manifests, others): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|entry| entry.name.starts_with(manifest::NAME));
+    if !others.is_empty() {
+        remove_files(vfs, directory, &others)?;
+        vfs.sync_dir(directory).map_err(|error| Error::io("sync directory", directory, error))?;
+    }
+    remove_files(vfs, directory, &manifests)?;
+    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
+    remove_directory(vfs, directory)
 }
 
 /// Removes the directory of a deleted partition, if it still is the one that was deleted. It is renamed first, to the
@@ -598,9 +611,11 @@ pub(crate) fn remove_deleted(vfs: &dyn Vfs, root: &Path, deleting: &Deleting) ->
     if entries.iter().any(|entry| entry.name == quarantine::DIRECTORY && entry.kind == EntryKind::Directory) {
         let kept = vfs.list(&quarantined).map_err(|error| Error::io("list", &quarantined, error))?;
         remove_files(vfs, &quarantined, &kept)?;
+        remove_directory(vfs, &quarantined)?;
     }
     let files: Vec<_> = entries.into_iter().filter(|entry| entry.kind == EntryKind::File).collect();
-    remove_files(vfs, &gone, &files)
+    remove_files(vfs, &gone, &files)?;
+    remove_directory(vfs, &gone)
 }
 
 fn is_partition_of(vfs: &dyn Vfs, directory: &Path, topic_id: Uuid) -> Result<bool> {
@@ -635,6 +650,10 @@ fn remove_files(vfs: &dyn Vfs, directory: &Path, entries: &[crate::io::DirEntry]
         let path = directory.join(&entry.name);
         vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
     }
+    Ok(())
+}
+
+fn remove_directory(vfs: &dyn Vfs, directory: &Path) -> Result<()> {
     vfs.remove_dir(directory).map_err(|error| Error::io("remove", directory, error))
 }
 
