@@ -4,8 +4,9 @@
 //! same look, with every batch checked, is what taking such a directory over begins with.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::hints::{self, Missing};
 use super::kafka_state::{self, Producers};
 use super::listing::{Listing, list};
 use super::manifest::{EntryState, Manifest, SegmentEntry};
@@ -24,15 +25,6 @@ use crate::segment::txn_index::{self, AbortedTxn};
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 const SWAP: &str = ".swap";
 const CLEANED: &str = ".cleaned";
-
-/// What a broker's checkpoint files say of a partition: hints, cross-checked and never obeyed blindly.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Hints {
-    /// From `log-start-offset-checkpoint`.
-    pub(crate) log_start: Option<i64>,
-    /// Whether `.kafka_cleanshutdown` stood in the root.
-    pub(crate) was_clean: bool,
-}
 
 /// What was found in such a directory.
 #[derive(Debug)]
@@ -251,12 +243,15 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         found.entries.push(entry);
     }
     judge_ends(opening, &mut found, &scans, &bases)?;
+    judge_missing(opening, &mut found, &listing, &scans)?;
     if found.entries.is_empty() {
+        if !every_batch {
+            return Err(Error::corrupt(&opening.directory, 0, "there is no log in this directory of a partition"));
+        }
         found.entries.push(SegmentEntry { foreign: true, ..SegmentEntry::empty(0, None) });
     }
     let first = found.entries.first().map_or(0, |entry| entry.base);
-    found.end = found.entries.last().map_or(0, |entry| entry.next);
-    found.log_start = opening.hints.log_start.unwrap_or(0).max(first).min(found.end);
+    found.log_start = opening.hints.log_start.unwrap_or(0).max(first);
     read_epochs(opening, &mut found)?;
     read_transactions(opening, &listing, every_batch, &mut found)?;
     Ok(found)
@@ -297,6 +292,37 @@ fn judge_ends(opening: &Opening<'_>, found: &mut Found, scans: &BTreeMap<i64, Sc
     let nexts: Vec<i64> = found.entries.iter().skip(1).map(|entry| entry.base).collect();
     for (entry, next) in found.entries.iter_mut().zip(nexts) {
         entry.next = next;
+    }
+    Ok(())
+}
+
+/// A log that lost a part is no log to go on with: its offsets would be given again. What proves nothing is told of.
+fn judge_missing(
+    opening: &Opening<'_>,
+    found: &mut Found,
+    listing: &Listing,
+    scans: &BTreeMap<i64, Scan>,
+) -> Result<()> {
+    let refuse = |path: PathBuf, position, Missing { from, to, what }| {
+        Err(Error::Corrupt { path, position, offsets: Some((from.into(), to.into())), what })
+    };
+    let last = found.entries.last().map(|last| (last.next, last.base, last.bytes));
+    found.end = last.map_or(0, |(end, ..)| end);
+    if let Some(missing) = opening.hints.missing(found.end) {
+        let directory = &opening.directory;
+        let path = last.map_or_else(|| directory.clone(), |(_, base, _)| directory.join(file_name(base, Suffix::Log)));
+        return refuse(path, last.map_or(0, |(.., bytes)| bytes), missing);
+    }
+    if let Some(reason) = opening.hints.surplus(found.end) {
+        found.repairs.push(Repair::CheckpointDiffers { path: opening.directory.clone(), reason });
+    }
+    let ends = scans.iter().map(|(&base, scan)| (base, scan.next_offset)).collect();
+    for orphan in hints::orphans(listing, &ends) {
+        let path = opening.directory.join(file_name(orphan.base, orphan.suffix));
+        match orphan.missing {
+            Some(missing) => return refuse(path, 0, missing),
+            None => found.repairs.push(Repair::Stranger { path }),
+        }
     }
     Ok(())
 }

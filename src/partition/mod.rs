@@ -7,6 +7,7 @@ mod append_checks;
 pub(crate) mod append_options;
 pub(crate) mod floor;
 pub(crate) mod foreign;
+pub(crate) mod hints;
 pub(crate) mod kafka_state;
 pub(crate) mod key_entry;
 pub(crate) mod key_queue;

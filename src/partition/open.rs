@@ -50,7 +50,7 @@ pub(crate) struct Opening<'a> {
     /// partition's own manifest hold.
     pub(crate) ids_are_known: bool,
     /// What a broker's checkpoints say, for a directory without a manifest.
-    pub(crate) hints: super::foreign::Hints,
+    pub(crate) hints: super::hints::Hints,
 }
 
 impl Opening<'_> {

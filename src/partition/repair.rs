@@ -81,6 +81,13 @@ pub enum Repair {
         /// What is wrong with it.
         reason: String,
     },
+    /// What a broker's checkpoint says is not what its log holds, and proves nothing: the log holds.
+    CheckpointDiffers {
+        /// The partition's directory.
+        path: PathBuf,
+        /// What the checkpoint says, and what the log holds.
+        reason: String,
+    },
     /// Damage that had been synced before: a writer refuses to open, a reader sees what lies before it.
     Rot {
         /// The log file.
@@ -113,6 +120,7 @@ impl Repair {
                 | Repair::ManifestSlotDamaged { .. }
                 | Repair::HoldsDamaged { .. }
                 | Repair::SideFileRebuilt { .. }
+                | Repair::CheckpointDiffers { .. }
                 | Repair::Unreadable { .. }
         )
     }

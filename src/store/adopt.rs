@@ -19,7 +19,8 @@ use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::replace::replace_file;
 use crate::io::{EntryKind, OpenMode, Vfs};
 use crate::partition::floor::{self, Floor, Kind};
-use crate::partition::foreign::{Exchange, Found, Hints, look};
+use crate::partition::foreign::{Exchange, Found, look};
+use crate::partition::hints::Hints;
 use crate::partition::kafka_state;
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
 use crate::partition::open::{Opening, kafka_metadata};
@@ -123,7 +124,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NeedsAdopt`] says which consent is missing: the broker did not shut down in order, or a tail is torn.
-    /// [`Error::Corrupt`] if a batch before the last segment's tail is damaged; [`Error::Locked`] while a broker runs.
+    /// [`Error::Corrupt`] if a batch before the last segment's tail is damaged, or something proves that records are missing:
+    /// the log ends below its recovery point or its start, or an index lies in a gap of it; [`Error::Locked`] while a broker
+    /// runs.
     /// No record is changed then; lock files, and an interrupted compaction that was ended as Kafka ends it, may remain.
     pub fn adopt(root: impl Into<PathBuf>, options: &AdoptOptions) -> Result<AdoptReport> {
         StoreBuilder::default().adopt(root, options)
@@ -171,8 +174,8 @@ impl<'a> Adoption<'a> {
     fn run(mut self) -> Result<AdoptReport> {
         let listed = self.vfs.list(&self.root).map_err(|error| Error::io("list", &self.root, error))?;
         let mut hints_report = RecoveryReport::default();
-        let (starts, was_clean) = read_hints(&*self.vfs, &self.root, &mut hints_report)?;
-        if !was_clean && !self.options.broker_is_gone {
+        let stated = read_hints(&*self.vfs, &self.root, &mut hints_report)?;
+        if !stated.was_clean && !self.options.broker_is_gone {
             return Err(Error::NeedsAdopt {
                 path: self.root.clone(),
                 why: "there is no .kafka_cleanshutdown: a broker is running, or it crashed; if it is known to be gone, say \
@@ -194,11 +197,10 @@ impl<'a> Adoption<'a> {
         for entry in &topics {
             for &partition in &entry.partitions {
                 let id = TopicPartition::new(entry.name.clone(), partition);
-                let hints = Hints { log_start: starts.get(&id).copied(), was_clean };
                 if !self.options.dry_run {
                     self.finish_swaps(&id)?;
                 }
-                let found = self.look(&id, entry, hints)?;
+                let found = self.look(&id, entry, stated.of(&id))?;
                 report.partitions.push(describe(&id, &found, self.next_epoch(&id, &found)?));
                 looked.push((id, entry.clone(), found));
             }

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::replace::{remove_if_there, replace_file};
 use crate::io::{DirEntry, EntryKind, Vfs, read_small};
+use crate::partition::hints::Hints;
 
 pub(crate) const RECOVERY_POINT: &str = "recovery-point-offset-checkpoint";
 pub(crate) const LOG_START: &str = "log-start-offset-checkpoint";
@@ -24,6 +25,38 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Offsets by partition.
 pub(crate) type Offsets = BTreeMap<TopicPartition, i64>;
+
+/// What the checkpoints of a broker say of all its partitions, and whether it shut down in order.
+#[derive(Debug, Default)]
+pub(crate) struct Stated {
+    pub(crate) starts: Offsets,
+    pub(crate) recovery_points: Offsets,
+    pub(crate) was_clean: bool,
+}
+
+impl Stated {
+    /// What they say of one.
+    pub(crate) fn of(&self, id: &TopicPartition) -> Hints {
+        let at = |offsets: &Offsets| offsets.get(id).copied();
+        Hints { log_start: at(&self.starts), recovery_point: at(&self.recovery_points), was_clean: self.was_clean }
+    }
+}
+
+/// Reads them; what of them cannot be read says nothing, and is told of with the reason.
+pub(crate) fn read_stated(vfs: &dyn Vfs, root: &Path) -> Result<(Stated, Vec<(PathBuf, String)>)> {
+    let mut damaged = Vec::new();
+    let mut offsets = |name: &str| -> Result<Offsets> {
+        let read = read(vfs, root, name)?;
+        Ok(read.unwrap_or_else(|reason| {
+            damaged.push((root.join(name), reason));
+            Offsets::new()
+        }))
+    };
+    let (starts, recovery_points) = (offsets(LOG_START)?, offsets(RECOVERY_POINT)?);
+    let listed = vfs.list(root).map_err(|error| Error::io("list", root, error))?;
+    let was_clean = listed.iter().any(|entry| entry.name == CLEAN_SHUTDOWN);
+    Ok((Stated { starts, recovery_points, was_clean }, damaged))
+}
 
 pub(crate) fn encode(offsets: &Offsets) -> String {
     let mut text = format!("0\n{}\n", offsets.len());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::builder::{Hears, StoreBuilder};
 use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
-use super::checkpoints::{self, Offsets};
+use super::checkpoints::{self, Stated};
 use super::events::Audience;
 use super::reserve::Reserve;
 use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep, holds};
@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition, Uuid};
 use crate::io::{EntryKind, LockKind, Vfs, VfsLock};
 use crate::key_index::Budget;
-use crate::partition::foreign::{self, Hints};
+use crate::partition::foreign;
+use crate::partition::hints::Hints;
 use crate::partition::open::Opening;
 use crate::partition::repair::Repair;
 use crate::partition::{Env, Partition, manifest, quarantine};
@@ -477,13 +478,13 @@ fn open_foreign(
     budget: &Arc<Budget>,
     report: &mut RecoveryReport,
 ) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
-    let (starts, was_clean) = read_hints(&*env.vfs, root, report)?;
+    let stated = read_hints(&*env.vfs, root, report)?;
     let mut topics = BTreeMap::new();
     for entry in &catalog.topics {
         let (mut partitions, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for &partition in &entry.partitions {
             let id = TopicPartition::new(entry.name.clone(), partition);
-            let hints = Hints { log_start: starts.get(&id).copied(), was_clean };
+            let hints = stated.of(&id);
             let opening = || {
                 let directory = root.join(id.directory_name());
                 let ids_are_known = false;
@@ -512,17 +513,12 @@ fn open_foreign(
     Ok(topics)
 }
 
-/// A broker's log starts, and whether it shut down in order.
-pub(crate) fn read_hints(vfs: &dyn Vfs, root: &Path, report: &mut RecoveryReport) -> Result<(Offsets, bool)> {
-    let starts = match checkpoints::read(vfs, root, checkpoints::LOG_START)? {
-        Ok(starts) => starts,
-        Err(reason) => {
-            report.store.push(Repair::ManifestSlotDamaged { path: root.join(checkpoints::LOG_START), reason });
-            Offsets::new()
-        }
-    };
-    let listed = vfs.list(root).map_err(|error| Error::io("list", root, error))?;
-    Ok((starts, listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN)))
+/// What a broker's checkpoints say.
+pub(crate) fn read_hints(vfs: &dyn Vfs, root: &Path, report: &mut RecoveryReport) -> Result<Stated> {
+    let (stated, damaged) = checkpoints::read_stated(vfs, root)?;
+    let told = damaged.into_iter().map(|(path, reason)| Repair::ManifestSlotDamaged { path, reason });
+    report.store.extend(told);
+    Ok(stated)
 }
 
 /// A partition directory that no topic lists: an empty one of ours is what a creation left that never took effect; any

@@ -3,7 +3,7 @@
 //! It takes no lock and repairs nothing. Of a store it checks all that its manifests promise; of a plain Kafka directory
 //! all that Kafka's formats let one check.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use crate::ids::{Offset, TopicPartition};
 use crate::io::{DiskVfs, EntryKind, OpenMode, Vfs, VfsFile, read_exact_at, read_small};
 use crate::partition::floor::{self, Floor, Kind};
 use crate::partition::foreign::{Exchange, NO_FILE};
+use crate::partition::hints::{self, Hints, Missing};
 use crate::partition::kafka_state::{self, Producers};
 use crate::partition::listing::{Listing, list};
 use crate::partition::manifest::{self, EntryState, Manifest, SegmentEntry};
@@ -138,7 +139,7 @@ pub fn verify(path: impl AsRef<Path>) -> Result<VerifyReport> {
 pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
     let listed = vfs.list(root).map_err(|error| Error::io("list", root, error))?;
-    let was_clean = listed.iter().any(|entry| entry.name == checkpoints::CLEAN_SHUTDOWN);
+    let (stated, _) = checkpoints::read_stated(vfs, root)?;
     for name in [checkpoints::RECOVERY_POINT, checkpoints::LOG_START, checkpoints::HIGH_WATERMARK, checkpoints::CLEANER]
     {
         if let Err(why) = checkpoints::read(vfs, root, name)? {
@@ -185,7 +186,8 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
                     report.damage(root, None, what);
                     is_told = true;
                 }
-                let mut partition = PartitionCheck { vfs, directory: &path, report: &mut report, was_clean };
+                let (hints, was_clean) = (stated.of(&id), stated.was_clean);
+                let mut partition = PartitionCheck { vfs, directory: &path, report: &mut report, hints, was_clean };
                 partition.run(catalog.as_ref(), &id)?;
             }
             None => report.notice(&path, None, "not a partition; left alone"),
@@ -208,6 +210,7 @@ struct PartitionCheck<'a> {
     vfs: &'a dyn Vfs,
     directory: &'a Path,
     report: &'a mut VerifyReport,
+    hints: Hints,
     /// Whether the directory was left in order, so that nothing may be torn.
     was_clean: bool,
 }
@@ -289,12 +292,47 @@ impl PartitionCheck<'_> {
         }
         exchange.see_through(listing);
         let bases: Vec<i64> = listing.logs.keys().copied().collect();
+        let mut ends = BTreeMap::new();
         for (index, &base) in bases.iter().enumerate() {
             let next_base = bases.get(index + 1).copied();
             let exchange = Some(&exchange);
-            self.log(&LogCheck { base, manifest: None, entry: None, next_base, floor: None, exchange })?;
+            let found = self.log(&LogCheck { base, manifest: None, entry: None, next_base, floor: None, exchange })?;
+            if !matches!(found.stop, Stop::Unsupported(_)) {
+                ends.insert(base, found.next_offset);
+            }
         }
+        self.missing(listing, &ends);
         Ok(())
+    }
+
+    /// What a broker's checkpoints and index files prove to be missing, by where each log ends.
+    fn missing(&mut self, listing: &Listing, ends: &BTreeMap<i64, i64>) {
+        let last = listing.logs.keys().next_back();
+        let end = last.map_or(Some(0), |last| ends.get(last).copied());
+        if let Some(missing) = end.and_then(|end| self.hints.missing(end)) {
+            self.missing_from(self.directory, missing);
+        }
+        if let Some(what) = end.and_then(|end| self.hints.surplus(end)) {
+            self.report.notice(self.directory, None, what);
+        }
+        for orphan in hints::orphans(listing, ends) {
+            let path = self.directory.join(file_name(orphan.base, orphan.suffix));
+            match orphan.missing {
+                Some(missing) => self.missing_from(&path, missing),
+                None => self.report.notice(&path, None, "an index without a log"),
+            }
+        }
+    }
+
+    fn missing_from(&mut self, path: &Path, missing: Missing) {
+        let (severity, offset) = (Severity::Damage, Some(missing.from.into()));
+        self.report.findings.push(Finding {
+            severity,
+            path: path.to_owned(),
+            position: None,
+            offset,
+            what: missing.what,
+        });
     }
 
     fn ours(&mut self, manifest: &Manifest, generation: u64, listing: &Listing) -> Result<()> {
@@ -340,7 +378,7 @@ impl PartitionCheck<'_> {
     }
 
     /// Every batch of one file, and its indexes beside it.
-    fn log(&mut self, check: &LogCheck<'_>) -> Result<()> {
+    fn log(&mut self, check: &LogCheck<'_>) -> Result<Scan> {
         let path = self.directory.join(check.name(Suffix::Log));
         let file = self.vfs.open(&path, OpenMode::Read).map_err(|error| Error::io("open", &path, error))?;
         self.report.segments += 1;
@@ -374,7 +412,8 @@ impl PartitionCheck<'_> {
             let path = self.directory.join(check.name(suffix));
             self.report.damage(&path, None, what);
         }
-        self.seal(check, &path, &*file, &found)
+        self.seal(check, &path, &*file, &found)?;
+        Ok(found)
     }
 
     fn judge_stop(&mut self, check: &LogCheck<'_>, path: &Path, file: &dyn VfsFile, found: &Scan) -> Result<()> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use topiclog::record::BatchView;
-use topiclog::{AdoptOptions, Error, PartitionPosition, Record, Repair, Store, TopicConfig, Upkeep};
+use topiclog::{AdoptOptions, Error, Finding, PartitionPosition, Record, Repair, Store, TopicConfig, Upkeep, verify};
 
 use crate::kafka_dirs::copy_of;
 
@@ -106,7 +106,9 @@ fn broker_makes(root: &Path, name: &str) -> Vec<PathBuf> {
     for suffix in ["log", "index", "timeindex"] {
         fs::write(directory.join(format!("{:020}.{suffix}", 5000)), "").unwrap();
     }
-    CHECKPOINTS.iter().for_each(|checkpoint| add_entry(root, checkpoint, &format!("{} 5000", name.replace("-0", " 0"))));
+    CHECKPOINTS
+        .iter()
+        .for_each(|checkpoint| add_entry(root, checkpoint, &format!("{} 5000", name.replace("-0", " 0"))));
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
@@ -155,4 +157,105 @@ fn a_deleted_topic_leaves_no_entry_in_a_checkpoint() {
         let entries = entries_of(&root, name);
         assert!(!entries.iter().any(|entry| entry.starts_with("records_deleted")), "{entries:?}");
     }
+}
+
+/// A copy of what a broker left after it stopped in order, without a part of it: an adoption names the offsets that are missing,
+/// so does `verify`, and a reader is not shown the partition as if it were whole. So it is without the marker.
+fn check_missing(id: &str, change: impl Fn(&Path), to: i64) {
+    let (topic, number) = id.rsplit_once('-').unwrap();
+    let (_guard, root) = copy_of("clean");
+    change(&root);
+    for has_marker in [true, false] {
+        if !has_marker {
+            fs::remove_file(root.join(".kafka_cleanshutdown")).unwrap();
+        }
+        let is_meant = |error: &Error| match error {
+            Error::Corrupt { path, offsets: Some((from, until)), .. } => {
+                path.starts_with(root.join(id)) && from < until && until.get() == to
+            }
+            _ => false,
+        };
+        for dry_run in [true, false] {
+            let refused = Store::adopt(&root, &gone().dry_run(dry_run)).unwrap_err();
+            assert!(is_meant(&refused), "{id}: {refused:?}");
+        }
+        let report = verify(&root).unwrap();
+        let is_told = |finding: &Finding| finding.path.starts_with(root.join(id)) && finding.offset.is_some();
+        assert!(report.damages().any(is_told), "{id}: {report:?}");
+        let reader = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(&root).unwrap();
+        let found = reader.topic(topic).unwrap().partition(number.parse::<u32>().unwrap());
+        assert!(found.is_err_and(|error| is_meant(&error)), "{id}");
+        let is_listed = |repair: &Repair| matches!(repair, Repair::Unreadable { path, .. } if path.ends_with(id));
+        assert!(reader.recovery_report().store.iter().any(is_listed), "{id}");
+    }
+}
+
+fn remove_files(directory: &Path, is_meant: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if is_meant(path.file_name().unwrap().to_str().unwrap()) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_log_that_ends_below_what_was_flushed_is_not_taken_over() {
+    check_missing("compacted-0", |root| remove_files(&root.join("compacted-0"), |name| name.contains("171.")), 172);
+    check_missing("compacted-0", |root| remove_files(&root.join("compacted-0"), |name| name.ends_with(".log")), 172);
+    let cut_at_a_batch = |root: &Path| {
+        let log = root.join("codec.none-0/00000000000000000000.log");
+        let bytes = fs::read(&log).unwrap();
+        let first = BatchView::parse(&bytes).unwrap().bytes().len();
+        assert!(first < bytes.len());
+        fs::write(&log, &bytes[..first]).unwrap();
+    };
+    check_missing("codec.none-0", cut_at_a_batch, 240);
+    check_missing("large-0", |root| add_entry(root, CHECKPOINTS[2], "large 0 10"), 10);
+}
+
+/// Its offsets lie between two segments, and only its index says that it was there.
+#[test]
+fn a_segment_whose_index_is_all_that_is_left_is_missed() {
+    let (_guard, root) = copy_of("clean");
+    let log = root.join("rolled-0/00000000000000000072.log");
+    fs::remove_file(&log).unwrap();
+    let refused = Store::adopt(&root, &gone()).unwrap_err();
+    let is_meant = |error: &Error| matches!(error, Error::Corrupt { offsets: Some((from, to)), .. } if from.get() == 72 && to.get() == 76);
+    assert!(is_meant(&refused), "{refused:?}");
+    assert!(verify(&root).unwrap().damages().any(|finding| finding.offset == Some(72.into())));
+    // A name that says that it was deleted on purpose is no damage.
+    fs::write(log.with_extension("log.deleted"), "").unwrap();
+    let report = Store::adopt(&root, &gone()).unwrap();
+    let repairs = report.partitions.iter().flat_map(|partition| &partition.repairs);
+    assert!(repairs.filter(|repair| matches!(repair, Repair::Stranger { .. })).count() >= 2);
+}
+
+/// What Kafka leaves in good order is taken over: no entry, an entry of 0, a log whose records are all gone, an index without a
+/// log before the first segment; and a recovery point below the end is told of.
+#[test]
+fn a_directory_that_proves_nothing_is_taken_over() {
+    let (_guard, root) = copy_of("clean");
+    broker_makes(&root, "later-0");
+    let entries: Vec<String> = (entries_of(&root, CHECKPOINTS[0]).into_iter())
+        .filter(|entry| !entry.starts_with("codec.lz4 "))
+        .map(|entry| match entry.as_str() {
+            "codec.none 0 240" => "codec.none 0 0".to_owned(),
+            "large 0 3" => "large 0 2".to_owned(),
+            _ => entry,
+        })
+        .collect();
+    fs::write(root.join(CHECKPOINTS[0]), format!("0\n{}\n{}\n", entries.len(), entries.join("\n"))).unwrap();
+    remove_files(&root.join("rolled-0"), |name| name == "00000000000000000000.log");
+    let looked = verify(&root).unwrap();
+    assert_eq!(looked.damages().collect::<Vec<_>>(), Vec::<&Finding>::new());
+    let odd = |finding: &&Finding| finding.path.ends_with("large-0");
+    assert_eq!(looked.findings.iter().filter(odd).count(), 1);
+    let report = Store::adopt(&root, &AdoptOptions::new()).unwrap();
+    let of = |topic: &str| report.partitions.iter().find(|adopted| adopted.partition.topic.as_str() == topic).unwrap();
+    assert!(matches!(of("large").repairs[..], [Repair::CheckpointDiffers { .. }]), "{:?}", of("large"));
+    assert!(matches!(of("rolled").repairs[..], [Repair::Stranger { .. }, Repair::Stranger { .. }]));
+    assert_eq!((of("later").start.get(), of("later").end.get()), (5000, 5000));
+    let placed = open(&root).topic("later").unwrap().append(Record::of_value("v")).unwrap();
+    assert_eq!(placed.offset.get(), 5000);
 }
