@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use super::builder::StoreBuilder;
 use super::catalog::{self, Catalog, TopicEntry};
+use super::checkpoints::{self, TopicIds};
 use super::open::{make_env, new_id, opening, partition_directories, read_hints, take_locks};
 use super::reserve::Reserve;
-use super::{RecoveryReport, Signal, Store, checkpoints};
+use super::{RecoveryReport, Signal, Store};
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicName, TopicPartition};
 use crate::io::replace::replace_file;
@@ -74,7 +75,12 @@ impl AdoptOptions {
     }
 
     /// The configuration of a topic. Others keep the one that the store has for them, where the directory was one before,
-    /// and get [`TopicConfig::default`] otherwise. The number of partitions is the directory's.
+    /// and get [`TopicConfig::default`] otherwise.
+    ///
+    /// A broker may hold some partitions of a topic and others not, and its directory does not say how many there are. It is
+    /// the number of the configuration, and at least one more than the highest that is here: of a topic with 12 partitions, of
+    /// which 0 and 3 are here, a configuration has to say 12. Otherwise it has 4, and records with a key go to other partitions
+    /// than the broker's. Those for a partition that is not here are refused.
     #[must_use]
     pub fn config(mut self, topic: impl Into<String>, config: TopicConfig) -> Self {
         self.configs.insert(topic.into(), config);
@@ -219,15 +225,17 @@ impl<'a> Adoption<'a> {
 
     /// The topics as the directories show them, with the ids that Kafka gave them.
     fn topics(&self, ids: &[TopicPartition]) -> Result<Vec<TopicEntry>> {
-        let mut by_name: BTreeMap<TopicName, Vec<u32>> = BTreeMap::new();
+        let (mut by_name, mut topic_ids): (BTreeMap<TopicName, Vec<u32>>, _) = (BTreeMap::new(), TopicIds::default());
         for id in ids {
             by_name.entry(id.topic.clone()).or_default().push(id.partition.get());
+            let directory = self.root.join(id.directory_name());
+            if let Some(topic_id) = checkpoints::read_topic_id(&*self.vfs, &directory)? {
+                topic_ids.note(&id.topic, &directory, topic_id)?;
+            }
         }
         let mut topics = Vec::new();
         for (count, (name, partitions)) in by_name.into_iter().enumerate() {
-            let first = TopicPartition::new(name.clone(), partitions.first().copied().unwrap_or(0));
-            let kafka_id = checkpoints::read_topic_id(&*self.vfs, &self.root.join(first.directory_name()))?;
-            let topic_id = match kafka_id {
+            let topic_id = match topic_ids.of(&name) {
                 Some(id) => id,
                 None => new_id(None, count as u64)?,
             };
@@ -236,11 +244,13 @@ impl<'a> Adoption<'a> {
             let config = match (self.options.configs.get(name.as_str()), known) {
                 (Some(config), _) => {
                     config.check_codec()?;
-                    config.clone().partitions(most)
+                    config.clone()
                 }
-                (None, Some(known)) => known.config.clone().partitions(most.max(known.config.partition_count())),
-                (None, None) => TopicConfig::default().partitions(most),
+                (None, Some(known)) => known.config.clone(),
+                (None, None) => TopicConfig::default(),
             };
+            let count = most.max(config.partition_count());
+            let config = config.partitions(count);
             config.check()?;
             topics.push(TopicEntry { name, topic_id, partitions, config });
         }

@@ -187,6 +187,33 @@ pub(crate) fn read_topic_id(vfs: &dyn Vfs, directory: &Path) -> Result<Option<Uu
     }
 }
 
+/// The ids of topics, as their partitions show them one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct TopicIds {
+    /// With the directory of the partition that showed it first.
+    by_name: BTreeMap<TopicName, (Uuid, PathBuf)>,
+}
+
+impl TopicIds {
+    /// Takes note of what the directory of a partition shows. Fails if another partition of its topic shows another id.
+    pub(crate) fn note(&mut self, topic: &TopicName, directory: &Path, topic_id: Uuid) -> Result<()> {
+        let (known, first) = self.by_name.entry(topic.clone()).or_insert_with(|| (topic_id, directory.to_owned()));
+        if *known == topic_id {
+            return Ok(());
+        }
+        let what = format!(
+            "the topic id is {topic_id}, and it is {known} in {}: partitions of two topics or of two copies were mixed; take away              those that do not belong here",
+            first.display()
+        );
+        Err(Error::corrupt(&directory.join("partition.metadata"), 0, what))
+    }
+
+    /// The id that a partition of the topic has shown.
+    pub(crate) fn of(&self, topic: &TopicName) -> Option<Uuid> {
+        self.by_name.get(topic).map(|(topic_id, _)| *topic_id)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

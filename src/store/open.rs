@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::builder::{Hears, StoreBuilder};
 use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
-use super::checkpoints::{self, Stated};
+use super::checkpoints::{self, Stated, TopicIds};
 use super::events::Audience;
 use super::reserve::Reserve;
 use super::{Admin, RecoveryReport, Signal, Store, StoreInner, Upkeep, holds};
@@ -255,7 +255,7 @@ fn choose_catalog(
         return Ok((generation, catalog, false));
     }
     if options.read_only {
-        return Ok((0, foreign_catalog(&*options.vfs, root, directories)?, true));
+        return Ok((0, foreign_catalog(&*options.vfs, root, directories), true));
     }
     if let Some((path, reason)) = read.damaged.into_iter().next() {
         let what = format!("{reason}, and so is the other copy; open read-only to save the data");
@@ -346,18 +346,29 @@ fn manifest_of(vfs: &dyn Vfs, directory: &Path) -> Option<manifest::Manifest> {
     manifest::Manifest::decode(&newest.payload).ok()
 }
 
+/// Takes note of the topic id that a partition shows; one that cannot be read says nothing.
+fn note_topic_id(vfs: &dyn Vfs, root: &Path, id: &TopicPartition, topic_ids: &mut TopicIds) -> Result<()> {
+    let directory = root.join(id.directory_name());
+    match checkpoints::read_topic_id(vfs, &directory) {
+        Ok(Some(topic_id)) => topic_ids.note(&id.topic, &directory, topic_id),
+        _ => Ok(()),
+    }
+}
+
 /// Topics as the directory names show them.
-fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -> Result<Catalog> {
-    let mut by_name: BTreeMap<TopicName, Vec<u32>> = BTreeMap::new();
+fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -> Catalog {
+    let (mut by_name, mut topic_ids): (BTreeMap<TopicName, Vec<u32>>, _) = (BTreeMap::new(), TopicIds::default());
     for id in directories.iter().filter(|id| id.topic.as_str() != "__cluster_metadata") {
         by_name.entry(id.topic.clone()).or_default().push(id.partition.get());
+        // Of two ids the first holds; a partition with another one is not opened.
+        note_topic_id(vfs, root, id, &mut topic_ids).ok();
     }
     let mut topics = Vec::new();
     for (name, partitions) in by_name {
         let first = TopicPartition::new(name.clone(), partitions.first().copied().unwrap_or(0));
-        let directory = root.join(first.directory_name());
-        let topic_id = checkpoints::read_topic_id(vfs, &directory).ok().flatten();
-        let topic_id = topic_id.or_else(|| manifest_of(vfs, &directory).map(|manifest| manifest.topic_id));
+        let topic_id = topic_ids.of(&name);
+        let of_manifest = || manifest_of(vfs, &root.join(first.directory_name())).map(|manifest| manifest.topic_id);
+        let topic_id = topic_id.or_else(of_manifest);
         let count = partitions.iter().max().map_or(1, |most| most.saturating_add(1));
         topics.push(TopicEntry {
             name,
@@ -366,7 +377,7 @@ fn foreign_catalog(vfs: &dyn Vfs, root: &Path, directories: &[TopicPartition]) -
             config: TopicConfig::default().partitions(count),
         });
     }
-    Ok(Catalog { store_id: Uuid::from_bytes([0; 16]), topics, deleting: Vec::new() })
+    Catalog { store_id: Uuid::from_bytes([0; 16]), topics, deleting: Vec::new() }
 }
 
 pub(super) fn make_env(
@@ -479,7 +490,7 @@ fn open_foreign(
     report: &mut RecoveryReport,
 ) -> Result<BTreeMap<TopicName, Arc<TopicInner>>> {
     let stated = read_hints(&*env.vfs, root, report)?;
-    let mut topics = BTreeMap::new();
+    let (mut topics, mut topic_ids) = (BTreeMap::new(), TopicIds::default());
     for entry in &catalog.topics {
         let (mut partitions, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
         for &partition in &entry.partitions {
@@ -491,9 +502,11 @@ fn open_foreign(
                 Opening { hints, ids_are_known, ..opening(env, &id, directory, entry.topic_id, &entry.config) }
             };
             // A broker that went on after an adoption was interrupted made the partition's manifest void.
-            let opened = opening().open().or_else(|error| match error {
-                Error::NeedsAdopt { .. } => foreign::open(opening()),
-                error => Err(error),
+            let opened = note_topic_id(&*env.vfs, root, &id, &mut topic_ids).and_then(|()| {
+                opening().open().or_else(|error| match error {
+                    Error::NeedsAdopt { .. } => foreign::open(opening()),
+                    error => Err(error),
+                })
             });
             let (log, partition_report) = match opened {
                 Ok(opened) => opened,
@@ -553,14 +566,6 @@ fn note_unlisted(
     if swept { env.vfs.sync_dir(root).map_err(|error| Error::io("sync directory", root, error)) } else { Ok(()) }
 }
 
-/// Removes a partition directory that a creation left before it took effect. Refuses if there is any record in it, or
-/// anything that this library would not have made.
-pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) -> Result<()> {
-    let refuse = |why: &str| Err(Error::NeedsAdopt { path: directory.to_owned(), why: why.to_owned() });
-    if !is_of_creation(vfs, directory, store_id)? {
-        return refuse("no topic lists it, and another store or program made it");
-    }
-    if holds_records(vfs, directory)? {
 /// Whether a partition directory that no topic lists is what a creation left that did not take effect. Ours has a manifest,
 /// which is written first of all and goes last; one without may be a broker's, and then the name of a log without records says
 /// where offsets go on.
@@ -572,8 +577,17 @@ pub(crate) fn is_of_creation(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) ->
     Ok(!is_other && (entries.is_empty() || entries.iter().any(|entry| entry.name.starts_with(manifest::NAME))))
 }
 
+/// Removes a partition directory that a creation left before it took effect. Refuses if there is any record in it, or
+/// anything that this library would not have made.
+pub(crate) fn remove_uncommitted(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) -> Result<()> {
+    let refuse = |why: &str| Err(Error::NeedsAdopt { path: directory.to_owned(), why: why.to_owned() });
+    if !is_of_creation(vfs, directory, store_id)? {
+        return refuse("no topic lists it, and another store or program made it");
+    }
+    if holds_records(vfs, directory)? {
         return refuse("no topic lists it, and there are records in it");
     }
+    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
     if let Some(stranger) = entries.iter().find(|entry| !may_remove(&entry.name, entry.kind)) {
         return refuse(&format!("it holds {:?}, which is not ours", stranger.name));
     }
@@ -584,7 +598,6 @@ pub(crate) fn is_of_creation(vfs: &dyn Vfs, directory: &Path, store_id: Uuid) ->
         vfs.sync_dir(directory).map_err(|error| Error::io("sync directory", directory, error))?;
     }
     remove_files(vfs, directory, &manifests)?;
-    let entries = vfs.list(directory).map_err(|error| Error::io("list", directory, error))?;
     remove_directory(vfs, directory)
 }
 

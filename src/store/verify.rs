@@ -9,7 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{self, Catalog};
-use super::checkpoints;
+use super::checkpoints::{self, TopicIds};
+use super::open::partition_directories;
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
 use crate::io::{DiskVfs, EntryKind, OpenMode, Vfs, VfsFile, read_exact_at, read_small};
@@ -193,10 +194,30 @@ pub fn verify_on(vfs: &dyn Vfs, root: &Path) -> Result<VerifyReport> {
             None => report.notice(&path, None, "not a partition; left alone"),
         }
     }
+    check_topic_ids(vfs, root, &partition_directories(&listed), catalog.as_ref(), &mut report);
     for id in expected {
         report.damage(&root.join(id.directory_name()), None, "the store lists this partition, but it is missing");
     }
     Ok(report)
+}
+
+/// Partitions of one topic have one topic id. A file of it that cannot be read is told of elsewhere.
+fn check_topic_ids(
+    vfs: &dyn Vfs,
+    root: &Path,
+    ids: &[TopicPartition],
+    catalog: Option<&Catalog>,
+    report: &mut VerifyReport,
+) {
+    let mut topic_ids = TopicIds::default();
+    for id in ids.iter().filter(|id| catalog.is_none_or(|catalog| catalog.lists(id))) {
+        let directory = root.join(id.directory_name());
+        if let Ok(Some(topic_id)) = checkpoints::read_topic_id(vfs, &directory)
+            && let Err(Error::Corrupt { path, what, .. }) = topic_ids.note(&id.topic, &directory, topic_id)
+        {
+            report.damage(&path, None, what);
+        }
+    }
 }
 
 fn has_manifest(vfs: &dyn Vfs, directory: &Path) -> Result<bool> {

@@ -259,3 +259,49 @@ fn a_directory_that_proves_nothing_is_taken_over() {
     let placed = open(&root).topic("later").unwrap().append(Record::of_value("v")).unwrap();
     assert_eq!(placed.offset.get(), 5000);
 }
+
+fn topic_id_of(directory: &Path) -> String {
+    let text = fs::read_to_string(directory.join("partition.metadata")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix("topic_id: ")).unwrap().to_owned()
+}
+
+/// The first partition once gave its id, or a new one, to all others.
+#[test]
+fn a_topic_keeps_the_id_that_any_of_its_partitions_has() {
+    let (_guard, root) = copy_of("clean");
+    let directory = |number: u32| root.join(format!("partitioned-{number}"));
+    let topic_id = topic_id_of(&directory(1));
+    fs::remove_file(directory(0).join("partition.metadata")).unwrap();
+    Store::adopt(&root, &gone()).unwrap();
+    assert!((0..6).all(|number| topic_id_of(&directory(number)) == topic_id));
+    assert_eq!(open(&root).topic("partitioned").unwrap().id().to_string(), topic_id);
+}
+
+#[test]
+fn partitions_of_two_topics_are_not_taken_for_one() {
+    let (_guard, root) = copy_of("clean");
+    let metadata = root.join("partitioned-4/partition.metadata");
+    fs::write(&metadata, "version: 0\ntopic_id: w_P_uABI0SryN7wEjRWeJg").unwrap();
+    let refused = Store::adopt(&root, &gone()).unwrap_err();
+    assert!(matches!(&refused, Error::Corrupt { path, .. } if *path == metadata), "{refused}");
+    assert!(verify(&root).unwrap().damages().any(|finding| finding.path == metadata));
+    let reader = Store::builder().read_only(true).upkeep(Upkeep::Manual).open(&root).unwrap();
+    let topic = reader.topic("partitioned").unwrap();
+    assert!(matches!(topic.partition(4), Err(Error::Corrupt { .. })));
+    assert_eq!(topic.partitions().count(), 5);
+    assert_eq!(topic.id().to_string(), topic_id_of(&root.join("partitioned-0")));
+}
+
+/// A broker has some partitions of a topic, and only whoever calls knows how many there are.
+#[test]
+fn a_topic_has_as_many_partitions_as_the_caller_says() {
+    for (said, expected) in [(None, 6), (Some(3), 6), (Some(12), 12)] {
+        let (_guard, root) = copy_of("clean");
+        let options =
+            said.map_or(gone(), |count| gone().config("partitioned", TopicConfig::default().partitions(count)));
+        Store::adopt(&root, &options).unwrap();
+        let topic = open(&root).topic("partitioned").unwrap();
+        assert_eq!((topic.partition_count(), topic.partitions().count()), (expected, 6));
+        assert!(matches!(topic.partition(7), Err(Error::UnknownTopic { .. })));
+    }
+}
