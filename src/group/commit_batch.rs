@@ -7,7 +7,7 @@ use super::shards::{Appended, Shard};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
-use crate::store::holds::OFFSETS_TOPIC;
+use crate::store::brokers_topics::OFFSETS_TOPIC;
 
 /// Offsets that a group commits.
 type OfGroup<'a> = (&'a str, &'a [(TopicPartition, OffsetAndMetadata)]);

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
 use crate::partition::writer::{Awaited, RecordMetadata};
 use crate::record::RecordRef;
-use crate::store::holds::OFFSETS_TOPIC;
+use crate::store::brokers_topics::OFFSETS_TOPIC;
 use crate::sync::MutexGuard;
 
 /// Most bytes of what a member says when it joins: its names, and what it tells the leader. Kafka bounds a request as a whole.

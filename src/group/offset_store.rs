@@ -17,14 +17,12 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{Offset, TopicPartition};
 use crate::store::Store;
-use crate::store::holds::OFFSETS_TOPIC;
+use crate::store::brokers_topics::{OFFSETS_TOPIC, config_of};
 use crate::store::waits::more_can_come;
-use crate::topic::{CleanupPolicy, Topic, TopicConfig};
+use crate::topic::Topic;
 
 /// Partitions of `__consumer_offsets` where we create it. Kafka makes 50; any number is read.
 const PARTITIONS: u32 = 4;
-/// Kafka's `offsets.topic.segment.bytes`.
-const SEGMENT_BYTES: u32 = 100 << 20;
 
 /// The groups of a store. Cheap to clone; all handles of one store share what was read.
 ///
@@ -430,10 +428,7 @@ impl Groups {
             return Ok(shards);
         }
         let topics_version = self.store.topics_version();
-        let config = TopicConfig::default()
-            .partitions(PARTITIONS)
-            .segment_bytes(SEGMENT_BYTES)
-            .cleanup_policy(CleanupPolicy::Compact);
+        let config = config_of(OFFSETS_TOPIC).partitions(PARTITIONS);
         Ok(self.shards_of(topics_version, &self.store.ensure_topic(OFFSETS_TOPIC, config)?))
     }
 }
@@ -452,6 +447,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::io::{MemoryVfs, OpenMode, Vfs as _};
     use crate::store::builder::Upkeep;
+    use crate::topic::TopicConfig;
 
     /// A group that has committed 5 of one partition at time 0, and the clock.
     fn committed_five(vfs: &MemoryVfs) -> (Groups, TopicPartition, Arc<ManualClock>) {

@@ -15,7 +15,8 @@ use crate::partition::Partition;
 use crate::partition::append_options::AppendSpec;
 use crate::partition::writer::{Awaited, RecordMetadata};
 use crate::record::{AsRecord, Record};
-use crate::store::holds::{OFFSETS_TOPIC, Readers};
+use crate::store::brokers_topics::OFFSETS_TOPIC;
+use crate::store::holds::Readers;
 use crate::sync::Mutex;
 use crate::topic::Topic;
 

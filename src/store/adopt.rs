@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::brokers_topics::config_of;
 use super::builder::StoreBuilder;
 use super::catalog::{self, Catalog, TopicEntry};
 use super::checkpoints::{self, TopicIds};
@@ -75,7 +76,8 @@ impl AdoptOptions {
     }
 
     /// The configuration of a topic. Others keep the one that the store has for them, where the directory was one before,
-    /// and get [`TopicConfig::default`] otherwise.
+    /// and get [`TopicConfig::default`] otherwise; but `__consumer_offsets` and `__transaction_state` are compacted, in segments
+    /// of 100 MiB.
     ///
     /// A broker may hold some partitions of a topic and others not, and its directory does not say how many there are. It is
     /// the number of the configuration, and at least one more than the highest that is here: of a topic with 12 partitions, of
@@ -247,7 +249,7 @@ impl<'a> Adoption<'a> {
                     config.clone()
                 }
                 (None, Some(known)) => known.config.clone(),
-                (None, None) => TopicConfig::default(),
+                (None, None) => config_of(name.as_str()),
             };
             let count = most.max(config.partition_count());
             let config = config.partitions(count);

@@ -206,8 +206,6 @@ pub(crate) trait Readers: Any + Send + Sync {
     fn lowest(&self, partition: &TopicPartition) -> i64;
 }
 
-/// Where groups keep their offsets.
-pub(crate) const OFFSETS_TOPIC: &str = "__consumer_offsets";
 /// The name that says that groups commit in this store: until they were read after an open, each may be anywhere. It holds
 /// nothing itself, and goes with the topic of the offsets.
 const GROUPS: &str = "topiclog-groups";

@@ -3,6 +3,7 @@
 //! It knows topics and Kafka's directory layout. It does not know groups, transactions or patterns.
 
 pub(crate) mod adopt;
+pub(crate) mod brokers_topics;
 pub(crate) mod builder;
 pub(crate) mod catalog;
 pub(crate) mod checkpoints;

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use topiclog::client::OffsetAndMetadata;
+use topiclog::group::Groups;
 use topiclog::record::BatchView;
 use topiclog::{AdoptOptions, Error, Finding, PartitionPosition, Record, Repair, Store, TopicConfig, Upkeep, verify};
 
@@ -304,4 +306,23 @@ fn a_topic_has_as_many_partitions_as_the_caller_says() {
         assert_eq!((topic.partition_count(), topic.partitions().count()), (expected, 6));
         assert!(matches!(topic.partition(7), Err(Error::UnknownTopic { .. })));
     }
+}
+
+/// Both once got the default, and kept all that was ever written to them.
+#[test]
+fn a_broker_s_own_topics_are_compacted_unless_the_caller_says_otherwise() {
+    let (_guard, root) = copy_of("clean");
+    Store::adopt(&root, &gone().config("__transaction_state", TopicConfig::default())).unwrap();
+    let store = open(&root);
+    let offsets = store.topic("__consumer_offsets").unwrap();
+    let own = Store::in_memory().unwrap();
+    let place = own.create_topic("t", TopicConfig::default()).unwrap().partition(0).unwrap().id().clone();
+    Groups::open(&own).unwrap().commit("g", &[(place, OffsetAndMetadata::new(0))]).unwrap();
+    let made = own.topic("__consumer_offsets").unwrap().config();
+    assert_eq!((offsets.partition_count(), offsets.config()), (2, made.partitions(2)));
+    assert_eq!(store.topic("__transaction_state").unwrap().config(), TopicConfig::default().partitions(2));
+    while !store.tick().unwrap().is_idle() {}
+    let compacted: u64 = offsets.partitions().map(|partition| partition.stats().records_compacted).sum();
+    assert!(compacted > 0);
+    assert!(!Groups::open(&store).unwrap().list().unwrap().is_empty());
 }
