@@ -312,7 +312,7 @@ impl Cleaning {
         };
         let header = found.header;
         let bytes = header.size_bytes() as u64;
-        if header.is_control() || header.records_count == 0 || self.set.is_aborted(&header) {
+        if header.is_control() || header.records_count == 0 || self.set.is_aborted(&header)? {
             return Ok(bytes);
         }
         let failed = |error: record::BatchError| batch_error(segment, found.position, &header, &error);

@@ -59,7 +59,7 @@ impl NewestKeys {
         };
         let read_bytes = header.size_bytes() as u64;
         self.read_bytes += read_bytes;
-        if header.is_control() || set.is_aborted(&header) || header.base_offset > place.offset {
+        if header.is_control() || set.is_aborted(&header)? || header.base_offset > place.offset {
             self.at += 1;
             return Ok(Noted::Batch(read_bytes));
         }

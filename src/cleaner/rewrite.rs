@@ -308,10 +308,10 @@ impl GroupCopy {
         let failed = |error: record::BatchError| batch_error(segment, position, header, &error);
         self.counts.records_before += u64::try_from(header.records_count).unwrap_or(0);
         let marker = marker_of(header, bytes);
-        let fate = rules.fate(header, marker, self.set.is_aborted(header), passed);
+        let fate = rules.fate(header, marker, self.set.is_aborted(header)?, passed);
         if fate == (Fate::Look { discardable: false }) && matches!(marker, Some(ControlRecord::Abort { .. })) {
-            let offset = header.last_offset();
-            self.aborted.extend(self.set.aborted.iter().filter(|txn| txn.last_offset == offset));
+            let ended = self.set.aborted.ended_at(&self.set.segments, header.producer_id, header.last_offset())?;
+            self.aborted.extend(ended);
         }
         let (discardable, records_stay) = match fate {
             Fate::Look { discardable } => (discardable, true),

@@ -66,7 +66,7 @@ impl KeyIndex {
                 let failed =
                     |error: BatchError| Error::corrupt(segment.log().path(), found.position, error.to_string());
                 let body = record::decode_shared(&header, &cursor.bytes(&found), &LIMITS).map_err(failed)?;
-                let is_aborted = newest.set.is_aborted(&header);
+                let is_aborted = newest.set.is_aborted(&header)?;
                 let is_undecided = !is_aborted && self.is_undecided(&header, newest.undecided_from);
                 let mut views = RecordsIter::new(&header, &body);
                 let mut walked = 0;

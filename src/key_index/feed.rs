@@ -140,7 +140,7 @@ impl KeyIndex {
                 ready.undecided_from.get_or_insert(header.base_offset);
                 return Ok(true);
             }
-            if self.log.snapshot().is_aborted(header) {
+            if self.log.snapshot().is_aborted(header)? {
                 return Ok(true);
             }
         }

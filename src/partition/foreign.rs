@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::aborted::Aborted;
 use super::hints::{self, Missing};
 use super::kafka_state::{self, Producers};
 use super::listing::{Listing, list};
@@ -34,6 +35,8 @@ pub(crate) struct Found {
     pub(crate) end: i64,
     pub(crate) epochs: Vec<(i32, i64)>,
     pub(crate) aborted: Vec<AbortedTxn>,
+    /// Whether there may be more of them than these, as only the batches tell.
+    batches_tell_more: bool,
     pub(crate) producers: Producers,
     pub(crate) repairs: Vec<Repair>,
     /// What of the last segment is no batch.
@@ -184,7 +187,10 @@ pub(crate) fn open(opening: Opening<'_>) -> Result<(Log, PartitionReport)> {
         producers: None,
         pending: None,
     };
-    let log = opening.build(manifest, 0, None, found.aborted, found.producers)?;
+    // A look at a directory does not read all of it; who asks for the aborted transactions does.
+    let aborted =
+        if found.batches_tell_more { Aborted::told_in_part(found.aborted) } else { Aborted::known(found.aborted) };
+    let log = opening.build(manifest, 0, None, aborted, found.producers)?;
     let set = (*log.snapshot()).clone();
     for segment in &set.segments {
         let base = segment.base_offset();
@@ -212,6 +218,7 @@ pub(crate) fn look(opening: &Opening<'_>, every_batch: bool) -> Result<Found> {
         end: 0,
         epochs: Vec::new(),
         aborted: Vec::new(),
+        batches_tell_more: false,
         producers: Producers::default(),
         repairs: Vec::new(),
         torn: None,
@@ -386,7 +393,7 @@ fn read_epochs(opening: &Opening<'_>, found: &mut Found) -> Result<()> {
 
 /// Producer state at the end: the newest good snapshot, then a replay of what follows it. Aborted transactions: those of
 /// the index files, and those that a replay finds. A segment without an index file has none, or lost it: where there were
-/// producers, the batches are asked. With `every_batch` they are asked alone.
+/// producers, the batches have to be asked. With `every_batch` they are asked at once, and alone.
 fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool, found: &mut Found) -> Result<()> {
     let vfs = &*opening.env.vfs;
     let mut start = found.entries.first().map_or(0, |entry| entry.base);
@@ -426,13 +433,15 @@ fn read_transactions(opening: &Opening<'_>, listing: &Listing, every_batch: bool
     let had_producers = listing.snapshots.values().any(|&bytes| bytes > Producers::EMPTY_SNAPSHOT_BYTES as u64)
         || listing.side_files.iter().any(|(_, suffix)| *suffix == Suffix::TxnIndex)
         || (listing.snapshots.is_empty() && found.end > 0);
-    if every_batch || (had_producers && !listing.logs.keys().all(|base| indexed.contains(base))) {
+    found.batches_tell_more = had_producers && !listing.logs.keys().all(|base| indexed.contains(base));
+    if every_batch {
         let (replayed, is_whole) = replay(opening, found, i64::MIN, &mut Producers::default())?;
         // The batches have checksums and the index files have none. Behind a damaged batch the files are all there is.
         if is_whole {
             aborted.clear();
         }
         aborted.extend(replayed);
+        found.batches_tell_more = false;
     }
     // One marker, one transaction; the index comes first where it is there still.
     aborted.sort_by_key(|txn| txn.last_offset);

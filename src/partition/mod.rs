@@ -3,6 +3,7 @@
 //! It knows its directory, its manifest and its segments. It does not know topics, keys or groups: records come in as
 //! encoded batches and go out as they were stored.
 
+pub(crate) mod aborted;
 mod append_checks;
 pub(crate) mod append_options;
 pub(crate) mod floor;
@@ -45,7 +46,6 @@ use crate::record::BatchHeader;
 use crate::segment::cursor::{Epochs, Verify};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
-use crate::segment::txn_index::AbortedTxn;
 use crate::segment::{Segment, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -54,6 +54,7 @@ pub use self::reader::{Batch, Fetched, Isolation, ReadLevel, ReadOptions, Reader
 pub use self::sync::Durability;
 pub use self::times::TimestampedOffset;
 
+use self::aborted::Aborted;
 use self::kafka_state::Producers;
 use self::settings::LogSettings;
 use self::sync::GroupCommit;
@@ -100,8 +101,7 @@ pub(crate) struct SegmentSet {
     pub(crate) segments: Vec<Arc<Segment>>,
     /// Leader epochs of what we wrote; `None` where a broker's are not known to be complete.
     pub(crate) epochs: Option<Epochs>,
-    /// Aborted transactions, rising by the offset of their markers.
-    pub(crate) aborted: Arc<[AbortedTxn]>,
+    pub(crate) aborted: Aborted,
     /// How often compaction has put a segment in the place of others since the open.
     pub(crate) replacements: u64,
 }
@@ -113,17 +113,12 @@ impl SegmentSet {
         self.segments.partition_point(|segment| segment.base_offset() <= offset).saturating_sub(1)
     }
 
-    /// Whether a batch belongs to an aborted transaction. A transaction of a producer spans from its first offset to its
-    /// marker, and transactions of one producer do not overlap: so a batch in the span of an aborted one is part of it
-    /// (Kafka's filter, without its heap).
-    pub(crate) fn is_aborted(&self, header: &BatchHeader) -> bool {
-        header.is_transactional()
-            && header.producer_id >= 0
-            && self.aborted.iter().any(|txn| {
-                txn.producer_id == header.producer_id
-                    && txn.first_offset <= header.last_offset()
-                    && txn.last_offset > header.last_offset()
-            })
+    /// Whether a batch belongs to an aborted transaction.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: in a broker's directory the first question may have to read all batches.
+    pub(crate) fn is_aborted(&self, header: &BatchHeader) -> Result<bool> {
+        self.aborted.has(&self.segments, header)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::aborted::Aborted;
 use super::floor::{self, Floor, Kind};
 use super::kafka_state::{self, Producers};
 use super::listing::{Listing, list};
@@ -25,7 +26,6 @@ use crate::io::replace::remove_if_there;
 use crate::io::{OpenMode, Vfs, write_all_at};
 use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
-use crate::segment::txn_index::AbortedTxn;
 use crate::segment::{Segment, SegmentOptions, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use crate::sync::{Mutex, RwLock};
@@ -429,7 +429,8 @@ impl Opening<'_> {
         let transit = manifest.pending.as_ref().and_then(|pending| pending.by);
         let transit = transit.and_then(|by| Some((by, listing.in_transit.get(&by)?.0.clone())));
         let directory = self.directory.clone();
-        let log = self.build(manifest, generation, floor, transactions.aborted, transactions.producers)?;
+        let aborted = Aborted::known(transactions.aborted);
+        let log = self.build(manifest, generation, floor, aborted, transactions.producers)?;
         if let Some((by, name)) = transit
             && let Some(segment) = log.snapshot().segments.iter().find(|segment| segment.base_offset() == by)
         {
@@ -444,7 +445,7 @@ impl Opening<'_> {
         manifest: Manifest,
         generation: u64,
         floor: Option<Floor>,
-        aborted: Vec<AbortedTxn>,
+        aborted: Aborted,
         producers: Producers,
     ) -> Result<Log> {
         let options =
@@ -479,7 +480,7 @@ impl Opening<'_> {
         let first_unstable = producers.first_unstable().unwrap_or(i64::MAX);
         let active_since_ms = self.env.monotonic_ms();
         let epochs = Some(manifest.epochs.clone().into());
-        let set = SegmentSet { segments, epochs, aborted: aborted.into(), replacements: 0 };
+        let set = SegmentSet { segments, epochs, aborted, replacements: 0 };
         let log_start = manifest.log_start;
         let (clean_end, tombstone_floor) = (manifest.clean_end, manifest.tombstone_floor);
         let next_horizon_ms = manifest.next_horizon_ms.unwrap_or(i64::MAX);

@@ -535,6 +535,8 @@ impl Reader {
     /// Checks and takes the batch that [`peek_batch`](Self::peek_batch) found; `None` if it shows nothing.
     fn take_batch(&mut self, peeked: &BatchAt, header: BatchHeader) -> Result<Option<Batch>> {
         let Some(place) = &mut self.place else { return Ok(None) };
+        // Asked before the batch is taken: after an error it is there still.
+        let is_hidden = self.options.isolation == Isolation::Committed && place.set.is_aborted(&header)?;
         let Some(found) = place.cursor.next()? else { return Ok(None) };
         debug_assert_eq!(found.position, peeked.position);
         let from_offset = self.next_offset;
@@ -545,7 +547,7 @@ impl Reader {
             self.next_offset = header.next_offset();
             return Ok(None);
         }
-        if self.options.isolation == Isolation::Committed && place.set.is_aborted(&header) {
+        if is_hidden {
             self.next_offset = header.next_offset();
             return Ok(None);
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Log;
+use super::aborted::Aborted;
 use super::manifest::{EntryState, Pending, SegmentEntry};
 use super::writer::{PanicGuard, Writer};
 use crate::error::{Error, Result};
@@ -258,10 +259,9 @@ impl Log {
             let at = set.segments.partition_point(|segment| segment.base_offset() < new.base_offset());
             set.segments.insert(at, Arc::new(new));
             let (from, to) = (compacted.entry.base, compacted.entry.next);
-            let others = set.aborted.iter().filter(|txn| !(from..to).contains(&txn.last_offset)).copied();
-            let mut aborted: Vec<AbortedTxn> = others.chain(compacted.aborted.iter().copied()).collect();
-            aborted.sort_by_key(|txn| txn.last_offset);
-            set.aborted = aborted.into();
+            let all = set.aborted.all(&set.segments)?.iter();
+            let others = all.filter(|txn| !(from..to).contains(&txn.last_offset));
+            set.aborted = Aborted::known(others.chain(&compacted.aborted).copied().collect());
         }
         self.sync_directory()?;
         self.swap(set);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{FaultVfs, Image};
+use topiclog::io::{Fault, FaultPlan, FaultVfs, Image, OpKind, errno};
 use topiclog::{
     AdoptOptions, Error, Isolation, Partition, ReadLevel, ReadOptions, Record, Repair, Store, StoredRecord, Upkeep,
 };
@@ -435,4 +435,48 @@ fn a_lost_or_wrong_index_of_aborted_transactions_is_made_anew() {
             assert_eq!(rebuilt(&open(&disk, false).unwrap()), usize::from(read_only));
         }
     }
+}
+
+/// A log without an index of aborted transactions, and nearly every one is, was read from end to end before an open returned.
+/// Whoever asks first has it read; an error is his, and the next one asks again.
+#[test]
+fn an_open_for_reading_leaves_the_batches_to_whoever_asks_for_transactions() {
+    let image = of_broker("clean", &["transactions-0"]);
+    let opened = || {
+        let disk = FaultVfs::from_image(&image);
+        let store = open(&disk, true).unwrap();
+        (disk, store.topic("transactions").unwrap().partition(0).unwrap(), store)
+    };
+    let read = |partition: &Partition, isolation| -> topiclog::Result<Vec<Shown>> {
+        let reader = partition.reader(partition.start(), &options(isolation))?;
+        reader.map(|record| record.map(|record| shown(&record))).collect()
+    };
+    let (disk, partition, _store) = opened();
+    let reads = || disk.sites_seen()[&(OpKind::Read, "log".to_owned())].calls;
+    let mut before = reads();
+    let mut cost = |isolation| {
+        let records = read(&partition, isolation).unwrap();
+        let calls = reads() - before;
+        before += calls;
+        (records, calls)
+    };
+    let (uncommitted, _) = cost(Isolation::Uncommitted);
+    let ((first, first_cost), (second, second_cost)) = (cost(Isolation::Committed), cost(Isolation::Committed));
+    assert!(first == second && first.len() < uncommitted.len(), "some were aborted");
+    assert!(first_cost >= second_cost + 5, "{first_cost} and {second_cost} reads of 5 segments");
+    let mut failures = 0;
+    for call in 1..=first_cost {
+        let (disk, partition, _store) = opened();
+        disk.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::Read).in_class("log").at_call(call));
+        match read(&partition, Isolation::Committed) {
+            // A reader that cannot read ahead reads what it needs.
+            Ok(records) => assert!(records == first, "read {call} of {first_cost}"),
+            Err(error) => {
+                assert!(matches!(error, Error::Io { .. }), "read {call} of {first_cost}: {error}");
+                failures += 1;
+            }
+        }
+        assert!(read(&partition, Isolation::Committed).unwrap() == first, "read {call} of {first_cost}, again");
+    }
+    assert!(failures >= 5, "{failures} of {first_cost} failed reads were told of: there are 5 segments");
 }
