@@ -454,26 +454,37 @@ impl<'a> Adoption<'a> {
     }
 
     /// Ends an interrupted compaction as Kafka's loader does: unfinished output goes, finished output takes the place of
-    /// what it replaces, if it scans whole.
+    /// what it replaces, if it scans whole. Each step is durable before the next one: what stands for more than it would
+    /// alone goes last, or comes last.
     fn finish_swaps(&self, id: &TopicPartition) -> Result<()> {
         let vfs = &*self.vfs;
         let directory = self.root.join(id.directory_name());
-        let exchange = Exchange::find(vfs, &directory)?;
-        let remove = |name: &str| {
-            let path = directory.join(name);
-            vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))
+        let sync = || vfs.sync_dir(&directory).map_err(|error| Error::io("sync directory", &directory, error));
+        let remove_all = |names: &mut dyn Iterator<Item = &String>| {
+            let mut removed = false;
+            for name in names {
+                let path = directory.join(name);
+                vfs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+                removed = true;
+            }
+            if removed { sync() } else { Ok(()) }
         };
-        exchange.unfinished.iter().try_for_each(|name| remove(name))?;
+        let exchange = Exchange::find(vfs, &directory)?;
+        // As long as one that is not complete is there, those that only look complete count for nothing.
+        let (swaps, cleaned): (Vec<_>, Vec<_>) = exchange.unfinished.iter().partition(|name| name.ends_with(".swap"));
+        remove_all(&mut swaps.into_iter())?;
+        remove_all(&mut cleaned.into_iter())?;
         if exchange.finished.is_empty() {
             return Ok(());
         }
         let listed = vfs.list(&directory).map_err(|error| Error::io("list", &directory, error))?;
-        listed.iter().filter(|entry| exchange.replaces(&entry.name)).try_for_each(|entry| remove(&entry.name))?;
+        // Until they are gone, it is the name of the output that says so.
+        remove_all(&mut listed.iter().map(|entry| &entry.name).filter(|name| exchange.replaces(name)))?;
         for name in &exchange.finished {
             let (from, to) = (directory.join(name), directory.join(name.trim_end_matches(".swap")));
             vfs.rename(&from, &to).map_err(|error| Error::io("rename", &from, error))?;
         }
-        vfs.sync_dir(&directory).map_err(|error| Error::io("sync directory", &directory, error))
+        sync()
     }
 }
 

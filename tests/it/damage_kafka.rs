@@ -207,7 +207,7 @@ fn open(disk: &FaultVfs, read_only: bool) -> topiclog::Result<Store> {
 }
 
 /// What a broker left of these partitions.
-fn of_broker(state: &str, partitions: &[&str]) -> Image {
+pub(crate) fn of_broker(state: &str, partitions: &[&str]) -> Image {
     let mut image = Image::new();
     for entry in std::fs::read_dir(fixtures().join(state)).unwrap() {
         let path = entry.unwrap().path();

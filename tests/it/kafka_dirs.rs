@@ -19,7 +19,7 @@ pub(crate) fn fixtures() -> PathBuf {
 }
 
 /// What the partition shows, as the expected files spell it.
-fn lines(partition: &Partition, isolation: Isolation) -> Vec<String> {
+pub(crate) fn lines(partition: &Partition, isolation: Isolation) -> Vec<String> {
     let end = if isolation == Isolation::Committed { partition.last_stable_offset() } else { partition.end() };
     let mut lines = vec![format!("{{\"start\":{},\"end\":{end}}}", partition.start())];
     let options = ReadOptions::new().level(ReadLevel::Latest).isolation(isolation);
@@ -44,7 +44,7 @@ fn time_lines(partition: &Partition, expected: &[&str]) -> Vec<String> {
     lines
 }
 
-fn check_lines(what: &str, found: &[String], expected: &str) {
+pub(crate) fn check_lines(what: &str, found: &[String], expected: &str) {
     let expected: Vec<&str> = expected.lines().collect();
     for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
         let json = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();

@@ -11,6 +11,8 @@ macro_rules! tell {
 }
 
 mod adoption;
+#[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
+mod adoption_crashes;
 mod api;
 mod cleaner_pitfalls;
 mod cleaner_rules;
