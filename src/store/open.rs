@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::brokers_topics::OFFSETS_TOPIC;
 use super::builder::{Hears, StoreBuilder};
 use super::catalog::{self, Catalog, CatalogRead, Deleting, TopicEntry};
 use super::checkpoints::{self, Stated, TopicIds};
@@ -113,7 +114,7 @@ pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
     drop(locks.follow);
     let (mut holds, damaged) = holds::Holds::read(&*env.vfs, &root)?;
     if !damaged.is_empty()
-        && let Some(offsets) = topics.get(holds::OFFSETS_TOPIC).and_then(|topic| topic.partitions.values().next())
+        && let Some(offsets) = topics.get(OFFSETS_TOPIC).and_then(|topic| topic.partitions.values().next())
     {
         holds.assume_groups(offsets.id().clone());
     }
