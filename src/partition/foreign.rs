@@ -386,7 +386,7 @@ fn read_epochs(opening: &Opening<'_>, found: &mut Found) -> Result<()> {
                 }
             }
         }
-        Err(reason) => found.repairs.push(Repair::ManifestSlotDamaged { path, reason }),
+        Err(reason) => found.repairs.push(Repair::CheckpointIgnored { path, reason }),
     }
     Ok(())
 }

@@ -65,6 +65,13 @@ pub enum Repair {
         /// What is wrong with it.
         reason: String,
     },
+    /// A broker's checkpoint is no such file, and what it would say is taken from the log instead, as far as that tells.
+    CheckpointIgnored {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// One of the two copies of the file of holds is damaged or gone. What the other one says counts, which may be older; without
     /// it nobody holds tombstones but groups.
     HoldsDamaged {
@@ -118,6 +125,7 @@ impl Repair {
             self,
             Repair::Stranger { .. }
                 | Repair::ManifestSlotDamaged { .. }
+                | Repair::CheckpointIgnored { .. }
                 | Repair::HoldsDamaged { .. }
                 | Repair::SideFileRebuilt { .. }
                 | Repair::CheckpointDiffers { .. }

@@ -530,7 +530,7 @@ fn open_foreign(
 /// What a broker's checkpoints say.
 pub(crate) fn read_hints(vfs: &dyn Vfs, root: &Path, report: &mut RecoveryReport) -> Result<Stated> {
     let (stated, damaged) = checkpoints::read_stated(vfs, root)?;
-    let told = damaged.into_iter().map(|(path, reason)| Repair::ManifestSlotDamaged { path, reason });
+    let told = damaged.into_iter().map(|(path, reason)| Repair::CheckpointIgnored { path, reason });
     report.store.extend(told);
     Ok(stated)
 }

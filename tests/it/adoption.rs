@@ -326,3 +326,21 @@ fn a_broker_s_own_topics_are_compacted_unless_the_caller_says_otherwise() {
     assert!(compacted > 0);
     assert!(!Groups::open(&store).unwrap().list().unwrap().is_empty());
 }
+
+/// It was told of as a copy of a manifest of ours.
+#[test]
+fn a_checkpoint_that_is_none_is_told_of_and_costs_no_record() {
+    for name in ["log-start-offset-checkpoint", "codec.none-0/leader-epoch-checkpoint"] {
+        let (_guard, root) = copy_of("clean");
+        let count = |store: &Store| store.topic("codec.none").unwrap().partition(0).unwrap().read_from(0).count();
+        let read = |root: &Path| Store::builder().read_only(true).upkeep(Upkeep::Manual).open(root).unwrap();
+        let before = count(&read(&root));
+        fs::write(root.join(name), "rot").unwrap();
+        let store = read(&root);
+        let report = store.recovery_report();
+        let repairs = report.store.iter().chain(report.partitions.iter().flat_map(|partition| &partition.repairs));
+        let told: Vec<_> = repairs.filter(|repair| matches!(repair, Repair::CheckpointIgnored { .. })).collect();
+        assert!(matches!(told[..], [Repair::CheckpointIgnored { path, .. }] if *path == root.join(name)), "{told:?}");
+        assert_eq!(count(&store), before);
+    }
+}
