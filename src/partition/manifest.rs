@@ -247,11 +247,14 @@ impl Manifest {
         self.epochs.last().map_or(0, |&(epoch, _)| epoch)
     }
 
-    /// Begins a new leader epoch at an offset (Kafka's epoch cache: entries at or behind it go).
+    /// Begins a new leader epoch at an offset (Kafka's epoch cache: entries at or behind it go). The last of all epochs, which
+    /// only a broker's log can have come to, goes on.
     pub(crate) fn begin_epoch(&mut self, at: i64) {
         let epoch = self.epoch().saturating_add(1);
         self.epochs.retain(|&(_, start)| start < at);
-        self.epochs.push((epoch, at));
+        if self.epochs.last().is_none_or(|&(last, _)| last < epoch) {
+            self.epochs.push((epoch, at));
+        }
     }
 }
 
@@ -334,7 +337,11 @@ mod tests {
         assert_eq!(manifest.epochs, [(0, 0), (1, 3), (2, 9), (3, 12)]);
         manifest.epochs = vec![(i32::MAX, 0)];
         manifest.begin_epoch(5);
-        assert_eq!(manifest.epoch(), i32::MAX);
+        assert_eq!(
+            (manifest.epochs.as_slice(), manifest.check()),
+            (&[(i32::MAX, 0)][..], Ok(())),
+            "it can be read back"
+        );
     }
 
     #[test]
