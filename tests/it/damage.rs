@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{FaultVfs, Image, Vfs};
-use topiclog::{Durability, ReadLevel, ReadOptions, Record, Store, TopicConfig, Upkeep};
+use topiclog::{Durability, Partition, ReadLevel, ReadOptions, Record, Store, TopicConfig, Upkeep};
 
 const T0: i64 = 1_700_000_000_000;
 
@@ -86,6 +86,26 @@ enum Class {
     Detected,
 }
 
+/// Asks for times before anything was read, and so checked. False if an answer was an error.
+fn judge_times(partition: &Partition, held: &[(i64, i64, Vec<u8>)]) -> Result<bool, String> {
+    let latest = held.iter().map(|record| record.1).max();
+    let mut asked: Vec<_> =
+        [T0, T0 + 50, T0 + 100].map(|time| (Some(time), partition.offset_for_timestamp(time))).into();
+    asked.extend(latest.into_iter().flat_map(|latest| {
+        [(Some(latest), partition.offset_for_timestamp(latest)), (None, partition.max_timestamp())]
+    }));
+    let mut holds = true;
+    for (time, found) in asked {
+        let expected = held.iter().find(|record| Some(record.1) >= time.or(latest)).map(|record| record.0);
+        match found {
+            Ok(found) if found.map(|found| found.offset.get()) == expected => {}
+            Ok(found) => return Err(format!("time {time:?}: {found:?} and not {expected:?}")),
+            Err(_) => holds = false,
+        }
+    }
+    Ok(holds)
+}
+
 /// Opens a damaged store, reads it in every way and says which class it is in; the text says what is silent.
 fn judge(case: &Case, image: &Image) -> Result<Class, String> {
     let vfs = FaultVfs::from_image(image);
@@ -98,6 +118,7 @@ fn judge(case: &Case, image: &Image) -> Result<Class, String> {
     if start != 0 {
         return Err(format!("begins at {start}"));
     }
+    let times_hold = judge_times(&partition, case.records.get(..end as usize).ok_or("a record from nowhere")?)?;
     let mut seen = 0;
     let reader =
         partition.reader(0, &ReadOptions::new().level(ReadLevel::Latest)).map_err(|error| error.to_string())?;
@@ -120,13 +141,8 @@ fn judge(case: &Case, image: &Image) -> Result<Class, String> {
             Err(_) => return Ok(Class::Detected),
         }
     }
-    for time in [T0, T0 + 50, T0 + 100] {
-        let expected = case.records.iter().take(seen).find(|record| record.1 >= time).map(|record| record.0);
-        match partition.offset_for_timestamp(time) {
-            Ok(found) if found.map(|found| found.offset.get()) == expected => {}
-            Ok(found) => return Err(format!("time {time}: {found:?} and not {expected:?}")),
-            Err(_) => return Ok(Class::Detected),
-        }
+    if !times_hold {
+        return Ok(Class::Detected);
     }
     if seen < case.records.len() {
         // A tail that is simply not there looks like one that was never written; above the floor nobody can tell.
