@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{Fault, FaultPlan, FaultVfs, Image, OpKind, errno};
@@ -35,7 +36,10 @@ struct Held {
     uncommitted: Vec<Shown>,
     /// What is found by each time of the log and by those beside it; by none, the latest.
     by_time: Vec<(Option<i64>, Option<Found>)>,
+    turn: AtomicUsize,
 }
+
+const TURNS: usize = 8;
 
 /// An offset, and the time of what is there.
 type Found = (i64, i64);
@@ -65,6 +69,7 @@ impl Held {
         let times: BTreeSet<i64> = uncommitted.iter().flat_map(|shown| [shown.2 - 1, shown.2, shown.2 + 1]).collect();
         let times = times.into_iter().map(Some).chain([None]);
         Self {
+            turn: AtomicUsize::new(0),
             by_time: times.map(|time| (time, find(partition, time).unwrap())).collect(),
             topic: partition.id().topic.to_string(),
             partition: partition.id().partition.get(),
@@ -137,13 +142,16 @@ impl Held {
         }
     }
 
+    /// Each call asks for an eighth of the times, and for the latest: in turns, as there are many calls.
     fn check_times(&self, store: &Store, may_miss: bool) -> Result<bool, String> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let partition = match store.topic(&self.topic).and_then(|topic| topic.partition(self.partition)) {
             Ok(partition) => partition,
             Err(_) => return Ok(false),
         };
         let mut is_whole = true;
-        for (time, expected) in &self.by_time {
+        let in_turn = self.by_time.iter().skip(turn % TURNS).step_by(TURNS);
+        for (time, expected) in in_turn.chain(self.by_time.last()) {
             match find(&partition, *time) {
                 Ok(found) if found == *expected => {}
                 // It is not shown any more, nor what comes behind it.
