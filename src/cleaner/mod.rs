@@ -30,6 +30,7 @@ use crate::partition::settings::LogSettings;
 use crate::partition::{Log, SegmentSet, listing};
 use crate::planted::{Bug, is};
 use crate::record::{self, DecodeLimits, RecordsIter};
+use crate::segment::batch_error;
 use crate::segment::cursor::{Cursor, Verify};
 use crate::segment::time_index;
 use crate::segment::{Segment, State};
@@ -432,16 +433,9 @@ fn limits() -> DecodeLimits {
     DecodeLimits { decompressed_bytes_max: 64 << 20 }
 }
 
+/// What is wrong with a batch that is to be compacted.
 fn batch_error(segment: &Segment, position: u64, header: &record::BatchHeader, error: &record::BatchError) -> Error {
-    if error.is_unsupported() {
-        return Error::unsupported(format!("{error} (offset {}), so that it cannot be compacted", header.base_offset));
-    }
-    Error::Corrupt {
-        path: segment.log().path().to_owned(),
-        position,
-        offsets: Some((header.base_offset.into(), header.next_offset().into())),
-        what: error.to_string(),
-    }
+    batch_error::batch_error(segment.log().path(), position, header, error, "it cannot be compacted")
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! How much of a partition is the newest record of its key, and how much is not: counted, not estimated.
 
 use super::{KeyIndex, LIMITS, State};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::Offset;
 use crate::record::{self, BatchError, BatchHeader, RecordsIter};
+use crate::segment::batch_error::batch_error;
 use crate::segment::cursor::Cursor;
 
 /// Records, and the bytes that they take.
@@ -63,8 +64,10 @@ impl KeyIndex {
                 if header.is_control() {
                     continue;
                 }
-                let failed =
-                    |error: BatchError| Error::corrupt(segment.log().path(), found.position, error.to_string());
+                let failed = |error: BatchError| {
+                    let too_large = "it is too large for the key index";
+                    batch_error(segment.log().path(), found.position, &header, &error, too_large)
+                };
                 let body = record::decode_shared(&header, &cursor.bytes(&found), &LIMITS).map_err(failed)?;
                 let is_aborted = newest.set.is_aborted(&header)?;
                 let is_undecided = !is_aborted && self.is_undecided(&header, newest.undecided_from);

@@ -10,7 +10,8 @@ use super::{KeyIndex, LIMITS, QUEUED_MAX, Ready, State, TRIES};
 use crate::error::{Error, Result};
 use crate::partition::key_entry::KeyEntry;
 use crate::partition::{Batch, ReadLevel, ReadOptions, Reader, SegmentSet, key_queue};
-use crate::record::StoredRecord;
+use crate::record::{BatchError, StoredRecord};
+use crate::segment::batch_error::batch_error;
 use crate::segment::cursor::Verify;
 
 /// What became of what appends have queued.
@@ -158,7 +159,11 @@ impl KeyIndex {
     }
 
     fn take_batch(&self, ready: &mut Ready, batch: &Batch, set: &SegmentSet) -> Result<bool> {
-        let failed = |error: crate::record::BatchError| Error::corrupt(&self.log.directory, 0, error.to_string());
+        let failed = |error: BatchError| {
+            let segment = set.segments.get(set.index_of(batch.header().base_offset));
+            let path = segment.map_or(self.log.directory.as_path(), |segment| segment.log().path());
+            batch_error(path, batch.position, batch.header(), &error, "it is too large for the key index")
+        };
         if batch.header().records_count <= BATCH_RECORDS {
             for view in batch.records() {
                 let view = view.map_err(failed)?;

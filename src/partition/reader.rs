@@ -1,5 +1,6 @@
 //! Reads of one partition: by offset, batch by batch or record by record, without a lock that a writer holds.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Durability, Log, Partition, SegmentSet};
@@ -11,6 +12,7 @@ use crate::record::{
     SharedBytes, StoredRecord,
 };
 use crate::segment::Segment;
+use crate::segment::batch_error::batch_error;
 use crate::segment::cursor::{BatchAt, Cursor, Verify};
 use crate::sync::atomic::Ordering;
 
@@ -368,7 +370,7 @@ impl Log {
         if header.base_offset > offset || header.is_control() {
             return Ok(None);
         }
-        let failed = |error: BatchError| batch_error(Some(segment), position, &header, &error);
+        let failed = |error: BatchError| failed_batch(Some(segment), position, &header, &error);
         let body = record::decode_taking(&header, batch, limits).map_err(failed)?;
         let mut at = RecordsState::new(&header);
         at.skip_to(offset, &body).map_err(failed)?;
@@ -572,24 +574,14 @@ impl Reader {
         let place = self.place.as_ref();
         let segment = place.and_then(|place| place.set.segments.get(place.index));
         let position = place.map_or(0, |place| place.cursor.position().saturating_sub(header.size_bytes() as u64));
-        batch_error(segment, position, header, error)
+        failed_batch(segment, position, header, error)
     }
 }
 
-fn batch_error(segment: Option<&Arc<Segment>>, position: u64, header: &BatchHeader, error: &BatchError) -> Error {
-    if error.is_unsupported() {
-        return Error::unsupported(format!("{error} (offset {})", header.base_offset));
-    }
-    if let BatchError::DecompressedTooLarge { .. } = error {
-        let at = header.base_offset;
-        return Error::invalid("batch", format!("{error} (offset {at}); read it with larger ReadOptions::limits"));
-    }
-    Error::Corrupt {
-        path: segment.map(|segment| segment.log().path().to_owned()).unwrap_or_default(),
-        position,
-        offsets: Some((header.base_offset.into(), header.next_offset().into())),
-        what: error.to_string(),
-    }
+/// What is wrong with a batch that is to be read.
+fn failed_batch(segment: Option<&Arc<Segment>>, position: u64, header: &BatchHeader, error: &BatchError) -> Error {
+    let path = segment.map_or(Path::new(""), |segment| segment.log().path());
+    batch_error(path, position, header, error, "read it with larger ReadOptions::limits")
 }
 
 fn missing(segment: Option<&Arc<Segment>>, from: i64, to: i64) -> Error {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::{Log, Partition, ReadOptions, SegmentSet};
 use crate::clock::Timestamp;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::Offset;
 use crate::record::{self, BatchError, BatchHeader, DecodeLimits, RecordsIter, SharedBytes};
 use crate::segment::Segment;
+use crate::segment::batch_error::batch_error;
 use crate::segment::cursor::{Cursor, Verify};
 
 /// What a batch may become in memory when it is decompressed to be looked through.
@@ -82,14 +83,14 @@ impl Partition {
         let mut cursor = Cursor::seek(segment, set.epochs.clone(), Verify::Always, batch_end)?;
         let Some(found) = cursor.next()? else { return Ok(None) };
         let batch = cursor.bytes(&found);
-        let hit = first_at_least(&self.log, segment, &found.header, &batch, timestamp, log_start)?;
+        let hit = first_at_least((segment, found.position), &found.header, &batch, timestamp, log_start)?;
         // Compaction may have left no more than the header of that batch, or the record lies below the log start: then all the
         // others are asked.
-        if hit.is_some() { Ok(hit) } else { max_of_records(&self.log, &set, log_start) }
+        if hit.is_some() { Ok(hit) } else { max_of_records(&set, log_start) }
     }
 }
 
-fn max_of_records(log: &Log, set: &SegmentSet, log_start: i64) -> Result<Option<TimestampedOffset>> {
+fn max_of_records(set: &SegmentSet, log_start: i64) -> Result<Option<TimestampedOffset>> {
     let mut best: Option<TimestampedOffset> = None;
     for segment in &set.segments {
         let mut cursor = Cursor::at_start(segment, set.epochs.clone(), Verify::Always)?;
@@ -99,7 +100,7 @@ fn max_of_records(log: &Log, set: &SegmentSet, log_start: i64) -> Result<Option<
             if header.records_count == 0 || header.last_offset() < log_start || header.max_timestamp < more {
                 continue;
             }
-            each_record(log, segment, &header, &batch, |record| {
+            each_record((segment, found.position), &header, &batch, |record| {
                 if record.offset.get() >= log_start
                     && record.timestamp_ms >= 0
                     && best.is_none_or(|best| record.timestamp_ms > best.timestamp_ms)
@@ -128,24 +129,23 @@ fn find_in_segment(
             continue;
         }
         let bytes = cursor.bytes(&found);
-        if let Some(hit) = first_at_least(log, segment, &found.header, &bytes, timestamp_ms, log_start)? {
+        if let Some(hit) = first_at_least((segment, found.position), &found.header, &bytes, timestamp_ms, log_start)? {
             return Ok(Some(hit));
         }
     }
     Ok(None)
 }
 
-/// The first record of a batch with at least this timestamp and offset.
+/// The first record of a batch, which stands in a segment at a position, with at least this timestamp and offset.
 fn first_at_least(
-    log: &Log,
-    segment: &Segment,
+    at: (&Segment, u64),
     header: &BatchHeader,
     batch: &SharedBytes,
     timestamp_ms: Timestamp,
     offset: i64,
 ) -> Result<Option<TimestampedOffset>> {
     let mut first = None;
-    each_record(log, segment, header, batch, |record| {
+    each_record(at, header, batch, |record| {
         let is_it = record.timestamp_ms >= timestamp_ms && record.offset.get() >= offset;
         first = Some(record).filter(|_| is_it);
         is_it
@@ -155,28 +155,13 @@ fn first_at_least(
 
 /// Shows each record of a batch, until that was enough.
 fn each_record(
-    log: &Log,
-    segment: &Segment,
+    (segment, position): (&Segment, u64),
     header: &BatchHeader,
     batch: &SharedBytes,
     mut is_enough: impl FnMut(TimestampedOffset) -> bool,
 ) -> Result<()> {
     let failed = |error: BatchError| {
-        if error.is_unsupported() {
-            return Error::unsupported(format!("{error} ({}, offset {})", log.id, header.base_offset));
-        }
-        if let BatchError::DecompressedTooLarge { .. } = error {
-            return Error::invalid(
-                "batch",
-                format!("{error} (offset {}), too large for a look-up by time", header.base_offset),
-            );
-        }
-        Error::Corrupt {
-            path: segment.log().path().to_owned(),
-            position: 0,
-            offsets: Some((header.base_offset.into(), header.next_offset().into())),
-            what: error.to_string(),
-        }
+        batch_error(segment.log().path(), position, header, &error, "it is too large for a look-up by time")
     };
     let body = record::decode_shared(header, batch, &LIMITS).map_err(failed)?;
     for record in RecordsIter::new(header, &body) {

@@ -6,6 +6,7 @@
 
 pub(crate) mod append_table;
 mod batch_checker;
+pub(crate) mod batch_error;
 pub(crate) mod compose;
 pub(crate) mod cursor;
 pub(crate) mod file_pool;
