@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{CrashRule, Fault, FaultPlan, FaultVfs, Image, errno};
+use topiclog::io::{CrashRule, CrashState, Fault, FaultPlan, FaultVfs, Image, errno};
 use topiclog::{CleanupPolicy, Durability, Partition, ReadLevel, ReadOptions, Record, Store, TopicConfig, Upkeep};
 
 use crate::support::simulate::{Random, Sweep, profile};
@@ -289,27 +289,58 @@ struct Crash<'a> {
     end: u64,
 }
 
-pub(crate) fn crash_sweep(states: u64) -> Sweep {
-    let mut sweep = Sweep::new("crash states of compaction and retention", states);
+/// A store, its policy and the seed that filled it.
+type Filled = ((Image, Appended), CleanupPolicy, u64);
+
+fn stores() -> Vec<Filled> {
     let mut stores = Vec::new();
     for (seed, durability) in [(1, Durability::Sync), (2, Durability::Os), (3, Durability::Sync)] {
         stores.extend(POLICIES.map(|policy| (filled(durability, policy, seed, &[]), policy, seed)));
     }
+    stores
+}
+
+/// Every place where a script can be stopped, in an order of its own, so that however many states are asked for there are some of
+/// every kind.
+fn crashes<'a>(sweep: &mut Sweep, stores: &'a [Filled]) -> Vec<Crash<'a>> {
     let mut crashes = Vec::new();
-    for ((image, appended), policy, seed) in &stores {
+    for ((image, appended), policy, seed) in stores {
         for script in SCRIPTS {
             let whole = Crash { image, appended, policy: *policy, script, seed: *seed, stop: u64::MAX, end: 0 };
             let Some(end) = sweep.guard(&whole.what(), || Ok(whole.run().disk.operations())) else { continue };
             crashes.extend((0..=end).map(|stop| Crash { stop, end, ..whole }));
         }
     }
-    // In an order of its own, so that however many states are asked for there are some of every kind.
     let mut random = Random(11);
     for at in (1..crashes.len()).rev() {
         crashes.swap(at, random.below(at + 1));
     }
-    let mut seen = HashSet::new();
-    crashes.iter().for_each(|crash| crash.sweep(&mut sweep, &mut seen));
+    crashes
+}
+
+pub(crate) fn crash_sweep(states: u64) -> Sweep {
+    let mut sweep = Sweep::new("crash states of compaction and retention", states);
+    let (stores, mut seen) = (stores(), HashSet::new());
+    crashes(&mut sweep, &stores).iter().for_each(|crash| crash.sweep(&mut sweep, &mut seen));
+    sweep
+}
+
+/// The recovery from a crash is stopped as well, at each of its operations; most of all that of an exchange of segments.
+fn recovery_sweep(states: u64) -> Sweep {
+    let mut sweep = Sweep::new("crashes inside recovery from compaction", states);
+    let (stores, mut seen) = (stores(), HashSet::new());
+    for crash in crashes(&mut sweep, &stores) {
+        let Some(run) = sweep.guard(&crash.what(), || Ok(crash.run())) else { continue };
+        let is_exchange = |path: &str| [".cleaned", ".swap", ".deleted"].iter().any(|end| path.ends_with(end));
+        let states = run.disk.crash_states(&profile(crash.stop));
+        let states: Vec<_> = states.filter(|state| state.image.files().any(|(path, _)| is_exchange(path))).collect();
+        for state in states.iter().step_by(states.len().div_ceil(2).max(1)) {
+            if sweep.is_over() {
+                return sweep;
+            }
+            crash.stop_recovery(&mut sweep, &mut seen, state, &run.appended);
+        }
+    }
     sweep
 }
 
@@ -325,6 +356,41 @@ impl Crash<'_> {
         run
     }
 
+    /// How many records must be there after a crash.
+    fn kept(state: &CrashState, appended: &Appended) -> usize {
+        let kept = if state.rule == CrashRule::Everything { appended.rows.len() } else { appended.synced };
+        // An append that was under way when the disk stopped was never acknowledged.
+        kept.min(appended.rows.len())
+    }
+
+    fn stop_recovery(
+        &self,
+        sweep: &mut Sweep,
+        seen: &mut HashSet<(u64, usize)>,
+        state: &CrashState,
+        appended: &Appended,
+    ) {
+        let kept = Self::kept(state, appended);
+        for stop in 0.. {
+            let disk = FaultVfs::from_image(&state.image);
+            disk.stop_after(disk.operations() + stop);
+            let opened = open(&disk, &Arc::new(ManualClock::new(T0 + 1)), FILES_MAX[0]).is_ok();
+            for again in disk.crash_states(&profile(stop)) {
+                if sweep.is_over() {
+                    return;
+                }
+                if seen.insert((again.hash, kept)) {
+                    sweep.count += 1;
+                    let what = format!("{}: {state}; recovery stopped after {stop}: {again}", self.what());
+                    sweep.guard(&what, || check(&again.image, appended, kept, self.policy));
+                }
+            }
+            if opened {
+                return;
+            }
+        }
+    }
+
     fn sweep(&self, sweep: &mut Sweep, seen: &mut HashSet<(u64, usize)>) {
         let what = self.what();
         let Some(run) = sweep.guard(&what, || Ok(self.run())) else { return };
@@ -332,9 +398,7 @@ impl Crash<'_> {
             if sweep.is_over() {
                 return;
             }
-            let kept = if state.rule == CrashRule::Everything { run.appended.rows.len() } else { run.appended.synced };
-            // An append that was under way when the disk stopped was never acknowledged.
-            let kept = kept.min(run.appended.rows.len());
+            let kept = Self::kept(&state, &run.appended);
             if seen.insert((state.hash, kept)) {
                 sweep.count += 1;
                 sweep.guard(&format!("{what}: {state}"), || check(&state.image, &run.appended, kept, self.policy));
@@ -378,10 +442,15 @@ pub(crate) fn fault_sweep(faults: u64) -> Sweep {
 
 #[test]
 fn every_crash_in_compaction_and_retention_leaves_a_log_that_holds() {
-    crash_sweep(30_000).finish(10_000);
+    crash_sweep(30_000).finish(30_000);
+}
+
+#[test]
+fn a_crash_inside_the_recovery_from_one_in_compaction_changes_nothing() {
+    recovery_sweep(20_000).finish(20_000);
 }
 
 #[test]
 fn a_fault_in_compaction_or_retention_costs_nothing() {
-    fault_sweep(6_000).finish(3_000);
+    fault_sweep(6_000).finish(6_000);
 }

@@ -304,7 +304,7 @@ fn every_crash_beside_commits_and_members_leaves_what_was_acknowledged() {
             }
         }
     }
-    sweep.finish(10_000);
+    sweep.finish(20_000);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn groups_go_on_from_one_power_cut_to_the_next() {
             run.reopen(&left);
         }
     }
-    sweep.finish(3_000);
+    sweep.finish(6_000);
 }
 
 #[test]
@@ -380,5 +380,5 @@ fn a_fault_beside_commits_and_members_costs_nothing_that_was_acknowledged() {
     }
     tell!("faults of groups: {hits} were met");
     assert!(hits * 2 > sweep.count, "only {hits} of {} were met", sweep.count);
-    sweep.finish(6_000);
+    sweep.finish(12_000);
 }
