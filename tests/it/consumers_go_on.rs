@@ -1,13 +1,14 @@
 //! Consumers whose topics go, come again or are damaged, and whose writes fail: what is there is read on, and nothing is skipped.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use topiclog::client::{Connect, ConsumerBuilder, OffsetAndMetadata, Records, Reset};
 use topiclog::clock::ManualClock;
 use topiclog::group::Groups;
-use topiclog::io::FaultVfs;
+use topiclog::io::{FaultVfs, MemoryVfs};
 use topiclog::testing::{Failure, TestStore};
 use topiclog::{Consumer, Error, Record, Store, TopicConfig, TopicName, TopicPartition, Upkeep};
 
@@ -308,7 +309,10 @@ fn a_consumer_passes_the_markers_at_the_end_of_a_log() {
 fn a_group_resumes_behind_a_marker_of_a_later_epoch() {
     let log = BrokerLog::new(0).in_txn(0, 5, &[kv("a", "1"), kv("b", "2")]).led(2).abort(2, 5, 0);
     for log in [log.clone(), BrokerLog::new(0).in_txn(0, 5, &[kv("a", "1"), kv("b", "2")]).led(2).commit(2, 5)] {
-        let bench = broker::Bench::adopt(&log, TopicConfig::default());
+        let vfs = Arc::new(MemoryVfs::new());
+        log.write(&*vfs);
+        broker::put(&*vfs, Path::new("/data/t-0/leader-epoch-checkpoint"), b"0\n2\n0 0\n2 2\n");
+        let bench = broker::Bench::adopt_written(vfs, TopicConfig::default(), |builder| builder);
         let join = |reset| Consumer::builder(&bench.store).group("g").topic("t").reset(reset).open().unwrap();
         let mut consumer = join(Reset::Earliest);
         drop(poll(&mut consumer));
