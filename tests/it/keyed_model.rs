@@ -964,7 +964,7 @@ fn run(seed: u64, steps: usize) -> Result<Seen, (Vec<Op>, String)> {
 #[test]
 fn the_log_and_its_keys_say_the_same_whatever_happens_to_both() {
     let seed = seed("keyed model", 1);
-    let runs = std::env::var("TOPICLOG_RUNS").map_or(2500, |runs| runs.parse().unwrap());
+    let runs = std::env::var("TOPICLOG_RUNS").map_or(3000, |runs| runs.parse().unwrap());
     let (mut all, started) = (Seen::default(), std::time::Instant::now());
     for seed in seed..seed + runs {
         match std::panic::catch_unwind(|| run(seed, 60)) {

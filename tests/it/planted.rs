@@ -19,7 +19,7 @@ fn sweeps() -> [(&'static str, fn()); 14] {
         ("one writer", crate::processes::a_second_writer_is_refused_in_this_process_and_in_another),
         ("byte flips", crate::damage::no_changed_byte_is_passed_over_in_silence),
         ("lengths", crate::damage::no_other_length_is_passed_over_in_silence),
-        ("crash states of compaction", || crate::compaction_crashes::crash_sweep(4_000).finish(0)),
+        ("crash states of compaction", || crate::compaction_crashes::crash_sweep(4_000, 3).finish(0)),
         ("faults in compaction", || crate::compaction_crashes::fault_sweep(1_500).finish(0)),
         ("crash states", || crate::crashes::crash_sweep(12_000).finish(0)),
         ("crash inside recovery", || crate::crashes::recovery_sweep(3_000).finish(0)),
