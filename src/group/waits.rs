@@ -14,9 +14,9 @@ impl Groups {
     ///
     /// # Errors
     /// [`Error::Timeout`](crate::Error::Timeout); at once: [`Error::PositionLost`](crate::Error::PositionLost) if the log was cut or
-    /// the topic made again since the position was taken,
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed, so that it can never be read or committed, [`Error::UnknownTopic`](crate::Error::UnknownTopic) once the topic is
-    /// deleted, [`Error::Closed`](crate::Error::Closed) once the store is closed; those of reading the offsets.
+    /// the topic made again since the position was taken, [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed, so that it
+    /// can never be read or committed, [`Error::UnknownTopic`](crate::Error::UnknownTopic) once the topic is deleted,
+    /// [`Error::Closed`](crate::Error::Closed) once the store is closed; those of reading the offsets.
     ///
     /// ```
     /// use std::time::Duration;

@@ -30,9 +30,9 @@ impl Partition {
     /// of the topic's level may see: on a `Sync` topic what waits for its sync is not found yet.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::Error::Corrupt) if a batch on the way is damaged; the first look-up in a segment without a seal checks all of its
-    /// batches. [`Unsupported`](crate::Error::Unsupported) for a codec that is not built in, and where a record of the old formats 0 and 1 may be the
-    /// answer.
+    /// [`Corrupt`](crate::Error::Corrupt) if a batch on the way is damaged; the first look-up in a segment without a seal checks
+    /// all of its batches. [`Unsupported`](crate::Error::Unsupported) for a codec that is not built in, and where a record of the
+    /// old formats 0 and 1 may be the answer.
     pub fn offset_for_timestamp(&self, timestamp_ms: Timestamp) -> Result<Option<TimestampedOffset>> {
         self.log.check_open()?;
         let set = self.log.snapshot();

@@ -202,7 +202,8 @@ impl TopicIds {
             return Ok(());
         }
         let what = format!(
-            "the topic id is {topic_id}, and it is {known} in {}: partitions of two topics or of two copies were mixed; take away              those that do not belong here",
+            "the topic id is {topic_id}, and it is {known} in {}: partitions of two topics or of two copies were mixed; take away \
+                 those that do not belong here",
             first.display()
         );
         Err(Error::corrupt(&directory.join("partition.metadata"), 0, what))

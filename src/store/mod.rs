@@ -348,8 +348,8 @@ impl Store {
     ///
     /// # Errors
     /// The first that any partition met; all others are closed all the same. The next open then scans what was not
-    /// closed; a partition where all that is wrong is a damaged batch is closed, and the error is [`Error::Corrupt`]. If there was none, the first that the upkeep thread met and that nobody
-    /// [took](Self::take_upkeep_error): everything is closed then.
+    /// closed; a partition where all that is wrong is a damaged batch is closed, and the error is [`Error::Corrupt`]. If there
+    /// was none, the first that the upkeep thread met and that nobody [took](Self::take_upkeep_error): everything is closed then.
     pub fn close(&self) -> Result<()> {
         self.inner.close()
     }
