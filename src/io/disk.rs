@@ -27,7 +27,7 @@ impl DiskVfs {
 
 impl Vfs for DiskVfs {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn VfsFile>> {
-        Ok(Arc::new(DiskFile { file: open_regular(path, mode)? }))
+        Ok(Arc::new(DiskFile { file: Arc::new(open_regular(path, mode)?) }))
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<DirEntry>> {
@@ -152,28 +152,29 @@ fn from_ms(ms: Timestamp) -> Option<SystemTime> {
 /// An open file. Positional calls only, so that any number of threads can share it.
 #[derive(Debug)]
 struct DiskFile {
-    file: File,
+    /// Shared with nobody but windows, which do not keep it open.
+    file: Arc<File>,
 }
 
 impl VfsFile for DiskFile {
     #[cfg(unix)]
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        std::os::unix::fs::FileExt::read_at(&self.file, buffer, position)
+        std::os::unix::fs::FileExt::read_at(&*self.file, buffer, position)
     }
 
     #[cfg(windows)]
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        std::os::windows::fs::FileExt::seek_read(&self.file, buffer, position)
+        std::os::windows::fs::FileExt::seek_read(&*self.file, buffer, position)
     }
 
     #[cfg(unix)]
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
-        std::os::unix::fs::FileExt::write_at(&self.file, bytes, position)
+        std::os::unix::fs::FileExt::write_at(&*self.file, bytes, position)
     }
 
     #[cfg(windows)]
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
-        std::os::windows::fs::FileExt::seek_write(&self.file, bytes, position)
+        std::os::windows::fs::FileExt::seek_write(&*self.file, bytes, position)
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -8,7 +8,11 @@
 
 use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::{OnceLock, Weak};
 
 use bytes::Bytes;
 #[cfg(target_os = "linux")]
@@ -105,6 +109,8 @@ fn populate(_: &Mmap, _: u64, _: u64) -> io::Result<bool> {
 #[derive(Debug)]
 pub(super) struct FileWindow {
     map: MmapRaw,
+    /// To make its pages by; gone once the file was closed.
+    file: Weak<File>,
     /// Position in the file of the first mapped byte.
     start: u64,
     /// Below this, counted from the start, the pages are there and may be written without asking the file system.
@@ -113,20 +119,24 @@ pub(super) struct FileWindow {
 
 /// How much of a window is made ready at once: a longer piece would make the append that meets it wait longer.
 #[cfg(target_os = "linux")]
-const POPULATE_BYTES: usize = 64 << 10;
+const POPULATE_BYTES: u64 = 128 << 10;
+
+/// What is written where pages are to be.
+#[cfg(target_os = "linux")]
+static ZEROS: OnceLock<Box<[u8]>> = OnceLock::new();
 
 /// Maps `[position, position + bytes)` of a file for writing; `None` if the kernel cannot make pages ready ahead (before
 /// 5.14), so that a failure would be a signal and no error.
 #[cfg(target_os = "linux")]
-pub(super) fn map_window(file: &File, position: u64, bytes: u64) -> io::Result<Option<FileWindow>> {
+pub(super) fn map_window(file: &Arc<File>, position: u64, bytes: u64) -> io::Result<Option<FileWindow>> {
     let end = position.checked_add(bytes).filter(|end| bytes > 0 && i64::try_from(*end).is_ok());
     let length = usize::try_from(bytes).ok().filter(|length| isize::try_from(*length).is_ok());
     let (Some(end), Some(length)) = (end, length) else { return Err(io::ErrorKind::InvalidInput.into()) };
     if file.metadata()?.len() < end {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the window reaches beyond the end of the file"));
     }
-    let map = MmapOptions::new().offset(position).len(length).map_raw(file)?;
-    let mut window = FileWindow { map, start: position, populated: 0 };
+    let map = MmapOptions::new().offset(position).len(length).map_raw(&**file)?;
+    let mut window = FileWindow { map, file: Arc::downgrade(file), start: position, populated: 0 };
     match window.populate_to(1) {
         Ok(()) => Ok(Some(window)),
         Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::ENOSYS)) => Ok(None),
@@ -138,7 +148,16 @@ pub(super) fn map_window(file: &File, position: u64, bytes: u64) -> io::Result<O
 impl FileWindow {
     fn populate_to(&mut self, end: usize) -> io::Result<()> {
         while self.populated < end {
-            let bytes = POPULATE_BYTES.min(self.map.len() - self.populated);
+            let position = self.start + self.populated as u64;
+            // Up to where such pieces of the file begin, so that the page cache takes few large pieces of memory for it.
+            let piece = (POPULATE_BYTES - position % POPULATE_BYTES) as usize;
+            let bytes = piece.min(self.map.len() - self.populated);
+            // Zeros over zeros, which nobody was shown: one write makes pages at a fraction of what a fault for each costs, which
+            // would find out from the file system that there is nothing to be read.
+            if let Some(file) = self.file.upgrade() {
+                let zeros = ZEROS.get_or_init(|| vec![0; POPULATE_BYTES as usize].into());
+                file.write_all_at(zeros.get(..bytes).unwrap_or_default(), position)?;
+            }
             match self.map.advise_range(memmap2::Advice::PopulateWrite, self.populated, bytes) {
                 Ok(()) => self.populated += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -43,8 +43,8 @@ const SMALL_READ_BYTES: u64 = 4 << 10;
 /// What a scan reads in at once before it touches it.
 const POPULATE_BYTES: u64 = 4 << 20;
 
-/// Up to here a copy into a window costs less than a positional write: it has no call, but a page costs more.
-const WINDOW_WRITE_BYTES_MAX: usize = 1600;
+/// Up to here a copy into a window costs less than a positional write, which has a call; beyond, the pages of the window do.
+const WINDOW_WRITE_BYTES_MAX: usize = 64 << 10;
 /// A window is no longer than this; the next one goes on where it ends.
 const WINDOW_BYTES_MAX: u64 = 16 << 20;
 
@@ -503,16 +503,16 @@ mod tests {
         let (vfs, log) = log(ReadPath::Mapped);
         append(&log, b"a", true);
         assert_eq!(ways(&vfs), (1, 0), "no space was taken");
-        assert!(log.allocate(3000));
+        assert!(log.allocate(WINDOW_WRITE_BYTES_MAX as u64 * 2));
         append(&log, b"b", true);
         append(&log, b"c", false);
         append(&log, &[b'd'; WINDOW_WRITE_BYTES_MAX + 1], true);
         append(&log, b"e", true);
         assert_eq!(ways(&vfs), (3, 2));
-        append(&log, &[b'f'; 1500], true);
+        append(&log, &[b'f'; WINDOW_WRITE_BYTES_MAX], true);
         assert_eq!(ways(&vfs), (4, 2), "it would reach beyond the space");
         let bytes = log.chunk(0, log.published(), None).unwrap().bytes;
-        assert!(bytes.starts_with(b"abcd") && bytes[1604..].starts_with(b"ef"), "{bytes:?}");
+        assert!(bytes.starts_with(b"abcd") && bytes[WINDOW_WRITE_BYTES_MAX + 4..].starts_with(b"ef"));
     }
 
     #[test]
