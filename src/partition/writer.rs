@@ -125,14 +125,15 @@ impl Log {
                     append_time_ms: now_ms,
                     ..BatchSpec::new(0)
                 };
-                record::encode_batch(buffer, &spec, records)
+                record::encode_batch_over(buffer, &spec, records)
             };
             let summary = summary.map_err(|error| encode_error(&error))?;
+            let batch = buffer.get_mut(..summary.bytes).unwrap_or_default();
             match self.key_queue.wanted() {
-                None => self.append_encoded(buffer, &summary, options, now_ms, (None, &[])),
+                None => self.append_encoded(batch, &summary, options, now_ms, (None, &[])),
                 // Hashed before the writer is taken.
                 Some(secret) => with_hashes(&secret, records, |hashes| {
-                    self.append_encoded(buffer, &summary, options, now_ms, (Some(&secret), hashes))
+                    self.append_encoded(batch, &summary, options, now_ms, (Some(&secret), hashes))
                 }),
             }
         })
@@ -654,14 +655,13 @@ fn slot_may_hold(vfs: &dyn crate::io::Vfs, slots: &TwoSlots<'_>, generation: u64
     slots.read(vfs).map_or(true, |read| read.newest.is_some_and(|slot| slot.generation >= generation))
 }
 
-/// Runs a call with the thread's encoding buffer, empty; a buffer that grew large is not kept.
+/// Runs a call with the thread's encoding buffer and whatever is in it; a buffer that grew large is not kept.
 fn with_buffer<R>(call: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     const KEPT_BYTES: usize = 2 << 20;
     thread_local! {
         static BUFFER: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
     }
     let mut buffer = BUFFER.take();
-    buffer.clear();
     let result = call(&mut buffer);
     if buffer.capacity() <= KEPT_BYTES {
         BUFFER.set(buffer);

@@ -15,7 +15,9 @@ use super::batch::{
 use super::body::RecordView;
 use super::compress::{self, Compression};
 use super::headers::HeadersRef;
-use super::varint::{self, Word};
+use super::room::Room;
+use super::short_form::ShortForm;
+use super::varint;
 
 /// What a batch is to be, apart from its records.
 ///
@@ -115,24 +117,37 @@ where
     I: IntoIterator<Item: AsRecord>,
 {
     let start = out.len();
-    let made = encode_at_end(out, spec, records);
-    if made.is_err() {
-        out.truncate(start);
-    }
+    let mut room = Room::behind(out);
+    let made = encode_in(&mut room, spec, records);
+    room.cut(if made.is_ok() { usize::MAX } else { start });
     made
 }
 
+/// [`encode_batch`] over whatever is in `scratch`: the batch is as many bytes from its start on as the summary says. Whoever
+/// hands in the same one again pays nothing to have it filled with zeros.
+#[inline]
+pub(crate) fn encode_batch_over<I>(
+    scratch: &mut Vec<u8>,
+    spec: &BatchSpec,
+    records: I,
+) -> Result<BatchSummary, BatchError>
+where
+    I: IntoIterator<Item: AsRecord>,
+{
+    encode_in(&mut Room::over(scratch), spec, records)
+}
+
 #[inline(always)]
-fn encode_at_end<I>(out: &mut Vec<u8>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
+fn encode_in<I>(room: &mut Room<'_>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
 where
     I: IntoIterator<Item: AsRecord>,
 {
     spec.check()?;
-    let mut open = OpenBatch::begin(out);
+    let mut open = OpenBatch::begin(room);
     for record in records {
-        open.push(out, &record, spec.append_time_ms)?;
+        open.push(room, &record, spec.append_time_ms)?;
     }
-    open.finish(out, spec)
+    open.finish(room, spec)
 }
 
 /// A batch that is being made at the end of a buffer.
@@ -143,18 +158,30 @@ struct OpenBatch {
     base_timestamp: Timestamp,
     max_timestamp: Timestamp,
     offset_delta_of_max_timestamp: i32,
+    form: ShortForm,
 }
 
 impl OpenBatch {
     #[inline(always)]
-    fn begin(out: &mut Vec<u8>) -> Self {
-        let start = out.len();
-        out.extend_from_slice(&[0; BATCH_HEADER_BYTES]);
-        Self { start, records: 0, base_timestamp: 0, max_timestamp: Timestamp::MIN, offset_delta_of_max_timestamp: 0 }
+    fn begin(room: &mut Room<'_>) -> Self {
+        let start = begin(room);
+        Self {
+            start,
+            records: 0,
+            base_timestamp: 0,
+            max_timestamp: Timestamp::MIN,
+            offset_delta_of_max_timestamp: 0,
+            form: ShortForm::default(),
+        }
     }
 
     #[inline(always)]
-    fn push(&mut self, out: &mut Vec<u8>, record: &impl AsRecord, append_time_ms: Timestamp) -> Result<(), BatchError> {
+    fn push(
+        &mut self,
+        room: &mut Room<'_>,
+        record: &impl AsRecord,
+        append_time_ms: Timestamp,
+    ) -> Result<(), BatchError> {
         let timestamp = record.as_record().timestamp.unwrap_or(append_time_ms);
         if timestamp < -1 {
             return Err(BatchError::Unencodable { what: "a timestamp is below -1" });
@@ -165,7 +192,7 @@ impl OpenBatch {
         // Both are at least -1, so that the difference is within an i64.
         let timestamp_delta = timestamp.wrapping_sub(self.base_timestamp);
         let next = self.records.checked_add(1).ok_or_else(too_large)?;
-        write_record(out, self.records, timestamp_delta, record)?;
+        write_record(room, &mut self.form, self.records, timestamp_delta, record)?;
         if timestamp > self.max_timestamp {
             self.max_timestamp = timestamp;
             self.offset_delta_of_max_timestamp = self.records;
@@ -175,7 +202,7 @@ impl OpenBatch {
     }
 
     #[inline(always)]
-    fn finish(self, out: &mut Vec<u8>, spec: &BatchSpec) -> Result<BatchSummary, BatchError> {
+    fn finish(self, room: &mut Room<'_>, spec: &BatchSpec) -> Result<BatchSummary, BatchError> {
         let Some(last_offset_delta) = self.records.checked_sub(1).filter(|&delta| delta >= 0) else {
             return Err(BatchError::Unencodable { what: "there are no records" });
         };
@@ -209,7 +236,7 @@ impl OpenBatch {
             base_sequence,
             records_count: self.records,
         };
-        let bytes = seal(out, self.start, header, spec.compression_level)?;
+        let bytes = seal(room, self.start, header, spec.compression_level)?;
         Ok(BatchSummary {
             bytes,
             records: self.records.cast_unsigned(),
@@ -220,21 +247,27 @@ impl OpenBatch {
     }
 }
 
-/// Makes a batch of what was written at `start`: room for the header, and an uncompressed body up to the end of `out`.
+/// Leaves room for a header. Returns where.
+#[inline(always)]
+fn begin(room: &mut Room<'_>) -> usize {
+    let start = room.end();
+    // What is in it does not matter: the header is written over all of it.
+    room.next(BATCH_HEADER_BYTES);
+    room.take(BATCH_HEADER_BYTES);
+    start
+}
+
+/// Makes a batch of what was written at `start`: room for the header, and an uncompressed body up to the end.
 /// Compresses the body as the header says, then writes the header with the right length and checksum.
 #[inline(always)]
-pub(super) fn seal(
-    out: &mut Vec<u8>,
-    start: usize,
-    mut header: BatchHeader,
-    level: Option<i32>,
-) -> Result<usize, BatchError> {
+fn seal(room: &mut Room<'_>, start: usize, mut header: BatchHeader, level: Option<i32>) -> Result<usize, BatchError> {
     if header.compression() != Compression::None {
-        compress_tail(out, start.saturating_add(BATCH_HEADER_BYTES), header.compression(), level)?;
+        let from = start.saturating_add(BATCH_HEADER_BYTES);
+        room.with_vec(|out| compress_tail(out, from, header.compression(), level))?;
     }
-    let bytes = out.len().saturating_sub(start);
+    let batch = room.written(start);
+    let bytes = batch.len();
     header.batch_length = i32::try_from(bytes.saturating_sub(OVERHEAD_BYTES)).map_err(|_| too_large())?;
-    let batch = out.get_mut(start..).unwrap_or_default();
     if let Some(room) = batch.first_chunk_mut::<BATCH_HEADER_BYTES>() {
         *room = header.encode();
     }
@@ -257,58 +290,24 @@ fn too_large() -> BatchError {
     BatchError::Unencodable { what: "the batch would exceed 2147483647 bytes" }
 }
 
-/// Appends one record in the form that `body.rs` reads.
+/// Appends one record in the form that `body.rs` reads. `form` is that of an earlier record, if it can be of use.
 #[inline(always)]
 fn write_record(
-    out: &mut Vec<u8>,
+    room: &mut Room<'_>,
+    form: &mut ShortForm,
     offset_delta: i32,
     timestamp_delta: i64,
     record: &impl AsRecord,
 ) -> Result<(), BatchError> {
-    if write_short_record(out, offset_delta, timestamp_delta, record.as_record()).is_some() {
-        return Ok(());
+    let RecordRef { key, value, headers, .. } = record.as_record();
+    if headers.is_none() && form.become_that_of(offset_delta, timestamp_delta, key, value) {
+        let written = form.write(room.next(form.room_bytes()), offset_delta, key, value);
+        room.take(form.bytes());
+        return written.ok_or_else(too_large);
     }
     // Borrowed anew, so that the short way keeps what it needs of the record in registers.
-    write_any_record(out, offset_delta, timestamp_delta, &record.as_record())
-}
-
-/// Appends a record without headers whose numbers are short, as most are: what stands before the key is one word, so that
-/// neither the sizes of the numbers nor the numbers themselves take a loop. Writes nothing otherwise.
-#[inline(always)]
-fn write_short_record(out: &mut Vec<u8>, offset_delta: i32, timestamp_delta: i64, record: RecordRef<'_>) -> Option<()> {
-    if !record.headers.is_none() {
-        return None;
-    }
-    let key = record.key.unwrap_or_default();
-    let value = record.value.unwrap_or_default();
-    let key_length = record.key.map_or(-1, |key| key.len() as i64);
-    let value_length = record.value.map_or(-1, |value| value.len() as i64);
-    if key_length >= 64 {
-        return None;
-    }
-    let mut word = Word::default();
-    // The attributes, which are 0 like the number 0.
-    word.push(0)?;
-    word.push(timestamp_delta)?;
-    word.push(i64::from(offset_delta))?;
-    word.push(key_length)?;
-    let mut value_word = Word::default();
-    value_word.push(value_length)?;
-    // Each is below 8192, and the count of headers is one byte.
-    let length = word.len().wrapping_add(key.len()).wrapping_add(value_word.len()).wrapping_add(value.len());
-    let mut whole = Word::default();
-    whole.push(length.wrapping_add(1) as i64)?;
-    whole.append(&word);
-
-    out.reserve(length.wrapping_add(24));
-    whole.write_to(out);
-    if !key.is_empty() {
-        out.extend_from_slice(key);
-    }
-    value_word.write_to(out);
-    out.extend_from_slice(value);
-    out.push(0);
-    Some(())
+    let record = record.as_record();
+    room.with_vec(|out| write_any_record(out, offset_delta, timestamp_delta, &record))
 }
 
 #[inline(never)]
@@ -423,11 +422,12 @@ pub(crate) fn rewrite_batch<'a, I>(
 where
     I: IntoIterator<Item = RecordView<'a>>,
 {
-    let start = out.len();
-    out.extend_from_slice(&[0; BATCH_HEADER_BYTES]);
+    let mut room = Room::behind(out);
+    let start = begin(&mut room);
     let mut next = *header;
     next.records_count = 0;
     next.attributes &= !DELETE_HORIZON;
+    let mut form = ShortForm::default();
     let mut written = Ok(());
     let mut largest = Timestamp::MIN;
     for record in kept {
@@ -439,7 +439,7 @@ where
         let delta = i32::try_from(offset.wrapping_sub(header.base_offset));
         let delta = delta.map_err(|_| BatchError::Unencodable { what: "a record is beyond the batch" });
         let timestamp_delta = timestamp.wrapping_sub(next.base_timestamp);
-        written = delta.and_then(|delta| write_record(out, delta, timestamp_delta, &record));
+        written = delta.and_then(|delta| write_record(&mut room, &mut form, delta, timestamp_delta, &record));
         if written.is_err() {
             break;
         }
@@ -456,10 +456,8 @@ where
             next.max_timestamp = largest;
         }
     }
-    let sealed = written.and_then(|()| seal(out, start, next, None));
-    if sealed.is_err() {
-        out.truncate(start);
-    }
+    let sealed = written.and_then(|()| seal(&mut room, start, next, None));
+    room.cut(if sealed.is_ok() { usize::MAX } else { start });
     sealed
 }
 
@@ -470,14 +468,12 @@ pub(super) fn encode_control(
     key: &[u8],
     value: &[u8],
 ) -> Result<usize, BatchError> {
-    let start = out.len();
-    out.extend_from_slice(&[0; BATCH_HEADER_BYTES]);
+    let mut room = Room::behind(out);
+    let start = begin(&mut room);
     let header = BatchHeader { attributes: TRANSACTIONAL | CONTROL, ..header };
-    let sealed =
-        write_record(out, 0, 0, &RecordRef::new(Some(key), Some(value))).and_then(|()| seal(out, start, header, None));
-    if sealed.is_err() {
-        out.truncate(start);
-    }
+    let sealed = write_record(&mut room, &mut ShortForm::default(), 0, 0, &RecordRef::new(Some(key), Some(value)))
+        .and_then(|()| seal(&mut room, start, header, None));
+    room.cut(if sealed.is_ok() { usize::MAX } else { start });
     sealed
 }
 
@@ -518,7 +514,9 @@ impl BatchBuilder {
     /// A batch without records.
     pub fn new(spec: BatchSpec) -> Self {
         let mut out = Vec::new();
-        let open = OpenBatch::begin(&mut out);
+        let mut room = Room::behind(&mut out);
+        let open = OpenBatch::begin(&mut room);
+        room.cut(usize::MAX);
         Self { spec, out, open }
     }
 
@@ -529,12 +527,13 @@ impl BatchBuilder {
     pub fn push(&mut self, record: impl AsRecord) -> Result<(), BatchError> {
         let before = self.out.len();
         let open = self.open;
-        let mut pushed = self.open.push(&mut self.out, &record, self.spec.append_time_ms);
-        if pushed.is_ok() && i32::try_from(self.out.len()).is_err() {
+        let mut room = Room::behind(&mut self.out);
+        let mut pushed = self.open.push(&mut room, &record, self.spec.append_time_ms);
+        if pushed.is_ok() && i32::try_from(room.end()).is_err() {
             pushed = Err(too_large());
         }
+        room.cut(if pushed.is_ok() { usize::MAX } else { before });
         if pushed.is_err() {
-            self.out.truncate(before);
             self.open = open;
         }
         pushed
@@ -556,7 +555,9 @@ impl BatchBuilder {
     /// As [`encode_batch`].
     pub fn finish(mut self) -> Result<Bytes, BatchError> {
         self.spec.check()?;
-        self.open.finish(&mut self.out, &self.spec)?;
+        let mut room = Room::behind(&mut self.out);
+        self.open.finish(&mut room, &self.spec)?;
+        room.cut(usize::MAX);
         Ok(Bytes::from(self.out))
     }
 }

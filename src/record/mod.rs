@@ -20,6 +20,8 @@ mod decode;
 mod headers;
 mod legacy;
 mod list;
+mod room;
+mod short_form;
 mod stored;
 mod varint;
 
@@ -28,10 +30,10 @@ pub(crate) use batch::CRC_FROM;
 pub use batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, BatchView, PEEK_BYTES, Peek, TimestampType, peek};
 pub(crate) use body::{RecordPlace, RecordsState};
 pub use body::{RecordView, RecordsIter};
-pub(crate) use builder::rewrite_batch;
 pub use builder::{
     BatchBuilder, BatchSpec, BatchSummary, encode_batch, next_sequence, set_base_offset, set_leader_epoch,
 };
+pub(crate) use builder::{encode_batch_over, rewrite_batch};
 pub use compress::Compression;
 pub use control::{ControlRecord, EndMarker, encode_end_marker};
 pub use decode::{DecodeLimits, Decompressor, decode_body};

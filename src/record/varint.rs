@@ -79,8 +79,9 @@ fn unzigzag64(raw: u64) -> i64 {
     ((raw >> 1) ^ (raw & 1).wrapping_neg()).cast_signed()
 }
 
+/// What a number is mapped to, so that small negative ones are small.
 #[inline(always)]
-fn zigzag64(value: i64) -> u64 {
+pub(crate) fn zigzag64(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
@@ -119,51 +120,12 @@ fn write_long_form(out: &mut Vec<u8>, mut raw: u64) {
     out.push(raw as u8);
 }
 
-/// A few short numbers in one word, so that they are written by one store.
-#[derive(Default)]
-pub(crate) struct Word {
-    bits: u64,
-    bytes: u32,
-}
-
-impl Word {
-    /// Adds a number. `None` if it takes more than two bytes; the word has room for four such.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, value: i64) -> Option<()> {
-        let raw = zigzag64(value);
-        let (bits, bytes) = if raw < 0x80 {
-            (raw, 1)
-        } else if raw < 0x4000 {
-            ((raw & 0x7f) | 0x80 | (raw >> 7 << 8), 2)
-        } else {
-            return None;
-        };
-        self.bits |= bits.wrapping_shl(self.bytes.wrapping_mul(8));
-        self.bytes = self.bytes.wrapping_add(bytes);
-        Some(())
-    }
-
-    /// Adds the numbers of another word, which must be at most 6 bytes, behind a single number.
-    #[inline(always)]
-    pub(crate) fn append(&mut self, other: &Word) {
-        self.bits |= other.bits.wrapping_shl(self.bytes.wrapping_mul(8));
-        self.bytes = self.bytes.wrapping_add(other.bytes);
-    }
-
-    /// How many bytes the numbers take.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> usize {
-        self.bytes as usize
-    }
-
-    /// Appends the numbers.
-    #[inline(always)]
-    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
-        // Eight bytes and a step back are one store; as many bytes as there are would be a call.
-        let end = out.len().wrapping_add(self.bytes as usize);
-        out.extend_from_slice(&self.bits.to_le_bytes());
-        out.truncate(end);
-    }
+/// What a zigzag-mapped number below 0x4000 is written as: its bytes, least significant first, and how many they are.
+#[inline(always)]
+pub(crate) fn short(raw: u64) -> (u64, u32) {
+    // The second group begins at bit 8 instead of bit 7, and the first says that there is one.
+    let second = u64::from(raw >= 0x80);
+    (raw.wrapping_add(raw >> 7 << 7).wrapping_add(second << 7), 1_u32.wrapping_add(second as u32))
 }
 
 #[cfg(test)]
@@ -173,11 +135,10 @@ mod tests {
     fn written(value: i64) -> Vec<u8> {
         let mut bytes = Vec::new();
         write(&mut bytes, value);
-        let mut word = Word::default();
-        if word.push(value).is_some() {
-            let mut again = Vec::new();
-            word.write_to(&mut again);
-            assert_eq!(again, bytes);
+        if zigzag64(value) < 0x4000 {
+            let (bits, length) = short(zigzag64(value));
+            assert_eq!(bits.to_le_bytes()[..length as usize], bytes);
+            assert_eq!(bits >> (8 * length), 0, "nothing behind it");
         }
         bytes
     }
@@ -282,17 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn a_word_holds_short_numbers_and_refuses_long_ones() {
-        let (mut front, mut back) = (Word::default(), Word::default());
-        assert_eq!(front.push(300), Some(()));
-        assert_eq!(front.push(8192), None, "three bytes");
-        for number in [-1, -8192, 63] {
-            assert_eq!(back.push(number), Some(()));
+    fn the_short_form_of_every_number_that_has_one_is_what_is_written() {
+        for raw in 0..0x4000 {
+            written(i64::from(unzigzag(raw)));
         }
-        assert_eq!((front.len(), back.len()), (2, 4));
-        front.append(&back);
-        let mut bytes = vec![9];
-        front.write_to(&mut bytes);
-        assert_eq!(bytes, [9, 0xd8, 0x04, 0x01, 0xff, 0x7f, 0x7e]);
+        assert_eq!(short(0x3fff), (0x7fff, 2));
     }
 }
