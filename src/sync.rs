@@ -21,6 +21,21 @@ pub(crate) use real::*;
 #[cfg(topiclog_shuttle)]
 pub(crate) use scheduled::*;
 
+/// A value that has its cache lines for itself: what one thread writes at each append should not lie beside what others
+/// read, or write, at each of their reads. Two lines, because processors fetch them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct OwnLines<T>(pub(crate) T);
+
+impl<T> std::ops::Deref for OwnLines<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
 /// For tables of the whole process. They outlive every schedule, which `shuttle`'s locks must not, and are held for one
 /// look-up that calls nothing; so they stay what they are.
 #[cfg(unix)]

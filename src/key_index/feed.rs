@@ -9,6 +9,7 @@ use super::table::Place;
 use super::{KeyIndex, LIMITS, QUEUED_MAX, Ready, State, TRIES};
 use crate::error::{Error, Result};
 use crate::partition::key_entry::KeyEntry;
+use crate::partition::peek::Peek;
 use crate::partition::{Batch, ReadLevel, ReadOptions, Reader, SegmentSet, key_queue};
 use crate::record::{BatchError, StoredRecord};
 use crate::segment::batch_error::batch_error;
@@ -164,21 +165,22 @@ impl KeyIndex {
             let path = segment.map_or(self.log.directory.as_path(), |segment| segment.log().path());
             batch_error(path, batch.position, batch.header(), &error, "it is too large for the key index")
         };
+        let mut peek = Peek::into(set);
         if batch.header().records_count <= BATCH_RECORDS {
             for view in batch.records() {
                 let view = view.map_err(failed)?;
                 let Some(key) = view.key() else { continue };
                 let hash = key_queue::hash(&ready.secret, key);
-                if !self.insert_at(ready, hash, view.offset(), batch.position, set)? {
+                if !self.insert_at(ready, hash, (view.offset(), batch.position), &mut peek)? {
                     return Ok(false);
                 }
             }
             return Ok(true);
         }
         let mut newest: HashTable<(u64, &[u8], i64)> = HashTable::new();
-        let put = |ready: &mut Ready, newest: &mut HashTable<(u64, &[u8], i64)>| -> Result<bool> {
+        let mut put = |ready: &mut Ready, newest: &mut HashTable<(u64, &[u8], i64)>| -> Result<bool> {
             for (hash, _, offset) in newest.drain() {
-                if !self.insert_at(ready, hash, offset, batch.position, set)? {
+                if !self.insert_at(ready, hash, (offset, batch.position), &mut peek)? {
                     return Ok(false);
                 }
             }
@@ -238,39 +240,46 @@ impl KeyIndex {
 
     /// What one append brought is one run of entries with the same place.
     fn put(&self, ready: &mut Ready, appended: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+        let mut peek = Peek::into(set);
         for run in appended.chunk_by(|one, next| one.position() == next.position()) {
-            if !self.put_run(ready, run, set)? {
+            if !self.put_run(ready, run, &mut peek)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], peek: &mut Peek<'_>) -> Result<bool> {
         if run.len() > BATCH_RECORDS as usize
             && let [first, .., last] = run
             && has_one_twice(run)
         {
             let offset = |entry: &KeyEntry| ready.table.base() + entry.relative_offset().cast_signed();
-            return self.take_unhashed(ready, &[(offset(first), offset(last) + 1)], set);
+            return self.take_unhashed(ready, &[(offset(first), offset(last) + 1)], peek.set());
         }
         for &entry in run {
-            if !self.insert(ready, entry, set)? {
+            if !self.insert(ready, entry, peek)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn insert_at(&self, ready: &mut Ready, hash: u64, offset: i64, position: u64, set: &SegmentSet) -> Result<bool> {
+    fn insert_at(
+        &self,
+        ready: &mut Ready,
+        hash: u64,
+        (offset, position): (i64, u64),
+        peek: &mut Peek<'_>,
+    ) -> Result<bool> {
         match ready.table.entry(hash, offset, position) {
-            Ok(entry) => self.insert(ready, entry, set),
+            Ok(entry) => self.insert(ready, entry, peek),
             Err(super::table::OutOfRange) => Ok(false),
         }
     }
 
     #[inline]
-    fn insert(&self, ready: &mut Ready, entry: KeyEntry, set: &SegmentSet) -> Result<bool> {
+    fn insert(&self, ready: &mut Ready, entry: KeyEntry, peek: &mut Peek<'_>) -> Result<bool> {
         let growth = ready.table.growth_bytes(entry.hash());
         if growth > 0 && !self.count(ready, growth) {
             return Ok(false);
@@ -293,7 +302,7 @@ impl KeyIndex {
                 ready.unresolved.push_back(entry.hash());
             }
             // A key that is written again and again: what stands under its hash is walked by every look-up and insertion.
-            others if others >= CHAIN_MAX => self.resolve_hash(ready, set, entry.hash())?,
+            others if others >= CHAIN_MAX => self.resolve_hash(ready, peek, entry.hash())?,
             _ => {}
         }
         Ok(true)
@@ -319,9 +328,10 @@ impl KeyIndex {
     /// [`resolve`](Self::resolve), with what was done beside the first failure.
     pub(super) fn resolve_some(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> (usize, Option<Error>) {
         let (mut done, mut first_error) = (0, None);
+        let mut peek = Peek::into(set);
         for _ in 0..most.min(ready.unresolved.len()) {
             let Some(hash) = ready.unresolved.pop_front() else { break };
-            match self.resolve_hash(ready, set, hash) {
+            match self.resolve_hash(ready, &mut peek, hash) {
                 Ok(()) => done += 1,
                 Err(error) => {
                     ready.unresolved.push_back(hash);
@@ -339,10 +349,15 @@ impl KeyIndex {
 
     /// The set is no older than what was taken over last: what is not found in it is gone, and what took its place is in the
     /// table, or in the queue.
-    fn resolve_hash(&self, ready: &mut Ready, set: &SegmentSet, hash: u64) -> Result<()> {
-        let mut keys: Vec<StoredRecord> = Vec::new();
+    fn resolve_hash(&self, ready: &mut Ready, peek: &mut Peek<'_>, hash: u64) -> Result<()> {
+        let set = peek.set();
         let places_hold = ready.places.hold(set);
-        for Place { offset, position } in ready.table.places_of(hash) {
+        let places = ready.table.places_of(hash);
+        if places_hold && self.resolve_seen(ready, peek, hash, &places) {
+            return Ok(());
+        }
+        let mut keys: Vec<StoredRecord> = Vec::new();
+        for Place { offset, position } in places {
             let hint = position.filter(|_| places_hold);
             // Without a look at the checksum: a damaged key is taken for another one, and stays.
             let found = self.log.record_near(set, offset, hint, (Verify::Trusted, &LIMITS))?;
@@ -353,6 +368,20 @@ impl KeyIndex {
             }
         }
         Ok(())
+    }
+
+    /// [`resolve_hash`](Self::resolve_hash) where all records can be seen at once. False if nothing was done.
+    fn resolve_seen(&self, ready: &mut Ready, peek: &mut Peek<'_>, hash: u64, places: &[Place]) -> bool {
+        let start = self.log.log_start();
+        let place = |place: &Place| Some((place.offset, u64::from(place.position.filter(|_| place.offset >= start)?)));
+        let Some(seen) = places.iter().map(place).collect::<Option<Vec<_>>>() else { return false };
+        let Some(keys) = peek.keys(&seen) else { return false };
+        for (nth, (key, place)) in keys.iter().zip(places).enumerate() {
+            if keys.iter().take(nth).any(|newer| newer == key) {
+                ready.table.remove(hash, place.offset);
+            }
+        }
+        true
     }
 }
 

@@ -85,12 +85,13 @@ impl Shelf {
 
     /// Adds an entry, or takes over its position if its record is there already; false in that case.
     pub(crate) fn insert(&mut self, entry: KeyEntry) -> bool {
-        if let Some(there) = self.get_mut(entry) {
+        let at = self.find(entry);
+        if let Some(there) = self.places.get_mut(at).filter(|there| there.is_same_record(entry) && !there.is_empty()) {
             *there = entry;
             return false;
         }
         let is_full = (self.len + 1) * 100 > self.homes * FULL;
-        if is_full || !self.put(entry) {
+        if is_full || !self.put(entry, at) {
             let entries: Vec<KeyEntry> = self.iter().collect();
             let at = entries.partition_point(|there| there.is_before(entry));
             let (before, behind) = entries.split_at(at);
@@ -100,9 +101,8 @@ impl Shelf {
         true
     }
 
-    /// Puts an entry into its place and moves those behind it on; false if there is no gap behind it.
-    fn put(&mut self, entry: KeyEntry) -> bool {
-        let at = self.find(entry);
+    /// Puts an entry where [`find`](Self::find) says and moves those behind it on; false if there is no gap behind it.
+    fn put(&mut self, entry: KeyEntry, at: usize) -> bool {
         let behind = self.places.get(at..).unwrap_or_default();
         let Some(gap) = behind.iter().position(|there| there.is_empty()) else { return false };
         self.places.copy_within(at..at + gap, at + 1);

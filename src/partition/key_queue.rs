@@ -10,7 +10,7 @@ use siphasher::sip::SipHasher13;
 
 use super::key_entry::KeyEntry;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// The file in which an index keeps what it has made of them.
 pub(crate) const INDEX_NAME: &str = "topiclog.keys";
@@ -32,6 +32,8 @@ pub(crate) struct KeyQueue {
     is_wanted: AtomicBool,
     /// How many are waiting; changed with the state, read without it.
     waiting: AtomicUsize,
+    /// The secret once more, so that an append need not take the lock for it.
+    secret: [AtomicU64; 2],
     state: Mutex<State>,
 }
 
@@ -67,6 +69,9 @@ impl KeyQueue {
     pub(crate) fn start(&self, secret: HashKey, base: i64) {
         let mut state = self.state.lock();
         *state = State { secret, base, ..State::default() };
+        let number = u128::from_le_bytes(secret);
+        self.secret[0].store(number as u64, Ordering::Relaxed);
+        self.secret[1].store((number >> 64) as u64, Ordering::Relaxed);
         self.waiting.store(0, Ordering::Relaxed);
         self.is_wanted.store(true, Ordering::Release);
     }
@@ -79,13 +84,16 @@ impl KeyQueue {
         self.waiting.store(0, Ordering::Relaxed);
     }
 
-    /// The secret, if keys are wanted.
+    /// The secret, if keys are wanted. One that is exchanged meanwhile may be half of either; [`push`](Self::push) sees that
+    /// it is not the one that counts.
     #[inline]
     pub(crate) fn wanted(&self) -> Option<HashKey> {
         if !self.is_wanted.load(Ordering::Acquire) {
             return None;
         }
-        Some(self.state.lock().secret)
+        let [low, high] = &self.secret;
+        let number = u128::from(low.load(Ordering::Relaxed)) | u128::from(high.load(Ordering::Relaxed)) << 64;
+        Some(number.to_le_bytes())
     }
 
     /// Whether keys are gathered.
@@ -132,7 +140,8 @@ impl KeyQueue {
             self.is_wanted.store(false, Ordering::Release);
         }
         let waiting = state.waiting.len() + state.unhashed.len();
-        let before = self.waiting.swap(waiting, Ordering::Relaxed);
+        let before = self.waiting.load(Ordering::Relaxed);
+        self.waiting.store(waiting, Ordering::Relaxed);
         before < CALL_AT && waiting >= CALL_AT
     }
 

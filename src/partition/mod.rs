@@ -17,6 +17,7 @@ mod log_end;
 pub(crate) mod manifest;
 pub(crate) mod newest_records;
 pub(crate) mod open;
+pub(crate) mod peek;
 mod positions;
 pub(crate) mod quarantine;
 pub(crate) mod reader;
@@ -48,7 +49,7 @@ use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
 use crate::segment::{Segment, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, OwnLines, RwLock};
 
 pub use self::reader::{Batch, Fetched, Isolation, ReadLevel, ReadOptions, Reader};
 pub use self::sync::Durability;
@@ -129,20 +130,20 @@ pub(crate) struct Log {
     pub(crate) directory: PathBuf,
     pub(crate) env: Env,
     pub(crate) settings: RwLock<Arc<LogSettings>>,
-    writer: Mutex<Writer>,
+    writer: OwnLines<Mutex<Writer>>,
     set: RwLock<Arc<SegmentSet>>,
     log_start: AtomicI64,
     /// The log start as upkeep saw it last.
     seen_log_start: AtomicI64,
     /// Next offset to assign. Stored with `Release` after the bytes were published.
-    end_offset: AtomicI64,
+    end_offset: OwnLines<AtomicI64>,
     /// Everything below is durable; a copy of what the group commit knows, for readers.
     durable_end: AtomicI64,
     /// First offset of the oldest open transaction, `i64::MAX` if there is none.
     first_unstable: AtomicI64,
     group: GroupCommit,
     /// Bytes written since the open, and how many of them a sync covered.
-    written_bytes: AtomicU64,
+    written_bytes: OwnLines<AtomicU64>,
     synced_bytes: AtomicU64,
     /// The shortest time that anything appended since the last sync may wait for one, and when that is over by the monotonic
     /// clock; both `u64::MAX` if nothing asks for one.
@@ -160,7 +161,7 @@ pub(crate) struct Log {
     pub(crate) producers: Mutex<Producers>,
     trusted_reads: AtomicU64,
     /// Keys that were appended, if an index wants them.
-    pub(crate) key_queue: key_queue::KeyQueue,
+    pub(crate) key_queue: OwnLines<key_queue::KeyQueue>,
     /// Below this offset compaction has been.
     clean_end: AtomicI64,
     /// One past the highest tombstone that compaction dropped.

@@ -28,7 +28,7 @@ use crate::planted::{Bug, is};
 use crate::segment::name::{Suffix, file_name};
 use crate::segment::{Segment, SegmentOptions, State};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, OwnLines, RwLock};
 
 /// How often a read-only open looks at a partition that changes under it.
 const LOOKS_BESIDE_A_WRITER: usize = 4;
@@ -491,7 +491,7 @@ impl Opening<'_> {
             directory: self.directory,
             env: self.env.clone(),
             settings: RwLock::new(Arc::clone(&settings)),
-            writer: Mutex::new(Writer {
+            writer: OwnLines(Mutex::new(Writer {
                 settings: Arc::clone(&settings),
                 manifest,
                 active,
@@ -500,15 +500,15 @@ impl Opening<'_> {
                 space_ahead: SpaceAhead::default(),
                 active_since_ms,
                 has_pending: false,
-            }),
+            })),
             set: RwLock::new(Arc::new(set)),
             log_start: AtomicI64::new(log_start),
             seen_log_start: AtomicI64::new(log_start),
-            end_offset: AtomicI64::new(end),
+            end_offset: OwnLines(AtomicI64::new(end)),
             durable_end: AtomicI64::new(end),
             first_unstable: AtomicI64::new(first_unstable),
             group: GroupCommit::new(end),
-            written_bytes: AtomicU64::new(0),
+            written_bytes: OwnLines(AtomicU64::new(0)),
             synced_bytes: AtomicU64::new(0),
             window_ms: AtomicU64::new(u64::MAX),
             sync_due_ms: AtomicU64::new(u64::MAX),
@@ -521,7 +521,7 @@ impl Opening<'_> {
             generation: AtomicU64::new(generation),
             producers: Mutex::new(producers),
             trusted_reads: AtomicU64::new(0),
-            key_queue: super::key_queue::KeyQueue::default(),
+            key_queue: OwnLines::default(),
             clean_end: AtomicI64::new(clean_end),
             tombstone_floor: AtomicI64::new(tombstone_floor),
             next_horizon_ms: AtomicI64::new(next_horizon_ms),

@@ -307,10 +307,6 @@ impl Segment {
         offset: i64,
     ) -> Option<(BatchHeader, SharedBytes)> {
         let log = self.log();
-        let published = log.published();
-        if position >= published {
-            return None;
-        }
         let seal = match self.state() {
             State::Sealed => self.seal.get().cloned().or_else(|| self.seal().ok()?),
             State::Active | State::Closed => None,
@@ -318,14 +314,10 @@ impl Segment {
         let seal = seal.as_deref();
         let mut chunk = log.small_chunk(position, HEADER_BYTES, seal).ok()?;
         let mut at = usize::try_from(position.checked_sub(chunk.start)?).ok()?;
-        let header = BatchHeader::decode(chunk.bytes.get(at..)?).ok()?;
+        let header = self.header_of(epochs, chunk.bytes.get(at..)?, offset)?;
         let size = header.size_bytes();
         let end = position + size as u64;
-        let epoch = || epochs.filter(|_| !self.is_foreign()).map(|epochs| epoch_of(epochs, header.base_offset));
-        if end > published
-            || !(header.base_offset..=header.last_offset()).contains(&offset)
-            || epoch().is_some_and(|epoch| epoch != Some(header.leader_epoch))
-        {
+        if end > chunk.end() && end > log.published() {
             return None;
         }
         match &chunk.mapped {
@@ -347,6 +339,16 @@ impl Segment {
             BatchView::parse(chunk.bytes.get(at..at + size)?).ok()?;
         }
         Some((header, SharedBytes::taking(chunk.bytes, at..at + size)))
+    }
+
+    /// The header at the start of some bytes, if it is that of a batch that holds an offset, and of the epoch of that offset.
+    #[inline]
+    pub(crate) fn header_of(&self, epochs: Option<&Epochs>, bytes: &[u8], offset: i64) -> Option<BatchHeader> {
+        let header = BatchHeader::decode(bytes).ok()?;
+        let epoch = || epochs.filter(|_| !self.is_foreign()).map(|epochs| epoch_of(epochs, header.base_offset));
+        let holds = (header.base_offset..=header.last_offset()).contains(&offset)
+            && epoch().is_none_or(|epoch| epoch == Some(header.leader_epoch));
+        holds.then_some(header)
     }
 
     /// The header of the first batch.

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::io::{VfsMap, VfsWindow, read_exact_at, write_all_at};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, OwnLines, RwLock};
 
 /// How bytes are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,13 +52,19 @@ const WINDOW_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct LogFile {
     file: Arc<PooledFile>,
-    /// End of the last whole batch whose write completed. Only grows. Stored with `Release` after the write.
-    published: AtomicU64,
+    written: OwnLines<Written>,
     /// The newest map, of a prefix of what is published.
     map: RwLock<Option<Arc<Mapped>>>,
     read_path: ReadPath,
     /// Set after a failed sync: mapped pages may no longer be what was written.
     distrusts_maps: AtomicBool,
+}
+
+/// What each append changes.
+#[derive(Debug)]
+struct Written {
+    /// End of the last whole batch whose write completed. Only grows. Stored with `Release` after the write.
+    published: AtomicU64,
     /// The file has zeroed space up to here. Only the writer changes it.
     allocated_to: AtomicU64,
     /// Where small batches go. Only the writer asks for it; dropped before the file is cut.
@@ -158,13 +164,15 @@ impl LogFile {
     pub(crate) fn new(file: Arc<PooledFile>, published: u64, read_path: ReadPath) -> Self {
         Self {
             file,
-            published: AtomicU64::new(published),
+            written: OwnLines(Written {
+                published: AtomicU64::new(published),
+                allocated_to: AtomicU64::new(0),
+                // Who does not want signals for failed reads does not want them for failed writes.
+                window: Mutex::new(if read_path == ReadPath::Mapped { Window::Closed } else { Window::Never }),
+            }),
             map: RwLock::new(None),
             read_path,
             distrusts_maps: AtomicBool::new(false),
-            allocated_to: AtomicU64::new(0),
-            // Who does not want signals for failed reads does not want them for failed writes.
-            window: Mutex::new(if read_path == ReadPath::Mapped { Window::Closed } else { Window::Never }),
         }
     }
 
@@ -178,7 +186,7 @@ impl LogFile {
 
     #[inline]
     pub(crate) fn published(&self) -> u64 {
-        self.published.load(Ordering::Acquire)
+        self.written.published.load(Ordering::Acquire)
     }
 
     /// Writes whole batches behind the published position, without publishing them. On an error nothing of them counts;
@@ -186,7 +194,7 @@ impl LogFile {
     /// the caller wants that.
     #[inline]
     pub(crate) fn write(&self, bytes: &[u8], in_window: bool) -> std::result::Result<(), (io::Error, CutBack)> {
-        let position = self.published.load(Ordering::Relaxed);
+        let position = self.written.published.load(Ordering::Relaxed);
         if in_window && bytes.len() <= WINDOW_WRITE_BYTES_MAX && self.write_in_window(bytes, position) {
             return Ok(());
         }
@@ -197,7 +205,7 @@ impl LogFile {
                 let stays = is(Bug::FailedAppendStays);
                 let cut = if stays || file.set_len(position).is_ok() { CutBack::Done } else { CutBack::Failed };
                 if cut == CutBack::Done {
-                    self.allocated_to.store(0, Ordering::Relaxed);
+                    self.written.allocated_to.store(0, Ordering::Relaxed);
                 }
                 let cut = if done == 0 && cut == CutBack::Failed { CutBack::NothingWritten } else { cut };
                 (error, cut)
@@ -213,11 +221,11 @@ impl LogFile {
     #[inline]
     fn write_in_window(&self, bytes: &[u8], position: u64) -> bool {
         let end = position + bytes.len() as u64;
-        let allocated_to = self.allocated_to.load(Ordering::Relaxed);
+        let allocated_to = self.written.allocated_to.load(Ordering::Relaxed);
         if end > allocated_to {
             return false;
         }
-        let mut window = self.window.lock();
+        let mut window = self.written.window.lock();
         // Through the file, so that it counts as not synced, and is open to hear of a write-back that fails.
         let written = self.file.write_with(|file| match &mut *window {
             Window::Open(open, to) if end <= *to => open.write(bytes, position).map(|()| true),
@@ -244,7 +252,7 @@ impl LogFile {
     /// Zeroed space reaches up to here; 0 if none was taken.
     #[inline]
     pub(crate) fn allocated_to(&self) -> u64 {
-        self.allocated_to.load(Ordering::Relaxed)
+        self.written.allocated_to.load(Ordering::Relaxed)
     }
 
     /// Takes zeroed space ahead of the log. It is a hint for speed: without space the append itself will say so.
@@ -260,7 +268,7 @@ impl LogFile {
         });
         let is_taken = matches!(taken, Ok(Ok(())));
         if is_taken {
-            self.allocated_to.store(to, Ordering::Relaxed);
+            self.written.allocated_to.store(to, Ordering::Relaxed);
         }
         is_taken
     }
@@ -274,12 +282,12 @@ impl LogFile {
             let cut = self.file.write_with(|file| file.set_len(published));
             cut.and_then(|cut| cut).map_err(|error| Error::io("cut", self.path(), error))?;
         }
-        self.allocated_to.store(0, Ordering::Relaxed);
+        self.written.allocated_to.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     fn close_window(&self) {
-        let mut window = self.window.lock();
+        let mut window = self.written.window.lock();
         if matches!(*window, Window::Open(..)) {
             *window = Window::Closed;
         }
@@ -289,22 +297,23 @@ impl LogFile {
     #[inline]
     pub(crate) fn publish(&self, bytes: u64) {
         // Only the writer changes it, so that a load and a store are enough.
-        self.published.store(self.published.load(Ordering::Relaxed) + bytes, Ordering::Release);
+        self.written.published.store(self.written.published.load(Ordering::Relaxed) + bytes, Ordering::Release);
     }
 
     /// A map that covers `[0, end)`, if there is or can be one.
     #[inline]
     pub(crate) fn mapped(&self, end: u64, sealed: bool) -> Option<Arc<Mapped>> {
-        if let Some(mapped) = self.map.read().as_ref()
-            && mapped.bytes().len() as u64 >= end
-        {
-            return Some(Arc::clone(mapped));
-        }
-        self.renew_map(end, sealed)
+        self.mapped_already(end).or_else(|| self.renew_map(end, sealed))
+    }
+
+    /// A map that covers `[0, end)`, if there is one. All that it covers is published.
+    #[inline]
+    fn mapped_already(&self, end: u64) -> Option<Arc<Mapped>> {
+        self.map.read().as_ref().filter(|mapped| mapped.bytes().len() as u64 >= end).map(Arc::clone)
     }
 
     fn renew_map(&self, end: u64, sealed: bool) -> Option<Arc<Mapped>> {
-        if self.read_path == ReadPath::Positional || self.distrusts_maps.load(Ordering::Acquire) {
+        if self.is_read_positionally() {
             return None;
         }
         let published = self.published();
@@ -341,6 +350,12 @@ impl LogFile {
         self.forget_map();
     }
 
+    /// Whether maps are asked for nothing, by whoever opened the store or after a failed sync.
+    #[inline]
+    pub(crate) fn is_read_positionally(&self) -> bool {
+        self.read_path == ReadPath::Positional || self.distrusts_maps.load(Ordering::Acquire)
+    }
+
     /// Drops the map; slices that were handed out keep their pages.
     pub(crate) fn forget_map(&self) {
         *self.map.write() = None;
@@ -358,13 +373,24 @@ impl LogFile {
     }
 
     fn chunk_with(&self, position: u64, wanted: u64, needed: u64, seal: Option<&Seal>) -> Result<Chunk> {
-        let published = self.published();
-        let end = position.saturating_add(needed).min(published);
-        if let Some(mapped) = self.mapped(end, seal.is_some()) {
+        let of_map = |mapped: Arc<Mapped>, end: u64| {
             self.prepare(&mapped, position, end, seal)?;
-            return Ok(Chunk { start: 0, bytes: Arc::clone(mapped.bytes()), mapped: Some(mapped) });
+            Ok(Chunk { start: 0, bytes: Arc::clone(mapped.bytes()), mapped: Some(mapped) })
+        };
+        // Without a look at how far the log has come, which would take that from the processor that appends.
+        let end = position.saturating_add(needed);
+        if let Some(mapped) = self.mapped_already(end) {
+            return of_map(mapped, end);
         }
-        let wanted = wanted.min(published.saturating_sub(position));
+        let published = self.published();
+        if position >= published {
+            return Ok(Chunk { start: position, bytes: Arc::new(Bytes::new()), mapped: None });
+        }
+        let end = end.min(published);
+        if let Some(mapped) = self.mapped(end, seal.is_some()) {
+            return of_map(mapped, end);
+        }
+        let wanted = wanted.min(published - position);
         let (start, wanted) = match seal {
             Some(_) => Seal::whole_blocks(position, wanted, published),
             None => (position, wanted),

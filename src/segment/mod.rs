@@ -30,7 +30,7 @@ use crate::ids::Uuid;
 use crate::io::{OpenMode, Vfs, read_full_at, read_small};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, OwnLines, RwLock};
 
 use self::batch_checker::{BatchChecker, Damage};
 use self::file_pool::FilePool;
@@ -136,12 +136,10 @@ pub(crate) struct Segment {
     pool: Arc<FilePool>,
     log: LogFile,
     state: AtomicU8,
-    /// One past the last offset; the base offset of an empty segment.
-    next_offset: AtomicI64,
-    batches: AtomicU64,
+    tail: OwnLines<Tail>,
     is_foreign: bool,
     index_interval_bytes: u64,
-    offsets: OffsetIndex,
+    offsets: OwnLines<OffsetIndex>,
     /// Entries that were in the file when the segment was opened, loaded at the first look-up that needs them.
     stored_index: RwLock<Option<Bytes>>,
     /// How many those are.
@@ -152,14 +150,8 @@ pub(crate) struct Segment {
     /// The stored entries end below this position; recovery makes everything from here on anew.
     stored_index_end: u64,
     /// `None` until it is needed, where no checksum vouches for the file.
-    times: Mutex<Option<TimeIndex>>,
+    times: OwnLines<Mutex<Option<TimeIndex>>>,
     times_check: Mutex<Option<FileCheck>>,
-    /// Largest timestamp so far (-1 none) and last offset of its batch; for an unknown one `i64::MIN`.
-    max_timestamp: AtomicI64,
-    max_timestamp_offset: AtomicI64,
-    max_timestamp_at_first: AtomicI64,
-    /// Bytes since the last index entry (Kafka's sparse rule). Only the writer touches it.
-    since_entry: AtomicU64,
     /// Whether the index files are what this process wrote, or what a checksum vouches for.
     indexes_written: AtomicBool,
     crc32: Mutex<Option<u32>>,
@@ -168,6 +160,20 @@ pub(crate) struct Segment {
     is_damaged: AtomicBool,
     /// How often an index turned out wrong or missing and was made anew.
     rebuilt: AtomicU64,
+}
+
+/// What each append changes.
+#[derive(Debug)]
+struct Tail {
+    /// One past the last offset; the base offset of an empty segment.
+    next_offset: AtomicI64,
+    batches: AtomicU64,
+    /// Largest timestamp so far (-1 none) and last offset of its batch; for an unknown one `i64::MIN`.
+    max_timestamp: AtomicI64,
+    max_timestamp_offset: AtomicI64,
+    max_timestamp_at_first: AtomicI64,
+    /// Bytes since the last index entry (Kafka's sparse rule). Only the writer touches it.
+    since_entry: AtomicU64,
 }
 
 const UNKNOWN: i64 = i64::MIN;
@@ -190,22 +196,24 @@ impl Segment {
             pool: Arc::clone(pool),
             log: LogFile::new(file, facts.bytes, options.read_path),
             state: AtomicU8::new(facts.state as u8),
-            next_offset: AtomicI64::new(facts.next_offset),
-            batches: AtomicU64::new(facts.batches),
+            tail: OwnLines(Tail {
+                next_offset: AtomicI64::new(facts.next_offset),
+                batches: AtomicU64::new(facts.batches),
+                max_timestamp: AtomicI64::new(max_timestamp),
+                max_timestamp_offset: AtomicI64::new(UNKNOWN),
+                max_timestamp_at_first: AtomicI64::new(UNKNOWN),
+                since_entry: AtomicU64::new(0),
+            }),
             is_foreign: facts.is_foreign,
             index_interval_bytes: options.index_interval_bytes,
-            offsets: OffsetIndex::new(),
+            offsets: OwnLines(OffsetIndex::new()),
             stored_index: RwLock::new(is_empty.then(Bytes::new)),
             stored_entries: AtomicU64::new(0),
             index_check: facts.index,
             has_checked_entries: AtomicBool::new(is_empty),
             stored_index_end: facts.bytes,
-            times: Mutex::new(is_empty.then(TimeIndex::default)),
+            times: OwnLines(Mutex::new(is_empty.then(TimeIndex::default))),
             times_check: Mutex::new(facts.time_index),
-            max_timestamp: AtomicI64::new(max_timestamp),
-            max_timestamp_offset: AtomicI64::new(UNKNOWN),
-            max_timestamp_at_first: AtomicI64::new(UNKNOWN),
-            since_entry: AtomicU64::new(0),
             indexes_written: AtomicBool::new(false),
             crc32: Mutex::new(facts.crc32),
             seal: OnceLock::new(),
@@ -251,11 +259,11 @@ impl Segment {
     }
 
     pub(crate) fn next_offset(&self) -> i64 {
-        self.next_offset.load(Ordering::Acquire)
+        self.tail.next_offset.load(Ordering::Acquire)
     }
 
     pub(crate) fn batches(&self) -> u64 {
-        self.batches.load(Ordering::Relaxed)
+        self.tail.batches.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_foreign(&self) -> bool {
@@ -288,7 +296,7 @@ impl Segment {
 
     /// The largest timestamp, -1 if there is none, `None` if it is not known without reading.
     pub(crate) fn known_max_timestamp(&self) -> Option<i64> {
-        Some(self.max_timestamp.load(Ordering::Acquire)).filter(|&timestamp| timestamp != UNKNOWN)
+        Some(self.tail.max_timestamp.load(Ordering::Acquire)).filter(|&timestamp| timestamp != UNKNOWN)
     }
 
     /// Bytes of memory that this segment holds besides maps.
@@ -314,7 +322,7 @@ impl Segment {
         let position = self.log.published();
         self.log.write(batch, in_window)?;
         self.index_batch(position, batch.len() as u64, facts);
-        self.next_offset.store(facts.last_offset + 1, Ordering::Release);
+        self.tail.next_offset.store(facts.last_offset + 1, Ordering::Release);
         self.log.publish(batch.len() as u64);
         Ok(())
     }
@@ -323,24 +331,24 @@ impl Segment {
     #[inline]
     fn index_batch(&self, position: u64, bytes: u64, facts: BatchFacts) {
         let relative_offset = (facts.last_offset - self.base_offset) as u32;
-        let known = self.max_timestamp.load(Ordering::Relaxed);
+        let known = self.tail.max_timestamp.load(Ordering::Relaxed);
         if facts.max_timestamp > known && known != UNKNOWN {
-            self.max_timestamp_offset.store(facts.last_offset, Ordering::Relaxed);
-            self.max_timestamp.store(facts.max_timestamp, Ordering::Release);
+            self.tail.max_timestamp_offset.store(facts.last_offset, Ordering::Relaxed);
+            self.tail.max_timestamp.store(facts.max_timestamp, Ordering::Release);
         }
         if position == 0 {
-            self.max_timestamp_at_first.store(facts.max_timestamp, Ordering::Relaxed);
+            self.tail.max_timestamp_at_first.store(facts.max_timestamp, Ordering::Relaxed);
         }
-        let since_entry = self.since_entry.load(Ordering::Relaxed);
+        let since_entry = self.tail.since_entry.load(Ordering::Relaxed);
         if since_entry > self.index_interval_bytes {
             let relative_offset = relative_offset + u32::from(is(Bug::IndexOffByOne));
             self.offsets.push(offset_index::Entry { relative_offset, position: position as u32 });
             self.add_time_entry();
-            self.since_entry.store(bytes, Ordering::Relaxed);
+            self.tail.since_entry.store(bytes, Ordering::Relaxed);
         } else {
-            self.since_entry.store(since_entry + bytes, Ordering::Relaxed);
+            self.tail.since_entry.store(since_entry + bytes, Ordering::Relaxed);
         }
-        self.batches.store(self.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.tail.batches.store(self.tail.batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// Puts the running maximum into the time index, if there is one in memory.
@@ -352,8 +360,8 @@ impl Segment {
     }
 
     fn observe_maximum(&self, times: &mut TimeIndex) {
-        let timestamp = self.max_timestamp.load(Ordering::Acquire);
-        let offset = self.max_timestamp_offset.load(Ordering::Acquire);
+        let timestamp = self.tail.max_timestamp.load(Ordering::Acquire);
+        let offset = self.tail.max_timestamp_offset.load(Ordering::Acquire);
         if timestamp >= 0 && offset >= self.base_offset {
             times.observe(timestamp, (offset - self.base_offset) as u32);
         }
@@ -364,12 +372,12 @@ impl Segment {
         if self.bytes() == 0 {
             return Ok(None);
         }
-        let known = self.max_timestamp_at_first.load(Ordering::Relaxed);
+        let known = self.tail.max_timestamp_at_first.load(Ordering::Relaxed);
         if known != UNKNOWN {
             return Ok((known >= 0).then_some(known));
         }
         let first = self.first_header()?.map_or(-1, |header| header.max_timestamp);
-        self.max_timestamp_at_first.store(first, Ordering::Relaxed);
+        self.tail.max_timestamp_at_first.store(first, Ordering::Relaxed);
         Ok((first >= 0).then_some(first))
     }
 

@@ -90,8 +90,8 @@ impl Segment {
 
     /// Takes the maximum of the entries over, unless what was appended since the file was written is greater.
     fn take_over_maximum(&self, times: &TimeIndex) {
-        let known_offset = self.max_timestamp_offset.load(Ordering::Acquire);
-        let known = self.max_timestamp.load(Ordering::Acquire);
+        let known_offset = self.tail.max_timestamp_offset.load(Ordering::Acquire);
+        let known = self.tail.max_timestamp.load(Ordering::Acquire);
         let maximum = times.maximum();
         let timestamp = maximum.map_or(-1, |maximum| maximum.timestamp);
         if known != UNKNOWN && known > timestamp {
@@ -99,10 +99,10 @@ impl Segment {
         }
         let offset = maximum.map_or(UNKNOWN, |maximum| self.offset_of(maximum.relative_offset));
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
-        let took = self.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed);
+        let took = self.tail.max_timestamp_offset.compare_exchange(known_offset, offset, order, failed);
         if took.is_ok() {
             // If this fails, an append has stored a greater one meanwhile, and its offset before it.
-            self.max_timestamp.compare_exchange(known, timestamp, order, failed).ok();
+            self.tail.max_timestamp.compare_exchange(known, timestamp, order, failed).ok();
         }
     }
 
@@ -172,7 +172,7 @@ impl Segment {
 
     /// The largest timestamp and the last offset of the first batch that holds it; read from the headers if need be.
     pub(crate) fn max_timestamp(self: &Arc<Self>) -> Result<Option<(i64, i64)>> {
-        let offset = self.max_timestamp_offset.load(Ordering::Acquire);
+        let offset = self.tail.max_timestamp_offset.load(Ordering::Acquire);
         if let Some(timestamp) = self.known_max_timestamp() {
             if timestamp < 0 {
                 return Ok(None);

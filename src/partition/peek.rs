@@ -1,0 +1,86 @@
+//! Keys of many records, one after the other, through maps that are held meanwhile.
+//!
+//! Each look-up of a record takes a map and hands out bytes that share it, which costs more than the look itself. Whoever
+//! only compares keys borrows them here. It knows of maps alone: what is not in one is `None`, and is looked up otherwise.
+
+use std::sync::Arc;
+
+use super::SegmentSet;
+use crate::record::{BATCH_HEADER_BYTES, BatchHeader, Compression, RecordsState};
+use crate::segment::log_file::Mapped;
+use crate::segment::seal::Seal;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Peek<'a> {
+    set: &'a SegmentSet,
+    /// One for each segment that was looked into, in their order.
+    held: Vec<Option<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    mapped: Arc<Mapped>,
+    seal: Option<Arc<Seal>>,
+}
+
+impl<'a> Peek<'a> {
+    pub(crate) fn into(set: &'a SegmentSet) -> Self {
+        Self { set, held: Vec::new() }
+    }
+
+    /// What it looks into.
+    pub(crate) fn set(&self) -> &'a SegmentSet {
+        self.set
+    }
+
+    /// The keys of some records, without a look at checksums. Each is told by its offset and by the position of its batch, the
+    /// newest first. `None` if they cannot all be seen here.
+    pub(crate) fn keys(&mut self, places: &[(i64, u64)]) -> Option<Vec<&[u8]>> {
+        // From the newest on, so that no map is exchanged for one of the same segment that reaches less far.
+        for &place in places {
+            self.hold(place)?;
+        }
+        places.iter().map(|&place| self.key(place)).collect()
+    }
+
+    /// Sees to it that the batch at a place can be read.
+    fn hold(&mut self, (offset, position): (i64, u64)) -> Option<()> {
+        let at = self.set.index_of(offset);
+        let segment = self.set.segments.get(at)?;
+        let log = segment.log();
+        if log.is_read_positionally() {
+            return None;
+        }
+        if self.held.len() <= at {
+            self.held.resize_with(at + 1, || None);
+        }
+        let slot = self.held.get_mut(at)?;
+        let header_end = position.checked_add(BATCH_HEADER_BYTES as u64)?;
+        let covers = |held: &Held, end: u64| end <= held.mapped.bytes().len() as u64;
+        if !slot.as_ref().is_some_and(|held| covers(held, header_end)) {
+            let seal = segment.seal().ok()?;
+            *slot = Some(Held { mapped: log.mapped(header_end, seal.is_some())?, seal });
+        }
+        let held = slot.as_ref()?;
+        log.prepare(&held.mapped, position, header_end, held.seal.as_deref()).ok()?;
+        let header = BatchHeader::decode(held.mapped.bytes().get(usize::try_from(position).ok()?..)?).ok()?;
+        let end = position.checked_add(header.size_bytes() as u64).filter(|end| covers(held, *end))?;
+        log.prepare(&held.mapped, position, end, held.seal.as_deref()).ok()
+    }
+
+    /// The key of a record whose batch [`hold`](Self::hold) has made ready.
+    fn key(&self, (offset, position): (i64, u64)) -> Option<&[u8]> {
+        let at = self.set.index_of(offset);
+        let (segment, held) = (self.set.segments.get(at)?, self.held.get(at)?.as_ref()?);
+        let batch = held.mapped.bytes().get(usize::try_from(position).ok()?..)?;
+        let header = segment.header_of(self.set.epochs.as_ref(), batch, offset)?;
+        if header.is_control() || header.compression() != Compression::None {
+            return None;
+        }
+        let body = batch.get(BATCH_HEADER_BYTES..header.size_bytes())?;
+        let mut records = RecordsState::new(&header);
+        records.skip_to(offset, body).ok()?;
+        records.next_view(body)?.ok().filter(|view| view.offset() == offset)?.key()
+    }
+}
