@@ -1,6 +1,7 @@
 //! Bugs on purpose: each is switched on in turn, and some sweep has to find it.
 //!
-//! `RUSTFLAGS="--cfg topiclog_planted" cargo test --all-features --test it planted::` runs it.
+//! `TOPICLOG_CFG=topiclog_planted RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-with-cfg cargo test --all-features --test it planted::`
+//! runs it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
