@@ -391,3 +391,55 @@ fn has_one_twice(entries: &[KeyEntry]) -> bool {
     hashes.sort_unstable();
     !hashes.is_sorted_by(|one, next| one < next)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key_index::Budget;
+    use crate::record::Record;
+    use crate::store::Store;
+    use crate::topic::{CleanupPolicy, TopicConfig};
+
+    /// The offsets that stay under the hash of "a", in a log of "a", "b" and "a", with those of other records put there as well.
+    /// Whether their batches' places are known decides how the keys are compared.
+    fn check(others: &[i64], know_places: bool, stay: &[i64]) {
+        // The simulated disk can be mapped.
+        let store = Store::builder().vfs(Arc::new(crate::io::FaultVfs::new())).open("/s").unwrap();
+        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact);
+        let topic = store.create_topic("t", config).unwrap();
+        ["a", "b", "a"].iter().for_each(|key| drop(topic.append(Record::keyed(*key, "v")).unwrap()));
+        let log = topic.partition(0).unwrap().log;
+        let index = KeyIndex::new(Arc::clone(&log), Arc::new(Budget::new(1 << 20)));
+        assert_eq!(index.get(b"a").unwrap().unwrap().offset().get(), 2);
+
+        let mut state = index.state.lock();
+        let State::Ready(ready) = &mut *state else { panic!("it was used") };
+        let set = log.snapshot();
+        let position =
+            |offset| log.record_near(&set, offset, None, (Verify::Always, &LIMITS)).unwrap().unwrap().position;
+        let hash = key_queue::hash(&ready.secret, b"a");
+        for &offset in others {
+            let position = if know_places { position(offset) } else { u64::MAX };
+            let entry = ready.table.entry(hash, offset, position).unwrap();
+            ready.table.insert(entry);
+        }
+        let mut peek = Peek::into(&set);
+        let places: Vec<(i64, u64)> = others.iter().map(|&offset| (offset, position(offset))).collect();
+        assert!(peek.keys(&places).is_some_and(|keys| keys.len() == others.len()), "they can be seen");
+        assert!(peek.keys(&[(0, 1)]).is_none() && peek.keys(&[(0, 1 << 40)]).is_none(), "no batch begins there");
+        index.resolve_hash(ready, &mut peek, hash).unwrap();
+        let left: Vec<i64> = ready.table.places_of(hash).iter().map(|place| place.offset).collect();
+        assert_eq!(left, stay, "{others:?}, {know_places}");
+        drop(state);
+        assert_eq!(index.get(b"a").unwrap().unwrap().offset().get(), 2);
+    }
+
+    #[test]
+    fn of_one_key_the_newest_stays_and_of_two_that_collide_both() {
+        for know_places in [true, false] {
+            check(&[0], know_places, &[2]);
+            check(&[1], know_places, &[2, 1]);
+            check(&[1, 0], know_places, &[2, 1]);
+        }
+    }
+}

@@ -7,6 +7,7 @@ use super::{KeyIndex, LIMITS, State, TRIES, expiry};
 use crate::error::{Error, Result};
 use crate::partition::{Log, SegmentSet};
 use crate::record::StoredRecord;
+use crate::sync::atomic::Ordering;
 
 impl KeyIndex {
     /// The newest record of every key, at one position.
@@ -89,7 +90,7 @@ pub struct Latest {
 
 impl Log {
     pub(super) fn has_expired(&self, record: &StoredRecord) -> bool {
-        let expire_after_ms = self.settings.read().compaction.expire_after_ms;
+        let expire_after_ms = self.expire_after_ms.load(Ordering::Acquire);
         expire_after_ms >= 0
             && expiry::expires_at(record, expire_after_ms).is_some_and(|at| at <= self.env.clock.now_ms())
     }

@@ -130,6 +130,9 @@ pub(crate) struct Log {
     pub(crate) directory: PathBuf,
     pub(crate) env: Env,
     pub(crate) settings: RwLock<Arc<LogSettings>>,
+    /// Whether they say `Sync`, and what they say of the age of keys: copies, for look-ups of single records.
+    is_sync: AtomicBool,
+    pub(crate) expire_after_ms: AtomicI64,
     writer: OwnLines<Mutex<Writer>>,
     set: RwLock<Arc<SegmentSet>>,
     log_start: AtomicI64,

@@ -19,7 +19,7 @@ use super::space_ahead::SpaceAhead;
 use super::swap;
 use super::sync::GroupCommit;
 use super::writer::Writer;
-use super::{Env, FloorState, Log, SegmentSet};
+use super::{Durability, Env, FloorState, Log, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
 use crate::io::replace::remove_if_there;
@@ -491,6 +491,8 @@ impl Opening<'_> {
             directory: self.directory,
             env: self.env.clone(),
             settings: RwLock::new(Arc::clone(&settings)),
+            is_sync: AtomicBool::new(settings.durability == Durability::Sync),
+            expire_after_ms: AtomicI64::new(settings.compaction.expire_after_ms),
             writer: OwnLines(Mutex::new(Writer {
                 settings: Arc::clone(&settings),
                 manifest,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Durability, Log, Partition, SegmentSet};
+use super::{Log, Partition, SegmentSet};
 use crate::error::{Error, Result};
 use crate::ids::Offset;
 use crate::planted::{Bug, is};
@@ -327,6 +327,9 @@ impl SegmentSet {
     #[inline]
     pub(crate) fn batch_near(&self, offset: i64, hint: Option<u64>, verify: Verify) -> Result<Option<FoundBatch<'_>>> {
         let Some(segment) = self.segments.get(self.index_of(offset)) else { return Ok(None) };
+        if let Some((position, header, batch)) = segment.batch_in_map(self.epochs.as_ref(), verify, (offset, hint)) {
+            return Ok(Some(FoundBatch { segment, position, header, batch }));
+        }
         if let Some(position) = hint
             && let Some((header, batch)) = segment.batch_at(self.epochs.as_ref(), verify, position, offset)
         {
@@ -387,7 +390,7 @@ impl Log {
     #[inline]
     pub(crate) fn bound(&self, options: &ReadOptions) -> i64 {
         let durable = match options.level {
-            ReadLevel::Topic => !self.env.read_only && self.settings.read().durability == Durability::Sync,
+            ReadLevel::Topic => !self.env.read_only && self.is_sync.load(Ordering::Acquire),
             ReadLevel::Durable => true,
             ReadLevel::Latest => false,
         };

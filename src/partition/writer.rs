@@ -574,6 +574,8 @@ impl Log {
         writer.settings = Arc::clone(&settings);
         // What was appended when nobody was to sync behind it.
         let window = SyncWindow::of_os(&settings).filter(|_| self.unsynced_bytes() > 0);
+        self.is_sync.store(settings.durability == Durability::Sync, Ordering::Release);
+        self.expire_after_ms.store(settings.compaction.expire_after_ms, Ordering::Release);
         *self.settings.write() = settings;
         drop(writer);
         if let Some(window) = window {

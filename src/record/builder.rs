@@ -683,4 +683,41 @@ mod tests {
         let made = encode_batch(&mut out, &spec, records).unwrap();
         assert_eq!((made.base_timestamp, made.max_timestamp, made.offset_delta_of_max_timestamp), (5, 50, 0));
     }
+
+    /// What both ways of writing a record make of it, in a batch where others stand before it.
+    fn check_both_ways(
+        room: &mut Room<'_>,
+        form: &mut ShortForm,
+        offset_delta: i32,
+        delta: i64,
+        record: &RecordRef<'_>,
+    ) {
+        let (mut long, from) = (Vec::new(), room.end());
+        write_any_record(&mut long, offset_delta, delta, record).unwrap();
+        write_record(room, form, offset_delta, delta, record).unwrap();
+        assert_eq!(room.written(from), long, "{offset_delta} {delta} {record:?}");
+    }
+
+    #[test]
+    fn the_form_of_a_record_does_not_show_in_what_is_written() {
+        let bytes = vec![7; 8300];
+        let part = |length: i64| usize::try_from(length).ok().map(|length| &bytes[..length]);
+        let header = [crate::record::Header::new("h", "x")];
+        let (mut out, mut form, mut shorts) = (b"before".to_vec(), ShortForm::default(), 0);
+        let mut room = Room::behind(&mut out);
+        for offset_delta in [0, 1, 63, 64, 65, 8191, 8192, 8193, i32::MAX, -1] {
+            for delta in [0, 0, -1, 63, 64, -64, -65, 8191, 8192, -8192, -8193, i64::MAX] {
+                for (key, value) in
+                    [(-1, -1), (0, 0), (5, 100), (5, 100), (63, 63), (64, 64), (1, 8100), (1, 8192), (-1, 8250)]
+                {
+                    let record = RecordRef { key: part(key), value: part(value), ..RecordRef::default() };
+                    check_both_ways(&mut room, &mut form, offset_delta, delta, &record);
+                    shorts += usize::from(form.bytes() > 0);
+                }
+                let record = RecordRef { headers: (&header[..]).into(), ..RecordRef::default() };
+                check_both_ways(&mut room, &mut form, offset_delta, delta, &record);
+            }
+        }
+        assert!(shorts > 200, "only {shorts} were short");
+    }
 }

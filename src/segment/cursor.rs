@@ -341,13 +341,77 @@ impl Segment {
         Some((header, SharedBytes::taking(chunk.bytes, at..at + size)))
     }
 
+    /// The batch that holds an offset and where it begins, found in a map that is there, and checked as a cursor would check it:
+    /// at a position that somebody noted, else from where an index entry leads. Shares nothing but the bytes, as the look-up of
+    /// one record is over soon. `None` wherever something is not as it is most often: then others have to look.
+    #[inline]
+    pub(crate) fn batch_in_map(
+        self: &Arc<Self>,
+        epochs: Option<&Epochs>,
+        verify: Verify,
+        (offset, noted): (i64, Option<u64>),
+    ) -> Option<(u64, BatchHeader, SharedBytes)> {
+        let (mut position, mut last) = match noted {
+            Some(position) => (position, None),
+            None if self.is_foreign() => return None,
+            None => self.hint(offset).ok().flatten().map(|(last, position)| (position, Some(last)))?,
+        };
+        let is_sealed = self.state() == State::Sealed;
+        self.log().look(|mapped| {
+            let mut base = None;
+            loop {
+                let header_end = position.checked_add(HEADER_BYTES)?;
+                let bytes = mapped.bytes().get(usize::try_from(position).ok()?..)?;
+                if !mapped.is_prepared(position, header_end, is_sealed) {
+                    return None;
+                }
+                let header = BatchHeader::decode(bytes).ok()?;
+                // The entry is the offset that its batch ends at; what follows begins where the one before it ended.
+                let is_in_order = last.take().is_none_or(|last| header.last_offset() == last)
+                    && base.is_none_or(|base| header.base_offset == base);
+                if !is_in_order || header.base_offset > offset || !self.has_epoch_of(epochs, &header) {
+                    return None;
+                }
+                let batch = bytes.get(..header.size_bytes())?;
+                let end = position + batch.len() as u64;
+                if header.last_offset() < offset {
+                    if noted.is_some() {
+                        return None;
+                    }
+                    (position, base) = (end, Some(header.next_offset()));
+                    continue;
+                }
+                let is_checked = match verify {
+                    Verify::Trusted => true,
+                    Verify::Always => false,
+                    Verify::Once => is_sealed || position < mapped.verified_to(),
+                };
+                if !mapped.is_prepared(position, end, is_sealed) {
+                    return None;
+                }
+                if !is_checked {
+                    BatchView::parse(batch).ok()?;
+                    mapped.note_verified(position, end);
+                }
+                let start = usize::try_from(position).ok()?;
+                return Some((position, header, SharedBytes::of(mapped.bytes(), start..start + batch.len())));
+            }
+        })
+    }
+
+    /// Whether a batch is of the epoch that its offset has.
+    #[inline]
+    fn has_epoch_of(&self, epochs: Option<&Epochs>, header: &BatchHeader) -> bool {
+        epochs
+            .filter(|_| !self.is_foreign())
+            .is_none_or(|epochs| epoch_of(epochs, header.base_offset) == Some(header.leader_epoch))
+    }
+
     /// The header at the start of some bytes, if it is that of a batch that holds an offset, and of the epoch of that offset.
     #[inline]
     pub(crate) fn header_of(&self, epochs: Option<&Epochs>, bytes: &[u8], offset: i64) -> Option<BatchHeader> {
         let header = BatchHeader::decode(bytes).ok()?;
-        let epoch = || epochs.filter(|_| !self.is_foreign()).map(|epochs| epoch_of(epochs, header.base_offset));
-        let holds = (header.base_offset..=header.last_offset()).contains(&offset)
-            && epoch().is_none_or(|epoch| epoch == Some(header.leader_epoch));
+        let holds = (header.base_offset..=header.last_offset()).contains(&offset) && self.has_epoch_of(epochs, &header);
         holds.then_some(header)
     }
 

@@ -131,6 +131,15 @@ impl Mapped {
         &self.bytes
     }
 
+    /// Whether [`LogFile::prepare`] has nothing to do.
+    #[inline]
+    pub(crate) fn is_prepared(&self, position: u64, end: u64, is_sealed: bool) -> bool {
+        if is_sealed {
+            return self.sealed.have(position, end);
+        }
+        end <= self.populated_to.load(Ordering::Acquire) || self.read_in.have(position, end)
+    }
+
     pub(crate) fn verified_to(&self) -> u64 {
         self.verified_to.load(Ordering::Acquire)
     }
@@ -406,13 +415,18 @@ impl LogFile {
         Ok(Chunk { start, bytes: Arc::new(bytes.into()), mapped: None })
     }
 
+    /// Lets a call look into the newest map, while nobody exchanges it: it must not wait for anything.
+    #[inline]
+    pub(crate) fn look<R>(&self, call: impl FnOnce(&Mapped) -> Option<R>) -> Option<R> {
+        self.map.read().as_deref().and_then(call)
+    }
+
     /// Reads in, and where the segment is sealed compares with its checksums, what is touched for the first time.
     #[inline]
     pub(crate) fn prepare(&self, mapped: &Mapped, position: u64, end: u64, seal: Option<&Seal>) -> Result<()> {
         match seal {
+            _ if mapped.is_prepared(position, end, seal.is_some()) => Ok(()),
             Some(seal) => self.check_blocks(mapped, position, end, seal),
-            None if end <= mapped.populated_to.load(Ordering::Acquire) => Ok(()),
-            None if mapped.read_in.have(position, end) => Ok(()),
             None => self.populate_ahead(mapped, position, end),
         }
     }

@@ -53,6 +53,8 @@ pub(crate) struct TopicInner {
     pub(crate) name: TopicName,
     pub(crate) id: Uuid,
     pub(crate) config: RwLock<Arc<TopicConfig>>,
+    /// As in the configuration, where no alteration changes it.
+    partition_count: u32,
     /// By number; a broker's directory may hold only some of them.
     pub(crate) partitions: BTreeMap<u32, Partition>,
     /// Partitions that a read-only open could not open, and why.
@@ -72,13 +74,14 @@ impl TopicInner {
         partitions: BTreeMap<u32, Partition>,
         budget: &Arc<Budget>,
     ) -> Self {
+        let partition_count = config.partition_count();
         let config = RwLock::new(Arc::new(config));
         let index = |(number, partition): (&u32, &Partition)| {
             (*number, KeyIndex::new(Arc::clone(&partition.log), Arc::clone(budget)))
         };
         let indexes = partitions.iter().map(index).collect();
         let (unreadable, sticky, upkept) = (BTreeMap::new(), Sticky::new(), UpkeepLog::default());
-        let topic = Self { name, id, config, partitions, unreadable, sticky, indexes, upkept };
+        let topic = Self { name, id, config, partition_count, partitions, unreadable, sticky, indexes, upkept };
         topic.expect_index_of_table();
         topic
     }
@@ -141,7 +144,7 @@ impl Topic {
 
     /// How many partitions there are, counted from 0; a broker's directory need not hold all of them.
     pub fn partition_count(&self) -> u32 {
-        self.inner.config.read().partition_count()
+        self.inner.partition_count
     }
 
     /// The partitions that are here, by number.
