@@ -113,7 +113,8 @@ pub(super) struct FileWindow {
     file: Weak<File>,
     /// Position in the file of the first mapped byte.
     start: u64,
-    /// Below this, counted from the start, the pages are there and may be written without asking the file system.
+    /// Below this, counted from the start, the pages are there and may be written without asking the file system, or nothing
+    /// is to be written any more.
     populated: usize,
 }
 
@@ -152,8 +153,8 @@ impl FileWindow {
             // Up to where such pieces of the file begin, so that the page cache takes few large pieces of memory for it.
             let piece = (POPULATE_BYTES - position % POPULATE_BYTES) as usize;
             let bytes = piece.min(self.map.len() - self.populated);
-            // Zeros over zeros, which nobody was shown: one write makes pages at a fraction of what a fault for each costs, which
-            // would find out from the file system that there is nothing to be read.
+            // Nothing that counts lies from here on. One write makes pages at a fraction of what a fault for each costs, which would
+            // find out from the file system that there is nothing to be read.
             if let Some(file) = self.file.upgrade() {
                 let zeros = ZEROS.get_or_init(|| vec![0; POPULATE_BYTES as usize].into());
                 file.write_all_at(zeros.get(..bytes).unwrap_or_default(), position)?;
@@ -178,6 +179,8 @@ impl VfsWindow for FileWindow {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the bytes are not inside the window"));
         };
         if end > self.populated {
+            // What lies before this write may have been written positionally since.
+            self.populated = self.populated.max(at);
             self.populate_to(end)?;
         }
         // SAFETY: `at + bytes.len()` was found to lie inside the map, which is writable and lives as long as `self`. The

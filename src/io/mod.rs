@@ -138,9 +138,9 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>>;
     /// Maps `[position, position + bytes)` of the file for writing. `Ok(None)` if this back end or file system cannot, or
     /// cannot promise that a write into space that [`allocate`](Self::allocate) took finds its room: the caller then
-    /// writes positionally. The range must lie inside the file, and nothing in it may count: the back end may fill it with
-    /// zeros, piece by piece, before what is written comes there. The caller promises to drop the window before it cuts the
-    /// file below the window's end, and that nothing else writes into the range at the same time.
+    /// writes positionally. The range must lie inside the file. The caller promises to drop the window before it cuts the file
+    /// below the window's end, that no other window of the range is written at the same time, and that nothing which lies
+    /// behind a write into it counts, in whatever way it was written: a write may fill that with zeros.
     fn window(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsWindow>>> {
         let _ = (position, bytes);
         Ok(None)

@@ -3,6 +3,7 @@
 //! Each look-up of a record takes a map and hands out bytes that share it, which costs more than the look itself. Whoever
 //! only compares keys borrows them here. It knows of maps alone: what is not in one is `None`, and is looked up otherwise.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::SegmentSet;
@@ -14,8 +15,8 @@ use crate::segment::seal::Seal;
 #[derive(Debug)]
 pub(crate) struct Peek<'a> {
     set: &'a SegmentSet,
-    /// One for each segment that was looked into, in their order.
-    held: Vec<Option<Held>>,
+    /// One for each segment that was looked into, by its place in the set.
+    held: BTreeMap<usize, Held>,
 }
 
 #[derive(Debug)]
@@ -26,7 +27,7 @@ struct Held {
 
 impl<'a> Peek<'a> {
     pub(crate) fn into(set: &'a SegmentSet) -> Self {
-        Self { set, held: Vec::new() }
+        Self { set, held: BTreeMap::new() }
     }
 
     /// What it looks into.
@@ -52,17 +53,13 @@ impl<'a> Peek<'a> {
         if log.is_read_positionally() {
             return None;
         }
-        if self.held.len() <= at {
-            self.held.resize_with(at + 1, || None);
-        }
-        let slot = self.held.get_mut(at)?;
         let header_end = position.checked_add(BATCH_HEADER_BYTES as u64)?;
         let covers = |held: &Held, end: u64| end <= held.mapped.bytes().len() as u64;
-        if !slot.as_ref().is_some_and(|held| covers(held, header_end)) {
+        if !self.held.get(&at).is_some_and(|held| covers(held, header_end)) {
             let seal = segment.seal().ok()?;
-            *slot = Some(Held { mapped: log.mapped(header_end, seal.is_some())?, seal });
+            self.held.insert(at, Held { mapped: log.mapped(header_end, seal.is_some())?, seal });
         }
-        let held = slot.as_ref()?;
+        let held = self.held.get(&at)?;
         log.prepare(&held.mapped, position, header_end, held.seal.as_deref()).ok()?;
         let header = BatchHeader::decode(held.mapped.bytes().get(usize::try_from(position).ok()?..)?).ok()?;
         let end = position.checked_add(header.size_bytes() as u64).filter(|end| covers(held, *end))?;
@@ -72,7 +69,7 @@ impl<'a> Peek<'a> {
     /// The key of a record whose batch [`hold`](Self::hold) has made ready.
     fn key(&self, (offset, position): (i64, u64)) -> Option<&[u8]> {
         let at = self.set.index_of(offset);
-        let (segment, held) = (self.set.segments.get(at)?, self.held.get(at)?.as_ref()?);
+        let (segment, held) = (self.set.segments.get(at)?, self.held.get(&at)?);
         let batch = held.mapped.bytes().get(usize::try_from(position).ok()?..)?;
         let header = segment.header_of(self.set.epochs.as_ref(), batch, offset)?;
         if header.is_control() || header.compression() != Compression::None {

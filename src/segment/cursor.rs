@@ -65,6 +65,8 @@ pub(crate) struct Cursor {
 }
 
 const HEADER_BYTES: u64 = 61;
+/// A longer batch is not compared with its checksum while its map is held.
+const CHECKED_IN_MAP_BYTES_MAX: usize = 256 << 10;
 
 impl Cursor {
     /// At the first batch of the segment.
@@ -351,6 +353,9 @@ impl Segment {
         verify: Verify,
         (offset, noted): (i64, Option<u64>),
     ) -> Option<(u64, BatchHeader, SharedBytes)> {
+        if self.log().is_read_positionally() {
+            return None;
+        }
         let (mut position, mut last) = match noted {
             Some(position) => (position, None),
             None if self.is_foreign() => return None,
@@ -390,6 +395,10 @@ impl Segment {
                     return None;
                 }
                 if !is_checked {
+                    // Others wait meanwhile, if they want to exchange the map.
+                    if batch.len() > CHECKED_IN_MAP_BYTES_MAX {
+                        return None;
+                    }
                     BatchView::parse(batch).ok()?;
                     mapped.note_verified(position, end);
                 }

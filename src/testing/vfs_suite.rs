@@ -192,31 +192,35 @@ fn a_sync_that_has_begun_changes_nothing(vfs: &dyn Vfs, directory: &Path) {
 
 fn windows_write_into_the_file(vfs: &dyn Vfs, directory: &Path) {
     let file = put(vfs, &directory.join("f"), b"published");
-    file.set_len(300_000).unwrap();
-    for (position, bytes, what) in [(300_000, 1, "beyond the end"), (u64::MAX, 1, "beyond any end"), (0, 0, "nothing")]
+    file.set_len(1_300_000).unwrap();
+    for (position, bytes, what) in
+        [(1_300_000, 1, "beyond the end"), (u64::MAX, 1, "beyond any end"), (0, 0, "nothing")]
     {
         assert!(!matches!(file.window(position, bytes), Ok(Some(_))), "{what}");
     }
     let map = file.map(9).unwrap();
     // To have none is allowed.
-    let Some(mut window) = file.window(9, 250_000).unwrap() else { return };
+    let Some(mut window) = file.window(9, 1_200_000).unwrap() else { return };
     let mut expected = b"published".to_vec();
     for nth in 0..1000_u32 {
         let bytes = nth.to_be_bytes().repeat(1 + nth as usize % 99);
         window.write(&bytes, expected.len() as u64).unwrap();
         expected.extend_from_slice(&bytes);
         if nth % 7 == 0 {
-            // Both ways of writing see each other.
-            write_all(&*file, b"positional", expected.len() as u64);
-            expected.extend_from_slice(b"positional");
+            // Both ways of writing see each other. Now and then much is written beside the window, which leaves it alone.
+            let bytes = b"positional".repeat(if nth % 203 == 0 { 14_000 } else { 1 });
+            write_all(&*file, &bytes, expected.len() as u64);
+            expected.extend_from_slice(&bytes);
         }
     }
     let end = expected.len() as u64;
     assert!(
-        window.write(b"x", 8).is_err() && window.write(b"x", 250_009).is_err() && window.write(b"x", u64::MAX).is_err()
+        window.write(b"x", 8).is_err()
+            && window.write(b"x", 1_200_009).is_err()
+            && window.write(b"x", u64::MAX).is_err()
     );
-    assert!(window.write(&[1; 250_001], 9).is_err());
-    window.write(b"end", 250_006).unwrap();
+    assert!(window.write(&[1; 1_200_001], 9).is_err());
+    window.write(b"end", 1_200_006).unwrap();
     file.sync_data().unwrap();
     drop(window);
     if let Some(map) = map {
@@ -224,8 +228,8 @@ fn windows_write_into_the_file(vfs: &dyn Vfs, directory: &Path) {
     }
     let after = content(&*file);
     assert!(after[..expected.len()] == expected);
-    assert!(after[expected.len()..250_006].iter().all(|byte| *byte == 0));
-    assert_eq!(&after[250_006..250_010], b"end\0");
+    assert!(after[expected.len()..1_200_006].iter().all(|byte| *byte == 0));
+    assert_eq!(&after[1_200_006..1_200_010], b"end\0");
     file.set_len(end).unwrap();
     assert_eq!(content(&*file).len() as u64, end);
 }

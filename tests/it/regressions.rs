@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsLock, errno};
-use topiclog::{Durability, Error, Partition, Record, Store, TopicConfig, Upkeep};
+use topiclog::{AppendOptions, Durability, Error, Partition, Record, Store, TopicConfig, Upkeep};
 
 use crate::support::layered::{Layer, Layered, WatchedReads};
 
@@ -790,4 +790,35 @@ fn a_batch_that_is_too_large_to_be_looked_into_is_no_damage() {
             Err(error) => assert!(bytes >= 16 << 20 && error.to_string().contains("ReadOptions::limits"), "{error}"),
         }
     }
+}
+
+/// What was mapped for small appends was filled with zeros from where it had come to, over batches that had been written
+/// beside it meanwhile: large ones, and those that were synced at once.
+#[test]
+fn what_is_written_beside_a_window_is_not_lost_to_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path().join("store")).unwrap();
+    let topic = store.create_topic("t", TopicConfig::default().durability(Durability::Os)).unwrap();
+    let partition = topic.partition(0).unwrap();
+    let mut values = Vec::new();
+    let mut append = |bytes: usize, count: usize, durability| {
+        for _ in 0..count {
+            let value = vec![b'a' + (values.len() % 26) as u8; bytes];
+            let options = AppendOptions::new().durability(durability);
+            partition.append_batch_with(&[Record::of_value(value.clone())], &options).unwrap();
+            values.push(value);
+        }
+    };
+    // Enough that the space which is taken ahead is long.
+    append(1000, 5000, Durability::Os);
+    for (bytes, count, durability) in [(200_000, 1, Durability::Os), (1000, 300, Durability::Sync)] {
+        for _ in 0..10 {
+            append(1000, 30, Durability::Os);
+            append(bytes, count, durability);
+        }
+    }
+    append(1000, 1, Durability::Os);
+    let read: Vec<Vec<u8>> = partition.read_from(0).map(|record| record.unwrap().value().unwrap().to_vec()).collect();
+    assert!(read == values, "{} of {}", read.len(), values.len());
+    store.close().unwrap();
 }
