@@ -140,7 +140,7 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// cannot promise that a write into space that [`allocate`](Self::allocate) took finds its room: the caller then
     /// writes positionally. The range must lie inside the file. The caller promises to drop the window before it cuts the file
     /// below the window's end, that no other window of the range is written at the same time, and that nothing which lies
-    /// behind a write into it counts, in whatever way it was written: a write may fill that with zeros.
+    /// behind its start, or behind a write into it, counts by then: opening it and each write may fill that with zeros.
     fn window(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsWindow>>> {
         let _ = (position, bytes);
         Ok(None)

@@ -424,10 +424,19 @@ mod tests {
             ready.table.insert(entry);
         }
         let mut peek = Peek::into(&set);
-        let places: Vec<(i64, u64)> = others.iter().map(|&offset| (offset, position(offset))).collect();
-        assert!(peek.keys(&places).is_some_and(|keys| keys.len() == others.len()), "they can be seen");
+        let all: Vec<(i64, u64)> = [2, 1, 0].map(|offset| (offset, position(offset))).to_vec();
+        assert_eq!(peek.keys(&all).unwrap(), [b"a", b"b", b"a"]);
         assert!(peek.keys(&[(0, 1)]).is_none() && peek.keys(&[(0, 1 << 40)]).is_none(), "no batch begins there");
-        index.resolve_hash(ready, &mut peek, hash).unwrap();
+        assert!(ready.places.hold(&set));
+        let places = ready.table.places_of(hash);
+        assert_eq!(
+            index.resolve_seen(ready, &mut peek, hash, &places),
+            know_places,
+            "whether they are compared as they are seen"
+        );
+        if !know_places {
+            index.resolve_hash(ready, &mut peek, hash).unwrap();
+        }
         let left: Vec<i64> = ready.table.places_of(hash).iter().map(|place| place.offset).collect();
         assert_eq!(left, stay, "{others:?}, {know_places}");
         drop(state);
