@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::map::map_file;
-use super::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, VfsWindow};
+use super::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap};
+#[cfg(target_os = "linux")]
+use super::{VfsTail, VfsWindow};
 use crate::clock::Timestamp;
 
 /// The file system of the operating system.
@@ -230,6 +232,11 @@ impl VfsFile for DiskFile {
 
     fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>> {
         Ok(Some(Box::new(map_file(&self.file, bytes)?)))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn map_tail(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsTail>>> {
+        Ok(Some(Box::new(super::map::map_tail(&self.file, position, bytes)?)))
     }
 
     #[cfg(target_os = "linux")]

@@ -1,4 +1,5 @@
-//! Maps of files: read-only ones, handed out as [`Bytes`], and windows to write into. The only file of the crate with
+//! Maps of files: read-only ones, handed out as [`Bytes`], of what is there or of what still grows, and windows to write
+//! into. The only file of the crate with
 //! `unsafe` in it.
 //!
 //! It knows a file and a length. It does not know who may write the file; that promise is the caller's
@@ -21,7 +22,9 @@ use memmap2::{Mmap, MmapOptions};
 
 use super::VfsMap;
 #[cfg(target_os = "linux")]
-use super::VfsWindow;
+use super::{VfsTail, VfsWindow};
+#[cfg(target_os = "linux")]
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// Maps `[0, bytes)` of a file for reading. The file must be at least that long: a page past its end could not be read
 /// and would kill the process with a signal.
@@ -102,6 +105,88 @@ fn populate(map: &Mmap, position: u64, bytes: u64) -> io::Result<bool> {
 #[cfg(not(target_os = "linux"))]
 fn populate(_: &Mmap, _: u64, _: u64) -> io::Result<bool> {
     Ok(false)
+}
+
+/// A part of a file that is mapped for reading, and may be mapped before it is written.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(super) struct FileTail {
+    map: Arc<MmapRaw>,
+    /// Position in the file of the first mapped byte.
+    start: u64,
+    /// Below this, counted from the start, all pages were read in.
+    populated: AtomicUsize,
+}
+
+/// Pages are at least as large, and a whole number of these.
+#[cfg(target_os = "linux")]
+const PAGE_BYTES: u64 = 4096;
+
+/// Maps `[position, position + bytes)` of a file for reading, whether the file is that long or not.
+#[cfg(target_os = "linux")]
+pub(super) fn map_tail(file: &File, position: u64, bytes: u64) -> io::Result<FileTail> {
+    let is_possible = bytes > 0 && position.checked_add(bytes).is_some_and(|end| i64::try_from(end).is_ok());
+    let length = usize::try_from(bytes).ok().filter(|length| is_possible && isize::try_from(*length).is_ok());
+    let length = length.ok_or(io::ErrorKind::InvalidInput)?;
+    // Nothing of it is touched before `bytes` has read it in.
+    let map = MmapOptions::new().offset(position).len(length).map_raw_read_only(file)?;
+    Ok(FileTail { map: Arc::new(map), start: position, populated: AtomicUsize::new(0) })
+}
+
+#[cfg(target_os = "linux")]
+impl FileTail {
+    /// Reads in whatever lies before `end`, counted from the start. The page in which the file ends is there then, and what is
+    /// written to it later shows in it.
+    fn populate_to(&self, end: usize) -> io::Result<()> {
+        loop {
+            let populated = self.populated.load(Ordering::Acquire);
+            if end <= populated {
+                return Ok(());
+            }
+            match self.map.advise_range(memmap2::Advice::PopulateRead, populated, end - populated) {
+                Ok(()) => {
+                    let page_end = (self.start + end as u64).next_multiple_of(PAGE_BYTES) - self.start;
+                    self.populated.fetch_max(page_end as usize, Ordering::AcqRel);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl VfsTail for FileTail {
+    #[inline]
+    fn bytes(&self, position: u64, end: u64) -> io::Result<Bytes> {
+        let from_start = |position: u64| position.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
+        let inside = from_start(position).zip(from_start(end));
+        let Some((at, end)) = inside.filter(|(at, end)| at <= end && *end <= self.map.len()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the bytes are not inside the mapping"));
+        };
+        self.populate_to(end)?;
+        Ok(Bytes::from_owner(TailSlice { map: Arc::clone(&self.map), at, length: end - at }))
+    }
+}
+
+/// What keeps the mapping alive inside `Bytes`: a part of it that was read in.
+#[cfg(target_os = "linux")]
+struct TailSlice {
+    map: Arc<MmapRaw>,
+    at: usize,
+    length: usize,
+}
+
+#[cfg(target_os = "linux")]
+impl AsRef<[u8]> for TailSlice {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `at + length` was found to lie inside the map, which `self` keeps alive, and its pages were read in, so that the
+        // file reaches that far. That nobody changes these bytes or cuts the file below them while this lives is the promise in
+        // the contract of `VfsTail::bytes`: the crate asks for published bytes only. What is written behind them, through other
+        // mappings or calls, is not part of the slice.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.at), self.length) }
+    }
 }
 
 /// A part of a file that is mapped for writing.

@@ -136,6 +136,12 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// then reads positionally. The caller promises that nobody changes those bytes or cuts the file below them while
     /// the mapping, or a slice of its bytes, lives.
     fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>>;
+    /// Maps `[position, position + bytes)` of the file for reading while it grows: the range may reach beyond the end that the
+    /// file has. `Ok(None)` if this back end cannot: the caller then reads positionally.
+    fn map_tail(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsTail>>> {
+        let _ = (position, bytes);
+        Ok(None)
+    }
     /// Maps `[position, position + bytes)` of the file for writing. `Ok(None)` if this back end or file system cannot, or
     /// cannot promise that a write into space that [`allocate`](Self::allocate) took finds its room: the caller then
     /// writes positionally. The range must lie inside the file. The caller promises to drop the window before it cuts the file
@@ -165,6 +171,15 @@ pub trait VfsMap: Send + Sync + fmt::Debug {
     /// Reads the pages of a range in, so that a bad sector or a shortened file is an error here and not a signal later.
     /// `Ok(false)` if the platform cannot: the caller then reads the range once positionally.
     fn populate(&self, position: u64, bytes: u64) -> io::Result<bool>;
+}
+
+/// A read-only mapping of a part of a file that grows.
+pub trait VfsTail: Send + Sync + fmt::Debug {
+    /// The bytes `[position, end)` of the file, without a copy; they keep the mapping alive. They are read in here, so that a bad
+    /// sector or a file that ends before them is an error and not a signal later. An error as well if they do not lie inside the
+    /// mapping. The caller promises that they are all written, and that nobody changes them or cuts the file below `end` while
+    /// they live.
+    fn bytes(&self, position: u64, end: u64) -> io::Result<Bytes>;
 }
 
 /// Reads exactly `buffer.len()` bytes, or fails with [`io::ErrorKind::UnexpectedEof`].

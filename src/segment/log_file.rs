@@ -17,7 +17,7 @@ use bytes::Bytes;
 use super::file_pool::PooledFile;
 use super::seal::Seal;
 use crate::error::{Error, Result};
-use crate::io::{VfsMap, VfsWindow, read_exact_at, write_all_at};
+use crate::io::{VfsMap, VfsTail, VfsWindow, read_exact_at, write_all_at};
 use crate::planted::{Bug, is};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, OwnLines, RwLock};
@@ -34,8 +34,10 @@ pub enum ReadPath {
     Positional,
 }
 
-/// A map is renewed when this much was published behind its end; until then the tail is read positionally.
+/// A map is renewed when this much was published behind its end; until then what lies there is read through a map of the tail.
 const MAP_STEP_BYTES: u64 = 1 << 20;
+/// So much of the file is mapped for that, whether it is there already or not.
+const TAIL_BYTES: u64 = 2 * MAP_STEP_BYTES;
 /// What one positional read of a scan brings.
 const POSITIONAL_READ_BYTES: u64 = 256 << 10;
 /// What a positional read of one batch brings.
@@ -53,8 +55,7 @@ const WINDOW_BYTES_MAX: u64 = 16 << 20;
 pub(crate) struct LogFile {
     file: Arc<PooledFile>,
     written: OwnLines<Written>,
-    /// The newest map, of a prefix of what is published.
-    map: RwLock<Option<Arc<Mapped>>>,
+    maps: RwLock<Maps>,
     read_path: ReadPath,
     /// Set after a failed sync: mapped pages may no longer be what was written.
     distrusts_maps: AtomicBool,
@@ -69,6 +70,58 @@ struct Written {
     allocated_to: AtomicU64,
     /// Where small batches go. Only the writer asks for it; dropped before the file is cut.
     window: Mutex<Window>,
+}
+
+/// What is mapped for reading.
+#[derive(Debug, Default)]
+struct Maps {
+    /// The newest map, of a prefix of what is published.
+    newest: Option<Arc<Mapped>>,
+    /// From the end of that map on.
+    tail: Tail,
+}
+
+impl Maps {
+    fn covered(&self) -> u64 {
+        self.newest.as_ref().map_or(0, |mapped| mapped.bytes().len() as u64)
+    }
+
+    /// Whether another map is to be made, of all that is published, for somebody who reads up to `end`.
+    fn is_due(&self, end: u64, published: u64, sealed: bool) -> bool {
+        end <= published && (sealed || self.newest.is_none() || published - self.covered() >= MAP_STEP_BYTES)
+    }
+}
+
+/// What is published behind the newest map, and what will be.
+#[derive(Clone, Debug, Default)]
+enum Tail {
+    /// Nobody has asked for it.
+    #[default]
+    Unmapped,
+    /// From this position on. Each part of it counts as read positionally: it is checked each time.
+    Mapped(Arc<dyn VfsTail>, u64),
+    /// This file gets none.
+    Never,
+}
+
+impl Tail {
+    /// The way to read what lies there, if it lies in the tail.
+    fn way_to(&self, position: u64, end: u64) -> Option<Way> {
+        match self {
+            Self::Mapped(tail, start) if position >= *start && end <= start + TAIL_BYTES => {
+                Some(Way::Tail(Arc::clone(tail), start + TAIL_BYTES))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How to read at a position.
+enum Way {
+    Map(Arc<Mapped>),
+    /// It ends at this position.
+    Tail(Arc<dyn VfsTail>, u64),
+    Positional,
 }
 
 /// A part of a file that is mapped for writing.
@@ -179,7 +232,7 @@ impl LogFile {
                 // Who does not want signals for failed reads does not want them for failed writes.
                 window: Mutex::new(if read_path == ReadPath::Mapped { Window::Closed } else { Window::Never }),
             }),
-            map: RwLock::new(None),
+            maps: RwLock::default(),
             read_path,
             distrusts_maps: AtomicBool::new(false),
         }
@@ -318,7 +371,7 @@ impl LogFile {
     /// A map that covers `[0, end)`, if there is one. All that it covers is published.
     #[inline]
     fn mapped_already(&self, end: u64) -> Option<Arc<Mapped>> {
-        self.map.read().as_ref().filter(|mapped| mapped.bytes().len() as u64 >= end).map(Arc::clone)
+        self.maps.read().newest.as_ref().filter(|mapped| mapped.bytes().len() as u64 >= end).map(Arc::clone)
     }
 
     fn renew_map(&self, end: u64, sealed: bool) -> Option<Arc<Mapped>> {
@@ -326,17 +379,15 @@ impl LogFile {
             return None;
         }
         let published = self.published();
-        let mut slot = self.map.write();
-        // Asked once more under the lock that forgets the map: none is made behind that.
+        let mut maps = self.maps.write();
+        // Asked once more under the lock that forgets the maps: none is made behind that.
         if self.distrusts_maps.load(Ordering::Acquire) {
             return None;
         }
-        let covered = slot.as_ref().map_or(0, |mapped| mapped.bytes().len() as u64);
-        if covered >= end {
-            return slot.clone();
+        if maps.covered() >= end {
+            return maps.newest.clone();
         }
-        let is_first = slot.is_none();
-        if end > published || !(sealed || is_first || published - covered >= MAP_STEP_BYTES) {
+        if !maps.is_due(end, published, sealed) {
             return None;
         }
         // A map that fails (no memory, too many maps) is no error: the caller reads positionally.
@@ -349,8 +400,25 @@ impl LogFile {
             read_in: Blocks::none_of(published),
             sealed: Blocks::none_of(published),
         });
-        *slot = Some(Arc::clone(&mapped));
+        maps.newest = Some(Arc::clone(&mapped));
+        if matches!(maps.tail, Tail::Mapped(..)) {
+            maps.tail = Tail::Unmapped;
+        }
         Some(mapped)
+    }
+
+    #[cold]
+    fn map_tail(&self) -> Tail {
+        let mut maps = self.maps.write();
+        if matches!(maps.tail, Tail::Unmapped) && !self.is_read_positionally() {
+            let start = maps.covered();
+            let mapped = self.file.with(|file| file.map_tail(start, TAIL_BYTES));
+            maps.tail = match mapped {
+                Ok(Some(tail)) => Tail::Mapped(tail.into(), start),
+                _ => Tail::Never,
+            };
+        }
+        maps.tail.clone()
     }
 
     /// From here on every read is positional and checked.
@@ -365,9 +433,9 @@ impl LogFile {
         self.read_path == ReadPath::Positional || self.distrusts_maps.load(Ordering::Acquire)
     }
 
-    /// Drops the map; slices that were handed out keep their pages.
+    /// Drops the maps; slices that were handed out keep their pages.
     pub(crate) fn forget_map(&self) {
-        *self.map.write() = None;
+        *self.maps.write() = Maps::default();
     }
 
     /// Published bytes at a position: the map if it reaches that far, else a positional read of at least `needed` bytes
@@ -382,24 +450,23 @@ impl LogFile {
     }
 
     fn chunk_with(&self, position: u64, wanted: u64, needed: u64, seal: Option<&Seal>) -> Result<Chunk> {
-        let of_map = |mapped: Arc<Mapped>, end: u64| {
+        let (way, published) = self.way(position, needed, seal.is_some());
+        let end = position.saturating_add(needed).min(published);
+        if let Way::Map(mapped) = way {
             self.prepare(&mapped, position, end, seal)?;
-            Ok(Chunk { start: 0, bytes: Arc::clone(mapped.bytes()), mapped: Some(mapped) })
-        };
-        // Without a look at how far the log has come, which would take that from the processor that appends.
-        let end = position.saturating_add(needed);
-        if let Some(mapped) = self.mapped_already(end) {
-            return of_map(mapped, end);
+            return Ok(Chunk { start: 0, bytes: Arc::clone(mapped.bytes()), mapped: Some(mapped) });
         }
-        let published = self.published();
-        if position >= published {
+        let wanted = wanted.min(published.saturating_sub(position));
+        if wanted == 0 {
             return Ok(Chunk { start: position, bytes: Arc::new(Bytes::new()), mapped: None });
         }
-        let end = end.min(published);
-        if let Some(mapped) = self.mapped(end, seal.is_some()) {
-            return of_map(mapped, end);
+        if let Way::Tail(tail, tail_end) = way {
+            match tail.bytes(position, tail_end.min(position + wanted)) {
+                Ok(bytes) => return Ok(Chunk { start: position, bytes: Arc::new(bytes), mapped: None }),
+                // It is given up. The positional read says what is wrong, if something is.
+                Err(_) => self.maps.write().tail = Tail::Never,
+            }
         }
-        let wanted = wanted.min(published - position);
         let (start, wanted) = match seal {
             Some(_) => Seal::whole_blocks(position, wanted, published),
             None => (position, wanted),
@@ -415,10 +482,44 @@ impl LogFile {
         Ok(Chunk { start, bytes: Arc::new(bytes.into()), mapped: None })
     }
 
+    /// How to read at a position, and how far what can be read so is published.
+    #[inline]
+    fn way(&self, position: u64, needed: u64, sealed: bool) -> (Way, u64) {
+        let end = position.saturating_add(needed);
+        {
+            let maps = self.maps.read();
+            // Without a look at how far the log has come, which would take that from the processor that appends.
+            if let Some(newest) = maps.newest.as_ref().filter(|_| end <= maps.covered()) {
+                return (Way::Map(Arc::clone(newest)), maps.covered());
+            }
+            let published = self.published();
+            if !maps.is_due(end.min(published), published, sealed)
+                && let Some(way) = maps.tail.way_to(position, end.min(published))
+            {
+                return (way, published);
+            }
+        }
+        self.new_way(position, end, sealed)
+    }
+
+    #[cold]
+    fn new_way(&self, position: u64, end: u64, sealed: bool) -> (Way, u64) {
+        let published = self.published();
+        let end = end.min(published);
+        if position >= published {
+            return (Way::Positional, published);
+        }
+        if let Some(mapped) = self.mapped(end, sealed) {
+            return (Way::Map(mapped), published);
+        }
+        let tail = if sealed { Tail::Never } else { self.map_tail() };
+        (tail.way_to(position, end).unwrap_or(Way::Positional), published)
+    }
+
     /// Lets a call look into the newest map, while nobody exchanges it: it must not wait for anything.
     #[inline]
     pub(crate) fn look<R>(&self, call: impl FnOnce(&Mapped) -> Option<R>) -> Option<R> {
-        self.map.read().as_deref().and_then(call)
+        self.maps.read().newest.as_deref().and_then(call)
     }
 
     /// Reads in, and where the segment is sealed compares with its checksums, what is touched for the first time.
@@ -534,8 +635,7 @@ mod tests {
 
     /// How many writes went which way: positional ones, and those into a window.
     fn ways(vfs: &FaultVfs) -> (u64, u64) {
-        let calls = |op| vfs.sites_seen().iter().filter(|((seen, _), _)| *seen == op).map(|(_, site)| site.calls).sum();
-        (calls(OpKind::Write), calls(OpKind::WindowWrite))
+        (calls(vfs, OpKind::Write), calls(vfs, OpKind::WindowWrite))
     }
 
     #[test]
@@ -561,6 +661,72 @@ mod tests {
         assert!(log.allocate(3000));
         append(&log, b"a", true);
         assert_eq!(ways(&vfs), (1, 0));
+    }
+
+    fn calls(vfs: &FaultVfs, op: OpKind) -> u64 {
+        vfs.sites_seen().iter().filter(|((seen, _), _)| *seen == op).map(|(_, site)| site.calls).sum()
+    }
+
+    /// A log of 3000 bytes, mapped, with so much behind them.
+    fn log_with_a_tail(bytes: &[u8]) -> (FaultVfs, LogFile) {
+        let (vfs, log) = log(ReadPath::Mapped);
+        append(&log, &[b'm'; 3000], false);
+        assert!(log.chunk(0, 1, None).unwrap().mapped.is_some());
+        append(&log, bytes, false);
+        (vfs, log)
+    }
+
+    fn read(log: &LogFile, position: u64) -> Vec<u8> {
+        let chunk = log.small_chunk(position, 3, None).unwrap();
+        assert!(chunk.mapped.is_none(), "it is to be checked");
+        chunk.bytes[(position - chunk.start) as usize..][..3].to_vec()
+    }
+
+    #[test]
+    fn what_was_published_since_the_map_is_read_through_one_of_the_tail() {
+        let (vfs, log) = log_with_a_tail(b"abc");
+        for nth in 0..10 {
+            assert_eq!(read(&log, 3000 + 3 * nth), b"abc");
+            append(&log, b"abc", false);
+        }
+        assert_eq!([OpKind::MapTail, OpKind::ReadTail, OpKind::Read].map(|op| calls(&vfs, op)), [1, 10, 0]);
+        append(&log, &vec![b'd'; MAP_STEP_BYTES as usize], false);
+        assert!(log.chunk(3000, 3, None).unwrap().mapped.is_some(), "there is enough for another map");
+        append(&log, b"abc", false);
+        assert_eq!(read(&log, log.published() - 3), b"abc");
+        assert_eq!([OpKind::MapTail, OpKind::ReadTail, OpKind::Read].map(|op| calls(&vfs, op)), [2, 11, 0]);
+    }
+
+    #[test]
+    fn a_tail_that_fails_is_given_up_and_read_positionally() {
+        for op in [OpKind::MapTail, OpKind::ReadTail] {
+            let (vfs, log) = log_with_a_tail(b"abcdef");
+            vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(op));
+            assert_eq!([read(&log, 3000), read(&log, 3003)], [b"abc", b"def"], "{op:?}");
+            assert_eq!((vfs.faults_hit(), calls(&vfs, op), calls(&vfs, OpKind::Read)), (1, 1, 2), "{op:?}");
+        }
+    }
+
+    /// Its pages may not be what was written.
+    #[test]
+    fn no_tail_is_read_behind_a_failed_sync() {
+        let (vfs, log) = log_with_a_tail(b"abcdef");
+        assert_eq!(read(&log, 3000), b"abc");
+        log.read_positionally();
+        assert_eq!(read(&log, 3003), b"def");
+        assert_eq!([OpKind::MapTail, OpKind::ReadTail, OpKind::Read].map(|op| calls(&vfs, op)), [1, 1, 1]);
+    }
+
+    /// A map that was refused leaves a tail at the begin of the file, which may be longer.
+    #[test]
+    fn what_lies_beyond_the_tail_is_read_positionally() {
+        let (vfs, log) = log(ReadPath::Mapped);
+        append(&log, &vec![b'a'; TAIL_BYTES as usize - 2], false);
+        append(&log, b"abcdef", false);
+        vfs.inject(FaultPlan::new(Fault::Error(errno::ENOMEM)).on(OpKind::Map).sticky());
+        assert_eq!(read(&log, TAIL_BYTES - 3), b"aab");
+        assert_eq!(read(&log, TAIL_BYTES - 2), b"abc");
+        assert_eq!(read(&log, TAIL_BYTES + 1), b"def");
     }
 
     /// A file that counts as synced may be closed, and would not hear of a write-back that fails.

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::io::{EntryKind, LockKind, OpenMode, Vfs, VfsFile};
+use crate::io::{EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsWindow};
 
 /// Runs every check, each in an empty directory of its own below `root`, which must exist.
 ///
@@ -30,6 +30,7 @@ pub fn run(vfs: &dyn Vfs, root: &Path) {
         ("modified", modification_times),
         ("locks", locks_exclude),
         ("map", maps_stay),
+        ("tail", a_mapped_tail_shows_what_is_written_later),
         ("sync", syncs_succeed),
         ("threads", threads_share_a_file),
     ];
@@ -363,6 +364,54 @@ fn maps_stay(vfs: &dyn Vfs, directory: &Path) {
     let empty = put(vfs, &path, b"");
     assert!(empty.map(0).unwrap().unwrap().bytes().is_empty());
     assert!(empty.map(1).is_err(), "nothing can be mapped that is not there");
+}
+
+fn a_mapped_tail_shows_what_is_written_later(vfs: &dyn Vfs, directory: &Path) {
+    let path = directory.join("f");
+    let file = put(vfs, &path, b"published");
+    assert!(!matches!(file.map_tail(0, 0), Ok(Some(_))) && !matches!(file.map_tail(u64::MAX, 2), Ok(Some(_))));
+    // To have none is allowed.
+    let Some(tail) = file.map_tail(5, 1_000_000).unwrap() else { return };
+    let mut shown = vec![tail.bytes(5, 9).unwrap()];
+    assert_eq!(shown[0][..], b"shed"[..]);
+    assert!(tail.bytes(9, 9).unwrap().is_empty());
+    for (position, end) in [(4, 9), (9, 8), (5, 1_000_006), (2_000_000, 2_000_001), (5, u64::MAX), (u64::MAX, u64::MAX)]
+    {
+        assert!(tail.bytes(position, end).is_err(), "{position} to {end} is not inside");
+    }
+    assert!(tail.bytes(5, 500_000).is_err(), "the file ends before");
+    let mut expected = b"published".to_vec();
+    let mut write = |bytes: Vec<u8>, window: Option<&mut dyn VfsWindow>| {
+        let position = expected.len() as u64;
+        match window {
+            Some(window) => window.write(&bytes, position).unwrap(),
+            None => write_all(&*file, &bytes, position),
+        }
+        expected.extend_from_slice(&bytes);
+        let found = tail.bytes(position, expected.len() as u64).unwrap();
+        assert!(found == bytes, "{} bytes from {position}", bytes.len());
+        assert!(tail.bytes(5, expected.len() as u64).unwrap() == expected[5..]);
+        shown.push(found);
+        expected.len() as u64
+    };
+    for nth in 0..100_usize {
+        write(vec![nth as u8; 1 + nth * 37 % 3000], None);
+    }
+    // Longer than what was written, cut to that, and longer again, as it goes with space that is taken ahead.
+    file.set_len(900_000).unwrap();
+    if let Some(mut window) = file.window(300_000, 600_000).unwrap() {
+        write(vec![7; 200_000], None);
+        for nth in 0..50_u8 {
+            write(vec![nth; 999], Some(&mut *window));
+        }
+    }
+    let end = write(b"before the cut".to_vec(), None);
+    file.set_len(end).unwrap();
+    write(b"behind the cut".to_vec(), None);
+    file.sync_data().unwrap();
+    drop((tail, file));
+    vfs.remove_file(&path).unwrap();
+    assert!(shown.concat() == expected[5..], "what was handed out stays");
 }
 
 fn syncs_succeed(vfs: &dyn Vfs, directory: &Path) {

@@ -313,6 +313,7 @@ fn every_kind_of_call_can_fail() {
     let file = durable(&disk, "/f", b"abc");
     let map = file.map(3).unwrap().unwrap();
     file.set_len(9).unwrap();
+    let tail = file.map_tail(0, 99).unwrap().unwrap();
     let mut window = file.window(3, 6).unwrap().unwrap();
     let mut call = |op: OpKind| match op {
         OpKind::Open => disk.open(f, OpenMode::Read).map(drop),
@@ -333,6 +334,8 @@ fn every_kind_of_call_can_fail() {
         OpKind::Allocate => file.allocate(0, 100),
         OpKind::Map => file.map(1).map(drop),
         OpKind::Populate => map.populate(0, 1).map(drop),
+        OpKind::MapTail => file.map_tail(0, 9).map(drop),
+        OpKind::ReadTail => tail.bytes(0, 1).map(drop),
         OpKind::Window => file.window(0, 1).map(drop),
         OpKind::WindowWrite => window.write(b"x", 5),
         OpKind::SetModified => file.set_modified(1),
@@ -357,6 +360,8 @@ fn every_kind_of_call_can_fail() {
         Allocate,
         Map,
         Populate,
+        MapTail,
+        ReadTail,
         Window,
         WindowWrite,
         SetModified,

@@ -68,6 +68,8 @@ pub enum OpKind {
     Allocate,
     Map,
     Populate,
+    MapTail,
+    ReadTail,
     Window,
     WindowWrite,
     SetModified,

@@ -14,7 +14,7 @@ use super::{FaultVfs, Shared};
 use crate::clock::Timestamp;
 use crate::io::content::{Content, Snapshot, mix};
 use crate::io::tree::Entry;
-use crate::io::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, VfsWindow};
+use crate::io::{DirEntry, EntryKind, LockKind, OpenMode, Vfs, VfsFile, VfsLock, VfsMap, VfsTail, VfsWindow};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -447,6 +447,25 @@ impl VfsFile for Handle {
         })))
     }
 
+    fn map_tail(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsTail>>> {
+        let (machine, _) = self.enter(OpKind::MapTail)?;
+        let end = Content::check_end(position, bytes)?;
+        if bytes == 0 {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        if machine.without_maps {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Tail {
+            shared: Arc::downgrade(&self.descriptor.shared),
+            process: self.descriptor.process,
+            file: Arc::clone(&self.file),
+            class: Arc::clone(&self.class),
+            start: position,
+            end,
+        })))
+    }
+
     fn window(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsWindow>>> {
         let (machine, _) = self.enter(OpKind::Window)?;
         self.check_writable()?;
@@ -515,6 +534,52 @@ impl VfsWindow for Window {
         }
         put(machine, &self.file, &self.name, OpKind::WindowWrite, bytes, position);
         Ok(())
+    }
+}
+
+/// A part of a file that is mapped for reading while it grows. What is handed out is a copy that the file has to match as long as
+/// it lives.
+struct Tail {
+    /// A map does not keep the machine.
+    shared: Weak<Shared>,
+    process: u64,
+    file: File,
+    class: Arc<str>,
+    start: u64,
+    end: u64,
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultTail").field("start", &self.start).finish_non_exhaustive()
+    }
+}
+
+impl VfsTail for Tail {
+    fn bytes(&self, position: u64, end: u64) -> io::Result<Bytes> {
+        let gone = || io::Error::other("the process that had this mapping was killed");
+        let shared = self.shared.upgrade().ok_or_else(gone)?;
+        let mut machine = shared.machine.lock();
+        if machine.process != self.process {
+            return Err(gone());
+        }
+        let fault = machine.call(OpKind::ReadTail, &self.class)?;
+        let mut state = self.file.state.lock();
+        if position < self.start || end < position || end > self.end || end > state.visible.bytes() {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let mut copy = state.visible.range(position, end - position);
+        if let Some(Fault::FlipBit(bit)) = fault {
+            flip(&mut copy, bit);
+        }
+        let alive = Arc::new(());
+        if end > position {
+            state.mapped_bytes(machine.process);
+            state.maps.push((Arc::downgrade(&alive), machine.process, end));
+        }
+        drop(state);
+        drop(machine);
+        Ok(Bytes::from_owner(Mapped { snapshot: Snapshot::Copied(copy), _alive: alive }))
     }
 }
 
