@@ -160,7 +160,10 @@ impl Member {
 
     /// How long nothing happens by itself from now on: until then only a ring of the store's bell brings news.
     pub(super) fn quiet_for(&self) -> Duration {
-        let now = store(self).clock_ref().monotonic();
+        self.quiet_after(store(self).clock_ref().monotonic())
+    }
+
+    fn quiet_after(&self, now: Duration) -> Duration {
         let beat = (self.heard_at + self.heartbeat_interval()).saturating_sub(now);
         let deadline = self.live.next_deadline_ms().map(Duration::from_millis);
         deadline.map_or(beat, |deadline| beat.min(deadline.saturating_sub(now)))
@@ -356,8 +359,8 @@ impl Member {
     fn stay(&mut self) -> Result<bool> {
         let now = store(self).clock_ref().monotonic();
         let version = self.live.version();
-        // A deadline of others is over, and nobody else may be there to notice.
-        let is_due = now >= self.heard_at + self.heartbeat_interval() || self.quiet_for().is_zero();
+        // It has to say that it is there, or a deadline of others is over, and nobody else may be there to notice.
+        let is_due = self.quiet_after(now).is_zero();
         if version != self.seen_live_version || is_due {
             self.seen_live_version = version;
             self.heard_at = now;

@@ -538,12 +538,11 @@ impl Reader {
     }
 
     /// Checks and takes the batch that [`peek_batch`](Self::peek_batch) found; `None` if it shows nothing.
-    fn take_batch(&mut self, peeked: &BatchAt, header: BatchHeader) -> Result<Option<Batch>> {
+    fn take_batch(&mut self, found: &BatchAt, header: BatchHeader) -> Result<Option<Batch>> {
         let Some(place) = &mut self.place else { return Ok(None) };
         // Asked before the batch is taken: after an error it is there still.
         let is_hidden = self.options.isolation == Isolation::Committed && place.set.is_aborted(&header)?;
-        let Some(found) = place.cursor.next()? else { return Ok(None) };
-        debug_assert_eq!(found.position, peeked.position);
+        place.cursor.take(found)?;
         let from_offset = self.next_offset;
         if header.last_offset() < from_offset {
             return Ok(None);
@@ -557,7 +556,7 @@ impl Reader {
             return Ok(None);
         }
         let Some(place) = &self.place else { return Ok(None) };
-        let body = record::decode_shared(&header, &place.cursor.bytes(&found), &self.options.limits)
+        let body = record::decode_shared(&header, &place.cursor.bytes(found), &self.options.limits)
             .map_err(|error| self.batch_error(&header, &error))?;
         self.next_offset = header.next_offset();
         if header.records_count == 0 {

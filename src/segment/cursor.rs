@@ -149,22 +149,28 @@ impl Cursor {
     /// stands where it stood.
     pub(crate) fn next(&mut self) -> Result<Option<BatchAt>> {
         let Some(found) = self.peek()? else { return Ok(None) };
+        self.take(&found)?;
+        Ok(Some(found))
+    }
+
+    /// Checks the batch that [`peek`](Self::peek) found and steps over it.
+    pub(crate) fn take(&mut self, found: &BatchAt) -> Result<()> {
         if self.must_check() {
             if is(Bug::MarkedBeforeCheck)
                 && let Some(mapped) = &self.chunk.mapped
             {
                 mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
             }
-            BatchView::parse(self.slice(&found)).map_err(|error| self.error(&error))?;
+            BatchView::parse(self.slice(found)).map_err(|error| self.error(&error))?;
             if let Some(mapped) = &self.chunk.mapped {
                 mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
             }
         }
-        self.step_over(&found);
-        Ok(Some(found))
+        self.step_over(found);
+        Ok(())
     }
 
-    /// The bytes of a batch that [`next`](Self::next) returned last.
+    /// The bytes of a batch that was found last.
     #[inline]
     pub(crate) fn slice(&self, found: &BatchAt) -> &[u8] {
         self.chunk.bytes.get(found.start..found.end).unwrap_or_default()
