@@ -1,4 +1,4 @@
-//! One batch of commits: checked, appended under the locks of its groups, awaited without them, and then it holds.
+//! One batch of commits: checked, appended while nothing that forbids it can be, awaited without a lock, and then it holds.
 
 use super::commit::{Commit, CommitOptions, check_group, check_offset, value};
 use super::offset_store::Groups;
@@ -34,8 +34,8 @@ impl Groups {
         let shard = shards.at(number)?;
         self.store().hold_for_groups(&shard.partition)?;
         let appended = self.append_while_allowed(shard, groups, &commits, options, member);
-        // They may be groups that nobody is in. One that commits is likely to commit again: the use of others forgets it.
-        if groups.len() > 1 || appended.is_err() {
+        // They may be groups that nobody is in.
+        if appended.is_err() {
             groups.iter().for_each(|(group, _)| self.forget_unused(group));
         }
         let appended = appended?;
@@ -84,27 +84,24 @@ impl Groups {
         options: &CommitOptions,
         member: Option<&GroupMetadata>,
     ) -> Result<Appended> {
-        if let &[(group, _)] = groups {
-            let live = self.live(group);
-            let _locked = match self.lock_for_commit(&live, group, member) {
-                // Those who are gone have no say.
-                Err(Error::Fenced { .. }) if member.is_none() => {
-                    self.let_go(group)?;
-                    self.lock_for_commit(&live, group, member)?
-                }
-                locked => locked?,
-            };
-            return shard.append_commits(commits, options);
+        if let Some(member) = member {
+            let live = self.live(&member.group);
+            let _locked = self.lock_for_commit(&live, member)?;
+            return shard.append_commits(commits, options, || Ok(()));
         }
-        // To take them out locks groups, so that it is done before any is held.
-        let live = |group| if member.is_some() { Ok(self.live(group)) } else { self.let_go(group) };
-        // Locked in the order of their names.
-        let mut names: Vec<&str> = groups.iter().map(|&(group, _)| group).collect();
-        names.sort_unstable();
-        names.dedup();
-        let live = names.into_iter().map(|name| Ok((name, live(name)?))).collect::<Result<Vec<_>>>()?;
-        let lock = |(name, live)| self.lock_for_commit(live, name, member);
-        let _locked = live.iter().map(|(name, live)| lock((name, live))).collect::<Result<Vec<_>>>()?;
-        shard.append_commits(commits, options)
+        let nobody_is_in = || match groups.iter().find(|(group, _)| self.shared.in_use.has(group)) {
+            Some((group, _)) => {
+                Err(Error::Fenced { who: format!("a commit for {group:?} by none of its members, while it has some") })
+            }
+            None => Ok(()),
+        };
+        match shard.append_commits(commits, options, nobody_is_in) {
+            // Those who are gone have no say.
+            Err(Error::Fenced { .. }) => {
+                groups.iter().try_for_each(|(group, _)| self.let_go(group).map(drop))?;
+                shard.append_commits(commits, options, nobody_is_in)
+            }
+            appended => appended,
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::wire::{STRING_BYTES_MAX, SchemaError};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
-use crate::partition::writer::{Awaited, RecordMetadata};
+use crate::partition::writer::{Awaited, Placed};
 use crate::record::RecordRef;
 use crate::store::brokers_topics::OFFSETS_TOPIC;
 use crate::sync::MutexGuard;
@@ -280,8 +280,18 @@ impl Groups {
             // What is in the log has the revision 0.
             state.kept_revision = 0;
             state.coordinator = Some(coordinator);
+            self.note_members(group, &mut state);
         }
         Ok(state)
+    }
+
+    /// Notes whether the group has members, if that has changed: before anything is appended that they decided.
+    fn note_members(&self, group: &str, state: &mut LiveState) {
+        let has_members = state.has_members();
+        if state.is_noted != has_members {
+            self.shared.in_use.note(group, has_members);
+            state.is_noted = has_members;
+        }
     }
 
     fn monotonic_ms(&self) -> u64 {
@@ -325,6 +335,7 @@ impl Groups {
         }
         let (value, more) = decide(&mut state, now_ms, &bell);
         replies.extend(more);
+        self.note_members(group, &mut state);
         let kept = self.keep(group, &mut state);
         let has_changed = state.coordinator_mut().stage() != before;
         drop(state);
@@ -358,7 +369,7 @@ impl Groups {
     }
 
     /// Appends what is new in a group that is to be kept.
-    fn keep(&self, group: &str, state: &mut LiveState) -> Result<Option<(RecordMetadata, Awaited)>> {
+    fn keep(&self, group: &str, state: &mut LiveState) -> Result<Option<(Placed, Awaited)>> {
         let revision = state.coordinator_mut().revision();
         if revision == state.kept_revision {
             return Ok(None);
@@ -374,36 +385,24 @@ impl Groups {
         let table = of_shard.loaded(&shard.partition)?;
         let (placed, awaited) =
             shard.append(&[RecordRef::new(Some(&key), Some(&value))], &CommitOptions::default(), None)?;
-        table.describe(placed.offset.get(), group, record);
+        table.describe(placed.offset, group, record);
         state.kept_revision = revision;
         Ok(Some((placed, awaited)))
     }
 
-    fn await_kept(&self, group: &str, placed: &RecordMetadata, awaited: Awaited) -> Result<()> {
+    fn await_kept(&self, group: &str, placed: &Placed, awaited: Awaited) -> Result<()> {
         let shards = self.writable_shards()?;
         let shard = shards.at(partition_for_group(group, shards.count))?;
         shard.partition.log.acknowledge(awaited, placed)
     }
 
-    /// Holds a group in the state in which a commit is allowed, until the commit is appended. A commit of nobody is allowed
-    /// while the group has no members: as long as the lock is held nobody joins.
+    /// Holds a group in the state in which a member may commit, until the commit is appended.
     pub(super) fn lock_for_commit<'a>(
         &self,
         live: &'a LiveGroup,
-        group: &str,
-        member: Option<&GroupMetadata>,
+        member: &GroupMetadata,
     ) -> Result<MutexGuard<'a, LiveState>> {
-        let Some(member) = member else {
-            let state = live.state.lock();
-            let has_members = state.coordinator.as_ref().is_some_and(|group| group.members().next().is_some());
-            if has_members {
-                return Err(Error::Fenced {
-                    who: format!("a commit for {group:?} by none of its members, while it has some"),
-                });
-            }
-            return Ok(state);
-        };
-        let mut state = self.lock_live(live, group)?;
+        let mut state = self.lock_live(live, &member.group)?;
         let instance = member.group_instance_id.as_deref();
         let coordinator = state.coordinator_mut();
         let checked = coordinator.check_commit(self.monotonic_ms(), &member.member_id, instance, member.generation);
@@ -427,7 +426,7 @@ struct Step<T> {
     live: Arc<LiveGroup>,
     value: T,
     replies: Replies,
-    kept: Result<Option<(RecordMetadata, Awaited)>>,
+    kept: Result<Option<(Placed, Awaited)>>,
     has_changed: bool,
     now_ms: u64,
 }

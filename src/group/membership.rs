@@ -150,12 +150,18 @@ pub(super) struct LiveState {
     last_request: RequestId,
     /// Revision of the coordinator that is kept.
     pub(super) kept_revision: u64,
+    /// Whether it is noted as a group in use.
+    pub(super) is_noted: bool,
 }
 
 impl LiveState {
     /// The coordinator, which was read in when the group was locked.
     pub(super) fn coordinator_mut(&mut self) -> &mut GroupCoordinator {
         self.coordinator.get_or_insert_default()
+    }
+
+    pub(super) fn has_members(&self) -> bool {
+        self.coordinator.as_ref().is_some_and(|group| group.members().next().is_some())
     }
 
     /// A new request, and where its answer will be.
@@ -186,8 +192,7 @@ impl LiveGroup {
     /// Whether it has no members, and nobody waits for an answer.
     pub(super) fn is_unused(&self) -> bool {
         let state = self.state.lock();
-        let has_members = state.coordinator.as_ref().is_some_and(|group| group.members().next().is_some());
-        !has_members && state.waiting.is_empty() && self.departed.lock().is_empty()
+        !state.has_members() && state.waiting.is_empty() && self.departed.lock().is_empty()
     }
 
     pub(super) fn take_departed(&self) -> Vec<String> {

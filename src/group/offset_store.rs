@@ -4,6 +4,7 @@
 //! still holds; the sync that its level asks for is awaited without the lock, and then the cached offsets move. Commits that
 //! are awaited at the same time settle in the order of their records.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use crate::ids::{Offset, TopicPartition};
 use crate::store::Store;
 use crate::store::brokers_topics::{OFFSETS_TOPIC, config_of};
 use crate::store::waits::more_can_come;
+use crate::sync::atomic::Ordering;
 use crate::topic::Topic;
 
 /// Partitions of `__consumer_offsets` where we create it. Kafka makes 50; any number is read.
@@ -384,14 +386,19 @@ impl Groups {
     }
 
     /// The partitions as they are now: of a topic that was deleted and made again nothing is remembered.
-    pub(super) fn shards(&self) -> Result<Option<Arc<Shards>>> {
+    pub(super) fn shards(&self) -> Result<Option<Cow<'_, Arc<Shards>>>> {
         self.store.check_open()?;
         // Noted before the look, so that a change during it is looked at again.
         let topics_version = self.store.topics_version();
+        if let Some(first) = self.shared.first.get()
+            && self.shared.first_version.load(Ordering::Acquire) == topics_version
+        {
+            return Ok(Some(Cow::Borrowed(first)));
+        }
         {
             let seen = self.shared.shards.lock();
             if let (true, Known::Topic(shards)) = (seen.topics_version == topics_version, &seen.known) {
-                return Ok(Some(Arc::clone(shards)));
+                return Ok(Some(Cow::Owned(Arc::clone(shards))));
             }
         }
         let topic = match self.store.topic(OFFSETS_TOPIC) {
@@ -402,7 +409,7 @@ impl Groups {
             }
             Err(error) => return Err(error),
         };
-        Ok(Some(self.shards_of(topics_version, &topic)))
+        Ok(Some(Cow::Owned(self.shards_of(topics_version, &topic))))
     }
 
     fn shards_of(&self, topics_version: u64, topic: &Topic) -> Arc<Shards> {
@@ -416,6 +423,11 @@ impl Groups {
     }
 
     fn know(&self, seen: &mut Seen, now: Seen) {
+        if let Known::Topic(shards) = &now.known
+            && Arc::ptr_eq(self.shared.first.get_or_init(|| Arc::clone(shards)), shards)
+        {
+            self.shared.first_version.store(now.topics_version, Ordering::Release);
+        }
         let before = std::mem::replace(seen, now);
         // As long as nothing was known, everything was kept for groups.
         if matches!(before.known, Known::Nothing) {
@@ -423,13 +435,13 @@ impl Groups {
         }
     }
 
-    pub(super) fn writable_shards(&self) -> Result<Arc<Shards>> {
+    pub(super) fn writable_shards(&self) -> Result<Cow<'_, Arc<Shards>>> {
         if let Some(shards) = self.shards()? {
             return Ok(shards);
         }
         let topics_version = self.store.topics_version();
         let config = config_of(OFFSETS_TOPIC).partitions(PARTITIONS);
-        Ok(self.shards_of(topics_version, &self.store.ensure_topic(OFFSETS_TOPIC, config)?))
+        Ok(Cow::Owned(self.shards_of(topics_version, &self.store.ensure_topic(OFFSETS_TOPIC, config)?)))
     }
 }
 
@@ -469,8 +481,8 @@ mod tests {
         let value = value(&OffsetAndMetadata::new(10), Uuid::from_bytes([0; 16]), 10_000);
         let partition = groups.store.topic("t").unwrap().partition(0).unwrap();
         let commits = [Commit::new("g", partition, value)];
-        let Appended::InFlight(placed, awaited) = shard.append_commits(&commits, &CommitOptions::default()).unwrap()
-        else {
+        let appended = shard.append_commits(&commits, &CommitOptions::default(), || Ok(()));
+        let Appended::InFlight(placed, awaited) = appended.unwrap() else {
             panic!("a commit waits for its sync");
         };
         beside(&groups, &place);
@@ -497,9 +509,9 @@ mod tests {
         check(|groups, _| groups.delete("g").unwrap(), None);
     }
 
-    /// Who joins meanwhile would else commit first, and be overtaken by somebody who is no member.
+    /// Who joins meanwhile would else commit first, and lose that to somebody who is no member.
     #[test]
-    fn a_commit_of_nobody_holds_its_group_until_it_is_in_the_log() {
+    fn what_nobody_deletes_is_held_until_it_is_in_the_log() {
         let (groups, place, _) = committed_five(&MemoryVfs::new());
         let shards = groups.writable_shards().unwrap();
         let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
@@ -519,10 +531,28 @@ mod tests {
                 assert!(is_seen);
             });
         };
-        check(&|| groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(6))]).unwrap());
         check(&|| groups.delete_offsets("g", std::slice::from_ref(&place)).unwrap());
         check(&|| groups.delete("g").unwrap());
         assert_eq!(groups.shared.live.lock().by_name.len(), 0);
+    }
+
+    #[test]
+    fn a_commit_of_nobody_is_refused_if_somebody_joins_before_it_is_in_the_log() {
+        let (groups, place, _) = committed_five(&MemoryVfs::new());
+        let shards = groups.writable_shards().unwrap();
+        let held = shards.at(partition_for_group("g", shards.count)).unwrap().state.lock();
+        let commit = || groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(6))]);
+        std::thread::scope(|scope| {
+            let committing = scope.spawn(commit);
+            // Until it waits for the lock.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            groups.shared.in_use.note("g", true);
+            drop(held);
+            assert!(matches!(committing.join().unwrap(), Err(Error::Fenced { .. })));
+        });
+        assert_eq!(groups.committed("g", &place).unwrap().map(|found| found.offset), Some(5));
+        groups.shared.in_use.note("g", false);
+        commit().unwrap();
     }
 
     /// Nobody has to call for it: the next use of any group lets go.

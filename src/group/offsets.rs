@@ -33,6 +33,18 @@ pub struct CommittedOffset {
     pub(crate) record_offset: i64,
 }
 
+impl CommittedOffset {
+    /// Takes in everything that a record says but its metadata.
+    fn renew(&mut self, record_offset: i64, value: &OffsetCommitValue) {
+        self.offset = value.offset;
+        self.leader_epoch = (value.leader_epoch >= 0).then_some(value.leader_epoch);
+        self.commit_timestamp_ms = value.commit_timestamp_ms;
+        self.expire_timestamp_ms = (value.expire_timestamp_ms >= 0).then_some(value.expire_timestamp_ms);
+        self.topic_id = value.topic_id;
+        self.record_offset = record_offset;
+    }
+}
+
 /// One group.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
@@ -151,20 +163,31 @@ impl GroupTable {
         place: &TopicPartition,
         value: &OffsetCommitValue,
     ) -> Option<i64> {
+        if producer.is_none()
+            && let Some(found) = self.groups.get_mut(group).and_then(|group| group.offsets.get_mut(place))
+        {
+            // Most often: a group comes further in a partition, and has nothing else to say than before.
+            let before = found.offset;
+            if found.record_offset <= record_offset && *found.metadata == *value.metadata {
+                found.renew(record_offset, value);
+                return Some(before);
+            }
+        }
         let metadata = if value.metadata.is_empty() {
             Arc::clone(self.empty_metadata.get_or_insert_with(|| "".into()))
         } else {
             value.metadata.as_str().into()
         };
-        let committed = CommittedOffset {
-            offset: value.offset,
-            leader_epoch: (value.leader_epoch >= 0).then_some(value.leader_epoch),
+        let mut committed = CommittedOffset {
+            offset: -1,
+            leader_epoch: None,
             metadata,
-            commit_timestamp_ms: value.commit_timestamp_ms,
-            expire_timestamp_ms: (value.expire_timestamp_ms >= 0).then_some(value.expire_timestamp_ms),
-            topic_id: value.topic_id,
-            record_offset,
+            commit_timestamp_ms: -1,
+            expire_timestamp_ms: None,
+            topic_id: None,
+            record_offset: -1,
         };
+        committed.renew(record_offset, value);
         let Some(producer) = producer else { return self.settle(group, place, committed) };
         let group = self.name(group);
         self.pending.entry(producer).or_default().push(Pending { group, place: place.clone(), committed });

@@ -1,7 +1,7 @@
 //! The partitions of `__consumer_offsets`, and what was read of each. All handles of one store share them.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, OnceLock};
 
 use super::commit::{Commit, CommitOptions, key};
 use super::load::load;
@@ -13,11 +13,12 @@ use crate::error::{Error, Result};
 use crate::ids::{TopicPartition, Uuid};
 use crate::partition::Partition;
 use crate::partition::append_options::AppendSpec;
-use crate::partition::writer::{Awaited, RecordMetadata};
+use crate::partition::writer::{Awaited, Placed};
 use crate::record::{AsRecord, Record};
 use crate::store::brokers_topics::OFFSETS_TOPIC;
 use crate::store::holds::Readers;
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::topic::Topic;
 
 /// More than the header of a batch takes.
@@ -29,7 +30,39 @@ pub(super) const RECORD_BYTES: usize = 32;
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) shards: Mutex<Seen>,
+    /// What was found first. Most often it is what there is for good, and then nobody needs the lock.
+    pub(super) first: OnceLock<Arc<Shards>>,
+    /// The newest version of the store's topics at which it was.
+    pub(super) first_version: AtomicU64,
     pub(super) live: Mutex<LiveGroups>,
+    pub(super) in_use: InUse,
+}
+
+/// Groups that have members, as far as this process knows: they take commits of their members only.
+///
+/// A commit of nobody looks here under the lock of the partition that it is appended to, and a group is noted before anything
+/// that its members decided is appended there. So no such commit stands behind the begin of a generation.
+#[derive(Default)]
+pub(super) struct InUse {
+    /// How many there are. Most often none, which is seen without a lock.
+    count: AtomicUsize,
+    names: Mutex<BTreeSet<String>>,
+}
+
+impl InUse {
+    pub(super) fn has(&self, group: &str) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && self.names.lock().contains(group)
+    }
+
+    pub(super) fn note(&self, group: &str, has_members: bool) {
+        let mut names = self.names.lock();
+        if has_members {
+            names.insert(group.to_owned());
+        } else {
+            names.remove(group);
+        }
+        self.count.store(names.len(), Ordering::Release);
+    }
 }
 
 /// What was found of `__consumer_offsets` when it was looked at last.
@@ -133,31 +166,38 @@ impl Shards {
 }
 
 impl Shard {
-    /// Appends commits. Those that wait for their sync are noted as in flight, the others hold at once.
-    pub(super) fn append_commits(&self, commits: &[Commit<'_>], options: &CommitOptions) -> Result<Appended> {
+    /// Appends commits, if they are allowed when nothing else can be appended any more. Those that wait for their sync are noted as
+    /// in flight, the others hold at once.
+    pub(super) fn append_commits(
+        &self,
+        commits: &[Commit<'_>],
+        options: &CommitOptions,
+        allowed: impl FnOnce() -> Result<()>,
+    ) -> Result<Appended> {
         let now_ms = commits.first().map(|commit| commit.value.commit_timestamp_ms);
         let mut state = self.state.lock();
+        allowed()?;
         state.loaded(&self.partition)?;
         let (placed, awaited) = self.append(commits, options, now_ms)?;
         if awaited.is_sync() {
-            let new = (placed.offset.get()..).zip(commits);
+            let new = (placed.offset..).zip(commits);
             state.in_flight.extend(new.map(|(offset, one)| (offset, one.group.to_owned(), one.place().clone())));
             return Ok(Appended::InFlight(placed, awaited));
         }
         let table = state.loaded(&self.partition)?;
-        let each = (placed.offset.get()..).zip(commits);
+        let each = (placed.offset..).zip(commits);
         let passed = each.filter_map(|(offset, commit)| settled(table, offset, commit)).collect();
         Ok(Appended::Settled(placed, awaited, passed))
     }
 
     /// Lets those of these commits hold that were not deleted while they waited. Returns the partitions in which a group passed
     /// what compaction has looked at.
-    pub(super) fn settle(&self, placed: &RecordMetadata, commits: &[Commit<'_>]) -> Result<Vec<Partition>> {
+    pub(super) fn settle(&self, placed: &Placed, commits: &[Commit<'_>]) -> Result<Vec<Partition>> {
         let mut state = self.state.lock();
         let mut in_flight = std::mem::take(&mut state.in_flight);
         let table = state.loaded(&self.partition)?;
         let mut passed = Vec::new();
-        for (record_offset, commit) in (placed.offset.get()..).zip(commits) {
+        for (record_offset, commit) in (placed.offset..).zip(commits) {
             // Else a tombstone stands behind it in the log.
             if let Some(at) = in_flight.iter().position(|(offset, ..)| *offset == record_offset) {
                 in_flight.swap_remove(at);
@@ -169,8 +209,8 @@ impl Shard {
     }
 
     /// Forgets commits whose sync failed.
-    pub(super) fn give_up(&self, placed: &RecordMetadata) {
-        let range = placed.offset.get()..placed.next_offset.get();
+    pub(super) fn give_up(&self, placed: &Placed) {
+        let range = placed.offset..placed.next_offset;
         self.state.lock().in_flight.retain(|(offset, ..)| !range.contains(offset));
     }
 
@@ -230,7 +270,7 @@ impl Shard {
             self.partition.log.acknowledge(awaited, &placed)?;
             let mut state = self.state.lock();
             let table = state.loaded(&self.partition)?;
-            for (offset, one) in (placed.offset.get()..).zip(removed) {
+            for (offset, one) in (placed.offset..).zip(removed) {
                 table.remove(offset, &one);
                 places.extend(one.place);
             }
@@ -249,7 +289,7 @@ impl Shard {
         records: &[R],
         options: &CommitOptions,
         now_ms: Option<Timestamp>,
-    ) -> Result<(RecordMetadata, Awaited)> {
+    ) -> Result<(Placed, Awaited)> {
         let spec = AppendSpec { durability: options.durability, now_ms, ..AppendSpec::default() };
         self.partition.log.append_unacknowledged(records, &spec)
     }
@@ -265,7 +305,7 @@ fn tombstone_key(removed: &Removed) -> Vec<u8> {
 /// Tombstones that are in the log, and do not hold yet.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
-    appended: Vec<(RecordMetadata, Awaited, Vec<Removed>)>,
+    appended: Vec<(Placed, Awaited, Vec<Removed>)>,
     /// Why the others are not.
     failed: Option<Error>,
 }
@@ -274,9 +314,9 @@ pub(super) struct Removal {
 #[derive(Debug)]
 pub(super) enum Appended {
     /// They wait for their sync.
-    InFlight(RecordMetadata, Awaited),
+    InFlight(Placed, Awaited),
     /// They hold. In these partitions a group passed a tombstone that is kept for readers.
-    Settled(RecordMetadata, Awaited, Vec<Partition>),
+    Settled(Placed, Awaited, Vec<Partition>),
 }
 
 /// Lets a commit hold. Tells its partition if the group has passed a tombstone that may wait for it alone there.

@@ -57,6 +57,16 @@ impl RecordMetadata {
     }
 }
 
+/// Where an append went in its log: what [`RecordMetadata`] is made of.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) topic_id: Uuid,
+    pub(crate) offset: i64,
+    pub(crate) next_offset: i64,
+    pub(crate) leader_epoch: i32,
+    pub(crate) timestamp_ms: Timestamp,
+}
+
 /// What the writer alone knows.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -98,9 +108,17 @@ impl Drop for PanicGuard<'_> {
 impl Log {
     /// Encodes records as one batch and appends it.
     pub(crate) fn append_records<R: AsRecord>(&self, records: &[R], options: &AppendSpec) -> Result<RecordMetadata> {
-        let (metadata, awaited) = self.append_unacknowledged(records, options)?;
-        self.acknowledge(awaited, &metadata)?;
-        Ok(metadata)
+        let (placed, awaited) = self.append_unacknowledged(records, options)?;
+        self.acknowledge(awaited, &placed)?;
+        Ok(RecordMetadata {
+            topic: self.id.topic.clone(),
+            topic_id: placed.topic_id,
+            partition: self.id.partition,
+            offset: placed.offset.into(),
+            next_offset: placed.next_offset.into(),
+            leader_epoch: placed.leader_epoch,
+            timestamp_ms: placed.timestamp_ms,
+        })
     }
 
     /// [`append_records`](Self::append_records) for a caller that holds a lock, and waits for the level with
@@ -109,7 +127,7 @@ impl Log {
         &self,
         records: &[R],
         options: &AppendSpec,
-    ) -> Result<(RecordMetadata, Awaited)> {
+    ) -> Result<(Placed, Awaited)> {
         let now_ms = options.now_ms.unwrap_or_else(|| self.env.clock.now_ms());
         with_buffer(|buffer| {
             let summary = self.encode(buffer, records, options, now_ms)?;
@@ -187,7 +205,7 @@ impl Log {
         options: &AppendSpec,
         now_ms: Timestamp,
         (secret, hashes): (Option<&HashKey>, &[Option<u64>]),
-    ) -> Result<(RecordMetadata, Awaited)> {
+    ) -> Result<(Placed, Awaited)> {
         let mut writer = self.lock_writer()?;
         let _guard = PanicGuard(self);
         if batch.len() as u64 > writer.settings.batch_bytes_max {
@@ -237,37 +255,35 @@ impl Log {
             TimestampType::LogAppendTime => now_ms,
             TimestampType::CreateTime => summary.base_timestamp,
         };
-        let metadata = RecordMetadata {
-            topic: self.id.topic.clone(),
+        let placed = Placed {
             topic_id: writer.manifest.topic_id,
-            partition: self.id.partition,
-            offset: base.into(),
-            next_offset: (last + 1).into(),
+            offset: base,
+            next_offset: last + 1,
             leader_epoch: writer.manifest.epoch(),
             timestamp_ms,
         };
-        Ok((metadata, Awaited { window_bytes: window.map(|window| window.bytes), keys_wait }))
+        Ok((placed, Awaited { window_bytes: window.map(|window| window.bytes), keys_wait }))
     }
 
     /// What has to happen after the bytes were published, before the caller may be told.
     #[inline]
-    pub(crate) fn acknowledge(&self, awaited: Awaited, metadata: &RecordMetadata) -> Result<()> {
+    pub(crate) fn acknowledge(&self, awaited: Awaited, placed: &Placed) -> Result<()> {
         if awaited.keys_wait {
             (self.env.wake_upkeep)(0);
         }
-        awaited.window_bytes.map_or(Ok(()), |window_bytes| self.keep_window(window_bytes, metadata))
+        awaited.window_bytes.map_or(Ok(()), |window_bytes| self.keep_window(window_bytes, placed))
     }
 
     /// At most `window_bytes` may wait for a sync.
-    fn keep_window(&self, window_bytes: u64, metadata: &RecordMetadata) -> Result<()> {
+    fn keep_window(&self, window_bytes: u64, placed: &Placed) -> Result<()> {
         if window_bytes == 0 {
-            let synced = self.sync_to(metadata.next_offset.get());
+            let synced = self.sync_to(placed.next_offset);
             if is(Bug::FailedSyncIsDefinite) {
                 return synced.map_err(|source| Error::io("sync", &self.directory, source));
             }
             return synced.map_err(|source| Error::OutcomeUnknown {
                 partition: self.id.clone(),
-                offset: metadata.offset,
+                offset: placed.offset.into(),
                 source,
             });
         }
@@ -282,7 +298,7 @@ impl Log {
         }
         // The record is in the page cache, as its level promises; a failed sync poisons the log and is reported by the
         // next call, as it would be if the upkeep thread had run it.
-        self.sync_to(metadata.next_offset.get()).ok();
+        self.sync_to(placed.next_offset).ok();
         Ok(())
     }
 
