@@ -317,4 +317,80 @@ mod tests {
         assert_eq!(map.populate(0, 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(map_file(&file, 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
+
+    /// A file of so many bytes, all 7, and a window of it; none before Linux 5.14.
+    #[cfg(target_os = "linux")]
+    fn window_of(length: usize, position: u64, bytes: u64) -> Option<(tempfile::NamedTempFile, Arc<File>, FileWindow)> {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(named.path(), vec![7; length]).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(named.path()).map(Arc::new).unwrap();
+        let window = map_window(&file, position, bytes).unwrap()?;
+        Some((named, file, window))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn check_content(named: &tempfile::NamedTempFile, expected: &[u8]) {
+        let content = std::fs::read(named.path()).unwrap();
+        let differs = content.iter().zip(expected).position(|(there, expected)| there != expected);
+        assert_eq!((content.len(), differs), (expected.len(), None));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_window_is_filled_with_zeros_from_its_writes_on_and_by_pieces() {
+        const PIECE: usize = POPULATE_BYTES as usize;
+        let Some((named, file, mut window)) = window_of(PIECE * 4, 1000, PIECE as u64 * 3) else { return };
+        let mut expected = vec![7; PIECE * 4];
+        expected[1000..PIECE].fill(0);
+        check_content(&named, &expected);
+        let mut write = |bytes: &[u8], position: usize| window.write(bytes, position as u64);
+        write(b"ready", 1000).unwrap();
+        expected[1000..1005].copy_from_slice(b"ready");
+        check_content(&named, &expected);
+        // Written beside it meanwhile, to beyond what is ready.
+        file.write_all_at(b"beside", PIECE as u64 - 3).unwrap();
+        expected[PIECE - 3..PIECE + 3].copy_from_slice(b"beside");
+        write(b"behind", PIECE + 3).unwrap();
+        expected[PIECE + 3..PIECE * 2].fill(0);
+        expected[PIECE + 3..PIECE + 9].copy_from_slice(b"behind");
+        check_content(&named, &expected);
+        // Over the end of a piece, to the end of the window, which is none of a piece.
+        write(&[1; PIECE + 1000], PIECE * 2).unwrap();
+        expected[PIECE * 2..PIECE * 3 + 1000].fill(1);
+        check_content(&named, &expected);
+        for (position, bytes) in [(999, 1), (PIECE * 3 + 1000, 1), (PIECE * 3, 1001), (usize::MAX, 1)] {
+            let refused = write(&vec![2; bytes], position).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{bytes} bytes at {position}");
+        }
+        check_content(&named, &expected);
+    }
+
+    /// The pool closes files; the window of one makes its pages without zeros then, and is written all the same.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_window_outlives_the_handle_of_its_file() {
+        const PIECE: usize = POPULATE_BYTES as usize;
+        let Some((named, file, mut window)) = window_of(PIECE * 3, 0, PIECE as u64 * 2) else { return };
+        drop(file);
+        assert!(window.file.upgrade().is_none(), "the window keeps the file open");
+        window.write(b"ready", 10).unwrap();
+        window.write(b"new", PIECE as u64 * 2 - 3).unwrap();
+        let mut expected = vec![7; PIECE * 3];
+        expected[..PIECE].fill(0);
+        expected[10..15].copy_from_slice(b"ready");
+        expected[PIECE * 2 - 3..PIECE * 2].copy_from_slice(b"new");
+        check_content(&named, &expected);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn no_window_of_nothing_or_of_what_is_not_in_the_file() {
+        let file = tempfile::tempfile().map(Arc::new).unwrap();
+        file.set_len(10).unwrap();
+        let check = |position, bytes, kind| assert_eq!(map_window(&file, position, bytes).unwrap_err().kind(), kind);
+        check(0, 0, io::ErrorKind::InvalidInput);
+        check(u64::MAX, 1, io::ErrorKind::InvalidInput);
+        check(0, 11, io::ErrorKind::UnexpectedEof);
+        check(10, 1, io::ErrorKind::UnexpectedEof);
+    }
 }

@@ -9,6 +9,7 @@ use topiclog::clock::ManualClock;
 use topiclog::io::{Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsLock, errno};
 use topiclog::{AppendOptions, Durability, Error, Partition, Record, Store, TopicConfig, Upkeep};
 
+use crate::support::expect_windows;
 use crate::support::layered::{Layer, Layered, WatchedReads};
 
 /// A file system without locks.
@@ -797,6 +798,7 @@ fn a_batch_that_is_too_large_to_be_looked_into_is_no_damage() {
 #[test]
 fn what_is_written_beside_a_window_is_not_lost_to_it() {
     let directory = tempfile::tempdir().unwrap();
+    expect_windows("what_is_written_beside_a_window_is_not_lost_to_it", directory.path());
     let store = Store::open(directory.path().join("store")).unwrap();
     let topic = store.create_topic("t", TopicConfig::default().durability(Durability::Os)).unwrap();
     let partition = topic.partition(0).unwrap();

@@ -260,6 +260,55 @@ fn a_kill_ends_handles_and_locks_and_keeps_the_cache() {
     assert_eq!(map.bytes()[..], *b"abcd");
 }
 
+/// What a window may do to what lies behind a write into it, it does.
+#[test]
+fn a_window_fills_with_zeros_what_lies_behind_its_writes() {
+    let disk = FaultVfs::new();
+    let file = durable(&disk, "/f", &[7; 1000]);
+    let mut expected = [7; 1000];
+    let check = |expected: &[u8]| assert_eq!(read(&disk, "/f"), expected);
+    let mut window = file.window(100, 800).unwrap().unwrap();
+    expected[100..256].fill(0);
+    check(&expected);
+    window.write(b"ready", 200).unwrap();
+    expected[200..205].copy_from_slice(b"ready");
+    check(&expected);
+    // Positional writes go by it, and are left alone by a write that lies behind them, not by one that does not.
+    file.write_at(&[8; 300], 300).unwrap();
+    expected[300..600].fill(8);
+    window.write(b"new", 598).unwrap();
+    expected[598..768].fill(0);
+    expected[598..601].copy_from_slice(b"new");
+    check(&expected);
+    window.write(&[9; 200], 700).unwrap();
+    expected[700..900].fill(9);
+    check(&expected);
+}
+
+#[test]
+fn the_zeros_of_a_window_may_be_lost_as_any_write_and_may_be_all_that_is_kept() {
+    let disk = FaultVfs::new();
+    let file = durable(&disk, "/f", &[7; 600]);
+    let mut window = file.window(0, 600).unwrap().unwrap();
+    file.sync_data().unwrap();
+    window.write(b"new", 300).unwrap();
+    let only_before = [vec![0; 256], vec![7; 344]].concat();
+    let mut zeros = only_before.clone();
+    zeros[300..512].fill(0);
+    let mut all = zeros.clone();
+    all[300..303].copy_from_slice(b"new");
+    let possible = possible(&disk, "/f");
+    for state in [&only_before, &zeros, &all] {
+        assert!(possible.contains(&some(state)), "{state:?}");
+    }
+    // So may the machine stop in between: each is an operation, and the second is then not done.
+    let before = disk.operations();
+    disk.stop_after(before + 1);
+    assert!(window.write(b"lost", 510).is_err() && disk.has_stopped());
+    all[512..600].fill(0);
+    assert_eq!((read(&disk, "/f"), disk.operations()), (all, before + 1));
+}
+
 #[test]
 fn the_machine_stops_between_operations() {
     let script = |disk: &FaultVfs| -> std::io::Result<()> {

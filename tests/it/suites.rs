@@ -6,11 +6,13 @@ use std::path::Path;
 use topiclog::io::{CrashProfile, DiskVfs, FaultVfs, Image, MemoryVfs, OpenMode, Vfs, VfsFile};
 use topiclog::testing::vfs_suite;
 
+use crate::support::expect_windows;
 use crate::support::simulate::{Random, seed};
 
 #[test]
 fn disk() {
     let root = tempfile::tempdir().unwrap();
+    expect_windows("disk", root.path());
     vfs_suite::run(&DiskVfs::new(), root.path());
 }
 

@@ -92,6 +92,7 @@ impl OpKind {
                 | SyncData
                 | SyncAll
                 | Allocate
+                | Window
                 | WindowWrite
         )
     }

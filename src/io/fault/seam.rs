@@ -483,7 +483,8 @@ impl VfsFile for Handle {
         let alive = Arc::new(());
         reach(&mut state.windows, machine.process);
         state.windows.push((Arc::downgrade(&alive), machine.process, end));
-        Ok(Some(Box::new(Window {
+        drop(state);
+        let mut window = Window {
             _alive: alive,
             shared: Arc::clone(&self.descriptor.shared),
             process: self.descriptor.process,
@@ -491,8 +492,11 @@ impl VfsFile for Handle {
             name: Arc::clone(&self.name),
             class: Arc::clone(&self.class),
             start: position,
+            ready_to: position,
             end,
-        })))
+        };
+        window.make_ready(machine, OpKind::Window, position + 1);
+        Ok(Some(Box::new(window)))
     }
 
     fn set_modified(&self, modified_ms: Timestamp) -> io::Result<()> {
@@ -511,8 +515,14 @@ struct Window {
     name: Arc<str>,
     class: Arc<str>,
     start: u64,
+    /// Below this position nothing is filled with zeros any more.
+    ready_to: u64,
     end: u64,
 }
+
+/// How much of a window is made ready at once; see [`VfsFile::window`]. Far less than a real one makes ready, so that short
+/// scripts write past it.
+const READY_BYTES: u64 = 256;
 
 impl fmt::Debug for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -520,9 +530,21 @@ impl fmt::Debug for Window {
     }
 }
 
+impl Window {
+    /// Fills with zeros what is not ready yet, up to the end of the piece that `to` lies in: an operation of its own, which a
+    /// crash may keep without what is written next.
+    fn make_ready(&mut self, machine: MutexGuard<'_, Machine>, op: OpKind, to: u64) {
+        let to = to.next_multiple_of(READY_BYTES).min(self.end);
+        let zeros = vec![0; (to - self.ready_to) as usize];
+        put(machine, &self.file, &self.name, op, &zeros, self.ready_to);
+        self.ready_to = to;
+    }
+}
+
 impl VfsWindow for Window {
     fn write(&mut self, bytes: &[u8], position: u64) -> io::Result<()> {
-        let mut machine = self.shared.machine.lock();
+        let shared = Arc::clone(&self.shared);
+        let mut machine = shared.machine.lock();
         if machine.process != self.process {
             return Err(io::Error::other("the process that had this window was killed"));
         }
@@ -531,6 +553,15 @@ impl VfsWindow for Window {
         let end = Content::check_end(position, bytes.len() as u64)?;
         if position < self.start || end > self.end {
             return Err(ErrorKind::InvalidInput.into());
+        }
+        if end > self.ready_to {
+            // What lies before this write may have been written positionally since.
+            self.ready_to = self.ready_to.max(position);
+            self.make_ready(machine, OpKind::WindowWrite, end);
+            machine = shared.machine.lock();
+            if machine.has_stopped() || machine.process != self.process {
+                return Err(io::Error::other("the simulated machine has lost its power, or the process was killed"));
+            }
         }
         put(machine, &self.file, &self.name, OpKind::WindowWrite, bytes, position);
         Ok(())
