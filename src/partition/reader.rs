@@ -13,7 +13,7 @@ use crate::record::{
 };
 use crate::segment::Segment;
 use crate::segment::batch_error::batch_error;
-use crate::segment::cursor::{BatchAt, Cursor, Verify};
+use crate::segment::cursor::{BatchAt, Cursor, Start, Verify};
 use crate::sync::atomic::Ordering;
 
 /// How far a reader sees.
@@ -327,15 +327,21 @@ impl SegmentSet {
     #[inline]
     pub(crate) fn batch_near(&self, offset: i64, hint: Option<u64>, verify: Verify) -> Result<Option<FoundBatch<'_>>> {
         let Some(segment) = self.segments.get(self.index_of(offset)) else { return Ok(None) };
-        if let Some((position, header, batch)) = segment.batch_in_map(self.epochs.as_ref(), verify, (offset, hint)) {
-            return Ok(Some(FoundBatch { segment, position, header, batch }));
-        }
-        if let Some(position) = hint
-            && let Some((header, batch)) = segment.batch_at(self.epochs.as_ref(), verify, position, offset)
+        // Asked for once: where nothing is mapped the entry is needed all the same.
+        let mut entry = if hint.is_some() { None } else { segment.hint(offset)? };
+        let start = hint.map(Start::Noted).or(entry.map(|(last, position)| Start::Entry(last, position)));
+        if let Some(start) = start
+            && let Some((position, header, batch)) = segment.batch_in_map(self.epochs.as_ref(), verify, (offset, start))
         {
             return Ok(Some(FoundBatch { segment, position, header, batch }));
         }
-        let mut cursor = Cursor::seek(segment, self.epochs.clone(), verify, offset)?;
+        if let Some(position) = hint {
+            if let Some((header, batch)) = segment.batch_at(self.epochs.as_ref(), verify, position, offset) {
+                return Ok(Some(FoundBatch { segment, position, header, batch }));
+            }
+            entry = segment.hint(offset)?;
+        }
+        let mut cursor = Cursor::seek_from(segment, self.epochs.clone(), verify, (offset, entry))?;
         let found = cursor.next()?;
         Ok(found.map(|found| {
             let (position, header) = (found.position, found.header);

@@ -52,6 +52,15 @@ pub(crate) struct BatchAt {
     end: usize,
 }
 
+/// Where the search for a batch begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start {
+    /// It is here, as somebody noted.
+    Noted(u64),
+    /// Here or behind: an index entry has this last offset for this position.
+    Entry(i64, u64),
+}
+
 /// Walks batches from a position to the published end of one segment.
 #[derive(Debug)]
 pub(crate) struct Cursor {
@@ -65,8 +74,9 @@ pub(crate) struct Cursor {
 }
 
 const HEADER_BYTES: u64 = 61;
-/// A longer batch is not compared with its checksum while its map is held.
-const CHECKED_IN_MAP_BYTES_MAX: usize = 256 << 10;
+/// No more than this is walked while a map is held, and no longer batch compared with its checksum: others wait meanwhile, if
+/// they want to exchange the map.
+const IN_MAP_BYTES_MAX: u64 = 256 << 10;
 
 impl Cursor {
     /// At the first batch of the segment.
@@ -77,6 +87,16 @@ impl Cursor {
     /// At the batch that holds an offset, or the first behind it.
     pub(crate) fn seek(segment: &Arc<Segment>, epochs: Option<Epochs>, verify: Verify, offset: i64) -> Result<Self> {
         let hint = segment.hint(offset)?;
+        Self::seek_from(segment, epochs, verify, (offset, hint))
+    }
+
+    /// [`seek`](Self::seek) with what [`Segment::hint`] said.
+    pub(crate) fn seek_from(
+        segment: &Arc<Segment>,
+        epochs: Option<Epochs>,
+        verify: Verify,
+        (offset, hint): (i64, Option<(i64, u64)>),
+    ) -> Result<Self> {
         if let Some((entry_offset, position)) = hint {
             let mut cursor = Self::at(segment, epochs.clone(), verify, position, Some(entry_offset))?;
             if cursor.hint_holds(offset) {
@@ -349,27 +369,27 @@ impl Segment {
         Some((header, SharedBytes::taking(chunk.bytes, at..at + size)))
     }
 
-    /// The batch that holds an offset and where it begins, found in a map that is there, and checked as a cursor would check it:
-    /// at a position that somebody noted, else from where an index entry leads. Shares nothing but the bytes, as the look-up of
-    /// one record is over soon. `None` wherever something is not as it is most often: then others have to look.
+    /// The batch that holds an offset and where it begins, found in a map that is there, and checked as a cursor would check it.
+    /// Shares nothing but the bytes, as the look-up of one record is over soon. `None` wherever something is not as it is most
+    /// often: then others have to look.
     #[inline]
     pub(crate) fn batch_in_map(
-        self: &Arc<Self>,
+        &self,
         epochs: Option<&Epochs>,
         verify: Verify,
-        (offset, noted): (i64, Option<u64>),
+        (offset, start): (i64, Start),
     ) -> Option<(u64, BatchHeader, SharedBytes)> {
+        let (began, mut last) = match start {
+            Start::Noted(position) => (position, None),
+            Start::Entry(..) if self.is_foreign() => return None,
+            Start::Entry(last, position) => (position, Some(last)),
+        };
         if self.log().is_read_positionally() {
             return None;
         }
-        let (mut position, mut last) = match noted {
-            Some(position) => (position, None),
-            None if self.is_foreign() => return None,
-            None => self.hint(offset).ok().flatten().map(|(last, position)| (position, Some(last)))?,
-        };
         let is_sealed = self.state() == State::Sealed;
         self.log().look(|mapped| {
-            let mut base = None;
+            let (mut position, mut base) = (began, None);
             loop {
                 let header_end = position.checked_add(HEADER_BYTES)?;
                 let bytes = mapped.bytes().get(usize::try_from(position).ok()?..)?;
@@ -386,7 +406,7 @@ impl Segment {
                 let batch = bytes.get(..header.size_bytes())?;
                 let end = position + batch.len() as u64;
                 if header.last_offset() < offset {
-                    if noted.is_some() {
+                    if matches!(start, Start::Noted(_)) || end - began > IN_MAP_BYTES_MAX {
                         return None;
                     }
                     (position, base) = (end, Some(header.next_offset()));
@@ -401,8 +421,7 @@ impl Segment {
                     return None;
                 }
                 if !is_checked {
-                    // Others wait meanwhile, if they want to exchange the map.
-                    if batch.len() > CHECKED_IN_MAP_BYTES_MAX {
+                    if batch.len() as u64 > IN_MAP_BYTES_MAX {
                         return None;
                     }
                     BatchView::parse(batch).ok()?;
@@ -449,6 +468,12 @@ impl Segment {
 mod tests {
     use super::*;
 
+    use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, errno};
+    use crate::partition::{Durability, Partition};
+    use crate::record::{DecodeLimits, Record};
+    use crate::store::{Store, Upkeep};
+    use crate::topic::TopicConfig;
+
     #[test]
     fn an_offset_has_the_epoch_that_began_at_or_before_it() {
         let epochs = [(0, 0), (2, 100), (5, 101)];
@@ -461,5 +486,55 @@ mod tests {
         check(i64::MAX, Some(5));
         assert_eq!(epoch_of(&[], 7), None);
         assert_eq!(epoch_of(&[(3, 10)], 9), None, "before the first that is known");
+    }
+
+    /// Values of 10,000 bytes in one segment, so many of them, and the topic's store. With an interval of 600,000 bytes the first
+    /// entry of its index is that of record 60.
+    fn large_records(vfs: &FaultVfs, count: usize) -> (Store, Partition) {
+        let store = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let config = TopicConfig::default().durability(Durability::Os).index_interval_bytes(600_000);
+        let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
+        (0..count).for_each(|_| drop(partition.append(Record::of_value(vec![7; 10_000])).unwrap()));
+        (store, partition)
+    }
+
+    #[test]
+    fn a_map_is_not_held_for_a_long_walk() {
+        let (_store, partition) = large_records(&FaultVfs::new(), 120);
+        let log = &partition.log;
+        let set = log.snapshot();
+        let position = |offset| {
+            let found = log.record_near(&set, offset, None, (Verify::Once, &DecodeLimits::default())).unwrap().unwrap();
+            assert_eq!(found.record.offset().get(), offset);
+            found.position
+        };
+        // This maps the segment.
+        position(119);
+        let mut ways = [0, 0];
+        for offset in 60..120 {
+            let (last, began) = set.segments[0].hint(offset).unwrap().unwrap();
+            assert_eq!(last, 60);
+            let found = set.segments[0].batch_in_map(None, Verify::Once, (offset, Start::Entry(last, began)));
+            let is_near = position(offset) - began <= IN_MAP_BYTES_MAX;
+            assert_eq!(found.map(|found| found.1.base_offset), is_near.then_some(offset));
+            ways[usize::from(is_near)] += 1;
+        }
+        assert!(ways[0] > 10 && ways[1] > 10, "{ways:?}");
+    }
+
+    /// It was asked for by the search in the map, and again by the one without.
+    #[test]
+    fn an_index_that_cannot_be_read_is_asked_for_once() {
+        let vfs = FaultVfs::new();
+        large_records(&vfs, 70).0.close().unwrap();
+        let store = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let partition = store.topic("t").unwrap().partition(0).unwrap();
+        let asked = || vfs.sites_seen().get(&(OpKind::Open, "index".to_owned())).map_or(0, |site| site.calls);
+        let before = asked();
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::Open).in_class("index").sticky());
+        assert!(matches!(partition.record(65), Err(Error::Io { .. })));
+        assert_eq!(asked() - before, 1);
+        vfs.clear_faults();
+        assert!(partition.record(65).unwrap().is_some());
     }
 }
