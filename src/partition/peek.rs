@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::SegmentSet;
 use crate::record::{BATCH_HEADER_BYTES, BatchHeader, Compression, RecordsState};
+use crate::segment::Segment;
 use crate::segment::log_file::Mapped;
 use crate::segment::seal::Seal;
 
@@ -61,7 +62,8 @@ impl<'a> Peek<'a> {
         }
         let held = self.held.get(&at)?;
         log.prepare(&held.mapped, position, header_end, held.seal.as_deref()).ok()?;
-        let header = BatchHeader::decode(held.mapped.bytes().get(usize::try_from(position).ok()?..)?).ok()?;
+        // What is not read here is not read in either.
+        let header = self.batch(segment, held, (offset, position))?.0;
         let end = position.checked_add(header.size_bytes() as u64).filter(|end| covers(held, *end))?;
         log.prepare(&held.mapped, position, end, held.seal.as_deref()).ok()
     }
@@ -70,14 +72,23 @@ impl<'a> Peek<'a> {
     fn key(&self, (offset, position): (i64, u64)) -> Option<&[u8]> {
         let at = self.set.index_of(offset);
         let (segment, held) = (self.set.segments.get(at)?, self.held.get(&at)?);
+        let (header, batch) = self.batch(segment, held, (offset, position))?;
+        let body = batch.get(BATCH_HEADER_BYTES..header.size_bytes())?;
+        RecordsState::new(&header).find(offset, body).ok()??.key()
+    }
+
+    /// The header of the batch at a place, and the bytes from there on, if it holds the offset and its records can be seen as
+    /// they are.
+    #[inline]
+    fn batch<'h>(
+        &self,
+        segment: &Segment,
+        held: &'h Held,
+        (offset, position): (i64, u64),
+    ) -> Option<(BatchHeader, &'h [u8])> {
         let batch = held.mapped.bytes().get(usize::try_from(position).ok()?..)?;
         let header = segment.header_of(self.set.epochs.as_ref(), batch, offset)?;
-        if header.is_control() || header.compression() != Compression::None {
-            return None;
-        }
-        let body = batch.get(BATCH_HEADER_BYTES..header.size_bytes())?;
-        let mut records = RecordsState::new(&header);
-        records.skip_to(offset, body).ok()?;
-        records.next_view(body)?.ok().filter(|view| view.offset() == offset)?.key()
+        let is_plain = !header.is_control() && header.compression() == Compression::None;
+        is_plain.then_some((header, batch))
     }
 }

@@ -381,15 +381,9 @@ impl Log {
         }
         let failed = |error: BatchError| failed_batch(Some(segment), position, &header, &error);
         let body = record::decode_taking(&header, batch, limits).map_err(failed)?;
-        let mut at = RecordsState::new(&header);
-        at.skip_to(offset, &body).map_err(failed)?;
-        match at.next_view(&body).transpose().map_err(failed)? {
-            Some(view) if view.offset() == offset => {
-                let place = view.place();
-                Ok(Some(FoundRecord { record: StoredRecord::taking(body, &header, place), position }))
-            }
-            _ => Ok(None),
-        }
+        let Some(view) = RecordsState::new(&header).find(offset, &body).map_err(failed)? else { return Ok(None) };
+        let place = view.place();
+        Ok(Some(FoundRecord { record: StoredRecord::taking(body, &header, place), position }))
     }
 
     /// One past the last offset that a reader may see.

@@ -295,6 +295,13 @@ impl RecordsState {
         Ok(())
     }
 
+    /// The record at an offset, if the rest of the body has one.
+    #[inline]
+    pub(crate) fn find<'a>(mut self, offset: i64, body: &'a [u8]) -> Result<Option<RecordView<'a>>, BatchError> {
+        self.skip_to(offset, body)?;
+        Ok(self.next_view(body).transpose()?.filter(|view| view.offset() == offset))
+    }
+
     /// Whether there are no records left.
     pub(crate) fn is_at_end(&self) -> bool {
         self.left == 0
@@ -486,6 +493,23 @@ mod tests {
         let (given, error) = refused(1, &[0x10, 0, 0, 0, 0x01, 0x01, 0x02, 0x01, 0x01]);
         assert_eq!(given, 0);
         assert!(matches!(error, BatchError::Malformed { at: 0, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_record_is_found_by_its_offset_and_no_other_in_its_place() {
+        let header = BatchHeader { last_offset_delta: 4, ..header(2) };
+        let mut body = BODY.to_vec();
+        // The second record is that of offset 104.
+        body[17] = 8;
+        let find = |offset, body| RecordsState::new(&header).find(offset, body);
+        let check = |offset, value: Option<&[u8]>| {
+            let found = find(offset, &body).unwrap();
+            assert_eq!(found.map(|view| (view.offset(), view.value())), value.map(|value| (offset, Some(value))));
+        };
+        check(100, Some(b"hello"));
+        check(104, Some(b"world"));
+        [99, 101, 103, 105].into_iter().for_each(|offset| check(offset, None));
+        assert!(find(100, &body[..20]).is_ok() && find(104, &body[..20]).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::log_file::Chunk;
+use super::log_file::{Chunk, Mapped};
 use super::recover::{HELD_BATCH_BYTES_MAX, check_in_pieces};
 use super::seal::Seal;
 use super::{Segment, State};
@@ -78,6 +78,36 @@ const HEADER_BYTES: u64 = 61;
 /// they want to exchange the map.
 const IN_MAP_BYTES_MAX: u64 = 256 << 10;
 
+/// Whether a batch is to be compared with its CRC before it is believed.
+#[inline]
+fn must_check(verify: Verify, mapped: Option<&Mapped>, position: u64, is_sealed: bool) -> bool {
+    if is(Bug::ReadSkipsCrc) {
+        return false;
+    }
+    match (verify, mapped) {
+        (Verify::Always, _) | (Verify::Once, None) => true,
+        (Verify::Trusted, _) => false,
+        // The checksum of a sealed block implies the CRC of its batches.
+        (Verify::Once, Some(_)) if is_sealed => false,
+        (Verify::Once, Some(mapped)) => position >= mapped.verified_to(),
+    }
+}
+
+/// Compares a batch with its CRC, and notes in the map that it comes from that this was done.
+fn check(mapped: Option<&Mapped>, position: u64, batch: &[u8]) -> std::result::Result<(), BatchError> {
+    let note = || {
+        if let Some(mapped) = mapped {
+            mapped.note_verified(position, position + batch.len() as u64);
+        }
+    };
+    if is(Bug::MarkedBeforeCheck) {
+        note();
+    }
+    BatchView::parse(batch)?;
+    note();
+    Ok(())
+}
+
 impl Cursor {
     /// At the first batch of the segment.
     pub(crate) fn at_start(segment: &Arc<Segment>, epochs: Option<Epochs>, verify: Verify) -> Result<Self> {
@@ -123,7 +153,6 @@ impl Cursor {
             _ if segment.is_foreign() => Expect::AtLeast(segment.base_offset()),
             _ => Expect::Base(segment.base_offset()),
         };
-        let epochs = epochs.filter(|_| !segment.is_foreign());
         let chunk = segment.log().chunk(position, HEADER_BYTES, seal.as_deref())?;
         Ok(Self { segment: Arc::clone(segment), seal, epochs, verify, chunk, position, expect })
     }
@@ -175,16 +204,9 @@ impl Cursor {
 
     /// Checks the batch that [`peek`](Self::peek) found and steps over it.
     pub(crate) fn take(&mut self, found: &BatchAt) -> Result<()> {
-        if self.must_check() {
-            if is(Bug::MarkedBeforeCheck)
-                && let Some(mapped) = &self.chunk.mapped
-            {
-                mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
-            }
-            BatchView::parse(self.slice(found)).map_err(|error| self.error(&error))?;
-            if let Some(mapped) = &self.chunk.mapped {
-                mapped.note_verified(found.position, found.position + (found.end - found.start) as u64);
-            }
+        let mapped = self.chunk.mapped.as_deref();
+        if must_check(self.verify, mapped, found.position, self.seal.is_some()) {
+            check(mapped, found.position, self.slice(found)).map_err(|error| self.error(&error))?;
         }
         self.step_over(found);
         Ok(())
@@ -200,20 +222,6 @@ impl Cursor {
     #[inline]
     pub(crate) fn bytes(&self, found: &BatchAt) -> SharedBytes {
         SharedBytes::of(&self.chunk.bytes, found.start..found.end)
-    }
-
-    #[inline]
-    fn must_check(&self) -> bool {
-        if is(Bug::ReadSkipsCrc) {
-            return false;
-        }
-        match (self.verify, &self.chunk.mapped) {
-            (Verify::Always, _) | (Verify::Once, None) => true,
-            (Verify::Trusted, _) => false,
-            // The checksum of a sealed block implies the CRC of its batches.
-            (Verify::Once, Some(_)) if self.seal.is_some() => false,
-            (Verify::Once, Some(mapped)) => self.position >= mapped.verified_to(),
-        }
     }
 
     #[inline]
@@ -292,10 +300,7 @@ impl Cursor {
         if !fits && !is(Bug::OrderUnchecked) {
             return Err(self.corrupt(format!("offset {} is out of order ({:?})", header.base_offset, self.expect)));
         }
-        if let Some(epochs) = &self.epochs
-            && epoch_of(epochs, header.base_offset) != Some(header.leader_epoch)
-            && !is(Bug::EpochUnchecked)
-        {
+        if !self.segment.has_epoch_of(self.epochs.as_ref(), header) {
             return Err(self.corrupt(format!("leader epoch {} does not belong to this offset", header.leader_epoch)));
         }
         Ok(())
@@ -358,13 +363,9 @@ impl Segment {
             Some(mapped) => log.prepare(mapped, position, end, seal).ok()?,
             None => {}
         }
-        let is_checked = match (verify, &chunk.mapped) {
-            (Verify::Trusted, _) => true,
-            (Verify::Always, _) | (Verify::Once, None) => false,
-            (Verify::Once, Some(mapped)) => seal.is_some() || position < mapped.verified_to(),
-        };
-        if !is_checked {
-            BatchView::parse(chunk.bytes.get(at..at + size)?).ok()?;
+        let mapped = chunk.mapped.as_deref();
+        if must_check(verify, mapped, position, seal.is_some()) {
+            check(mapped, position, chunk.bytes.get(at..at + size)?).ok()?;
         }
         Some((header, SharedBytes::taking(chunk.bytes, at..at + size)))
     }
@@ -412,20 +413,14 @@ impl Segment {
                     (position, base) = (end, Some(header.next_offset()));
                     continue;
                 }
-                let is_checked = match verify {
-                    Verify::Trusted => true,
-                    Verify::Always => false,
-                    Verify::Once => is_sealed || position < mapped.verified_to(),
-                };
                 if !mapped.is_prepared(position, end, is_sealed) {
                     return None;
                 }
-                if !is_checked {
+                if must_check(verify, Some(mapped), position, is_sealed) {
                     if batch.len() as u64 > IN_MAP_BYTES_MAX {
                         return None;
                     }
-                    BatchView::parse(batch).ok()?;
-                    mapped.note_verified(position, end);
+                    check(Some(mapped), position, batch).ok()?;
                 }
                 let start = usize::try_from(position).ok()?;
                 return Some((position, header, SharedBytes::of(mapped.bytes(), start..start + batch.len())));
@@ -433,11 +428,11 @@ impl Segment {
         })
     }
 
-    /// Whether a batch is of the epoch that its offset has.
+    /// Whether a batch is of the epoch that its offset has. The epochs of foreign batches are not those of the partition.
     #[inline]
     fn has_epoch_of(&self, epochs: Option<&Epochs>, header: &BatchHeader) -> bool {
         epochs
-            .filter(|_| !self.is_foreign())
+            .filter(|_| !self.is_foreign() && !is(Bug::EpochUnchecked))
             .is_none_or(|epochs| epoch_of(epochs, header.base_offset) == Some(header.leader_epoch))
     }
 
