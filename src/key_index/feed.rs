@@ -395,20 +395,79 @@ fn has_one_twice(entries: &[KeyEntry]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::FaultVfs;
     use crate::key_index::Budget;
-    use crate::record::Record;
-    use crate::store::Store;
-    use crate::topic::{CleanupPolicy, TopicConfig};
+    use crate::partition::append_options::AppendOptions;
+    use crate::record::{Compression, Record};
+    use crate::segment;
+    use crate::store::{Store, Upkeep};
+    use crate::topic::{CleanupPolicy, Topic, TopicConfig};
 
-    /// The offsets that stay under the hash of "a", in a log of "a", "b" and "a", with those of other records put there as well.
-    /// Whether their batches' places are known decides how the keys are compared.
-    fn check(others: &[i64], know_places: bool, stay: &[i64]) {
-        // The simulated disk can be mapped.
-        let store = Store::builder().vfs(Arc::new(crate::io::FaultVfs::new())).open("/s").unwrap();
+    /// How a log of "a", "b" and "a" comes to be.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Shape {
+        /// A batch each, in one segment.
+        Batches,
+        /// One batch.
+        Batch,
+        /// One batch that has to be decompressed.
+        #[cfg_attr(not(feature = "lz4"), expect(dead_code, reason = "nothing can be compressed"))]
+        Compressed,
+        /// A segment each.
+        Rolled,
+        /// A segment each, the first two with a seal.
+        Sealed,
+        /// As `Batches`; then the log begins behind the first.
+        StartRaised,
+    }
+
+    fn topic(store: &Store, shape: Shape) -> Topic {
         let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact);
+        let config = match shape {
+            Shape::Rolled | Shape::Sealed => config.segment_bytes(256),
+            #[cfg(feature = "lz4")]
+            Shape::Compressed => config.compression(Compression::Lz4),
+            _ => config,
+        };
         let topic = store.create_topic("t", config).unwrap();
-        ["a", "b", "a"].iter().for_each(|key| drop(topic.append(Record::keyed(*key, "v")).unwrap()));
-        let log = topic.partition(0).unwrap().log;
+        let records = ["a", "b", "a"].map(|key| Record::keyed(key, vec![b'v'; 100]));
+        if matches!(shape, Shape::Batch | Shape::Compressed) {
+            topic.partition(0).unwrap().append_batch_with(&records, &AppendOptions::new()).unwrap();
+        } else {
+            records.into_iter().for_each(|record| drop(topic.append(record).unwrap()));
+        }
+        topic
+    }
+
+    /// What a shape is to be about, so that no row checks another one in its place.
+    fn check_shape(log: &crate::partition::Log, shape: Shape) {
+        let segments = log.snapshot().segments.clone();
+        let sealed = segments.iter().filter(|segment| segment.state() == segment::State::Sealed).count();
+        let batches: u64 = segments.iter().map(|segment| segment.batches()).sum();
+        let first = segments[0].first_header().unwrap().unwrap();
+        let is_compressed = first.compression() != Compression::None;
+        let expected = match shape {
+            Shape::Batches | Shape::StartRaised => (1, 0, 3, false),
+            Shape::Batch => (1, 0, 1, false),
+            Shape::Compressed => (1, 0, 1, true),
+            Shape::Rolled => (3, 0, 3, false),
+            Shape::Sealed => (3, 2, 3, false),
+        };
+        assert_eq!((segments.len(), sealed, batches, is_compressed), expected, "{shape:?}");
+    }
+
+    /// The offsets that stay under the hash of "a", with those of other records put there as well. Whether their batches' places
+    /// are known decides, beside the shape, whether the keys are compared as they are seen.
+    fn check(shape: Shape, others: &[i64], know_places: bool, (is_seen, stay): (bool, &[i64])) {
+        let what = format!("{shape:?}, {others:?}, {know_places}");
+        // The simulated disk can be mapped.
+        let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let partition = topic(&store, shape).partition(0).unwrap();
+        let log = Arc::clone(&partition.log);
+        if shape == Shape::Sealed {
+            while log.upkeep(&mut || {}).unwrap().sealed.is_some() {}
+        }
+        check_shape(&log, shape);
         let index = KeyIndex::new(Arc::clone(&log), Arc::new(Budget::new(1 << 20)));
         assert_eq!(index.get(b"a").unwrap().unwrap().offset().get(), 2);
 
@@ -417,28 +476,28 @@ mod tests {
         let set = log.snapshot();
         let position =
             |offset| log.record_near(&set, offset, None, (Verify::Always, &LIMITS)).unwrap().unwrap().position;
+        let all: Vec<(i64, u64)> = [2, 1, 0].map(|offset| (offset, position(offset))).to_vec();
         let hash = key_queue::hash(&ready.secret, b"a");
         for &offset in others {
             let position = if know_places { position(offset) } else { u64::MAX };
             let entry = ready.table.entry(hash, offset, position).unwrap();
             ready.table.insert(entry);
         }
+        if shape == Shape::StartRaised {
+            partition.delete_records(1).unwrap();
+        }
         let mut peek = Peek::into(&set);
-        let all: Vec<(i64, u64)> = [2, 1, 0].map(|offset| (offset, position(offset))).to_vec();
-        assert_eq!(peek.keys(&all).unwrap(), [b"a", b"b", b"a"]);
+        let keys: Option<Vec<&[u8]>> = (shape != Shape::Compressed).then(|| vec![b"a".as_slice(), b"b", b"a"]);
+        assert_eq!(peek.keys(&all), keys, "{what}");
         assert!(peek.keys(&[(0, 1)]).is_none() && peek.keys(&[(0, 1 << 40)]).is_none(), "no batch begins there");
         assert!(ready.places.hold(&set));
         let places = ready.table.places_of(hash);
-        assert_eq!(
-            index.resolve_seen(ready, &mut peek, hash, &places),
-            know_places,
-            "whether they are compared as they are seen"
-        );
-        if !know_places {
+        assert_eq!(index.resolve_seen(ready, &mut peek, hash, &places), is_seen, "{what}");
+        if !is_seen {
             index.resolve_hash(ready, &mut peek, hash).unwrap();
         }
         let left: Vec<i64> = ready.table.places_of(hash).iter().map(|place| place.offset).collect();
-        assert_eq!(left, stay, "{others:?}, {know_places}");
+        assert_eq!(left, stay, "{what}");
         drop(state);
         assert_eq!(index.get(b"a").unwrap().unwrap().offset().get(), 2);
     }
@@ -446,9 +505,29 @@ mod tests {
     #[test]
     fn of_one_key_the_newest_stays_and_of_two_that_collide_both() {
         for know_places in [true, false] {
-            check(&[0], know_places, &[2]);
-            check(&[1], know_places, &[2, 1]);
-            check(&[1, 0], know_places, &[2, 1]);
+            for shape in [Shape::Batches, Shape::Batch, Shape::Rolled, Shape::Sealed] {
+                check(shape, &[0], know_places, (know_places, &[2]));
+                check(shape, &[1], know_places, (know_places, &[2, 1]));
+                check(shape, &[1, 0], know_places, (know_places, &[2, 1]));
+            }
+        }
+    }
+
+    #[cfg(feature = "lz4")]
+    #[test]
+    fn keys_that_are_compressed_are_compared_too() {
+        for know_places in [true, false] {
+            check(Shape::Compressed, &[0], know_places, (false, &[2]));
+            check(Shape::Compressed, &[1, 0], know_places, (false, &[2, 1]));
+        }
+    }
+
+    #[test]
+    fn what_lies_before_the_log_start_stays_nowhere() {
+        for know_places in [true, false] {
+            check(Shape::StartRaised, &[0], know_places, (false, &[2]));
+            check(Shape::StartRaised, &[1], know_places, (false, &[2, 1]));
+            check(Shape::StartRaised, &[1, 0], know_places, (false, &[2, 1]));
         }
     }
 }
