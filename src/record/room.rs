@@ -49,8 +49,7 @@ impl<'a> Room<'a> {
     #[inline(never)]
     fn grow(&mut self, end: usize) {
         self.bytes.reserve(end.saturating_sub(self.bytes.len()));
-        let ahead = self.bytes.capacity().min(end.saturating_add(GROW_BYTES));
-        self.bytes.resize(ahead.max(end), 0);
+        self.bytes.resize(self.bytes.capacity().min(end.saturating_add(GROW_BYTES)), 0);
     }
 
     /// So many of the bytes that [`next`](Self::next) gave count now.
