@@ -545,7 +545,7 @@ mod tests {
         std::thread::scope(|scope| {
             let committing = scope.spawn(commit);
             // Until it waits for the lock.
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            (0..100_000).for_each(|_| std::thread::yield_now());
             groups.shared.in_use.note("g", true);
             drop(held);
             assert!(matches!(committing.join().unwrap(), Err(Error::Fenced { .. })));

@@ -51,10 +51,9 @@ impl KeyIndex {
     pub(super) fn ready<'a>(&self, state: &'a mut State) -> Result<&'a mut Ready> {
         for _ in 0..TRIES {
             if let State::Ready(ready) = state {
-                let is_decided = ready.undecided_from.is_some_and(|from| self.log.last_stable_offset() > from);
                 let taken = match self.has_been_outrun() {
                     true => Taken::Outrun,
-                    false if self.log.key_queue.len() == 0 && !is_decided => break,
+                    false if self.is_up_to_date(ready) => break,
                     false => self.take_over(ready)?,
                 };
                 match taken {
@@ -79,6 +78,13 @@ impl KeyIndex {
                 Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
             }
         }
+    }
+
+    /// Whether nothing was appended or decided since it took something over; of no meaning once it has been outrun.
+    #[inline]
+    pub(super) fn is_up_to_date(&self, ready: &Ready) -> bool {
+        let is_decided = ready.undecided_from.is_some_and(|from| self.log.last_stable_offset() > from);
+        self.log.key_queue.len() == 0 && !is_decided
     }
 
     /// Whether more was appended than anybody took over, so that the queue has ended.

@@ -207,6 +207,9 @@ impl KeyIndex {
     /// The newest record of a key, `None` if there is none or it is a tombstone.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
         self.log.check_open()?;
+        if let Some(found) = self.get_at_once(key) {
+            return Ok(found);
+        }
         for _ in 0..LOOKS {
             let mut state = self.state.lock();
             // Before the table is asked: if this is still the set afterwards, both belong together. Behind the lock, so that
@@ -237,12 +240,37 @@ impl KeyIndex {
                 if hint.map(u64::from) != Some(found.position) {
                     self.note_place(hash, place.offset, found.position, set.replacements);
                 }
-                let is_live = !found.record.is_tombstone() && !self.log.has_expired(&found.record);
-                return Ok(is_live.then_some(found.record));
+                return Ok(self.live(found.record));
             }
         }
         let what = "a look-up while segments are exchanged at every try; ask again";
         Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
+    }
+
+    /// The answer where everything is as it is most often: nothing waits to be taken over, one record alone has the hash, and it is
+    /// in a map. Shares nothing that others count references of but that map.
+    #[inline]
+    fn get_at_once(&self, key: &[u8]) -> Option<Option<StoredRecord>> {
+        let state = self.state.lock();
+        let State::Ready(ready) = &*state else { return None };
+        if self.has_been_outrun() || !self.is_up_to_date(ready) {
+            return None;
+        }
+        let Some((newest, is_only)) = ready.table.newest(key_queue::hash(&ready.secret, key)) else {
+            return Some(None);
+        };
+        let position = newest.position.filter(|_| is_only)?;
+        let replacements = ready.places.replacements()?;
+        drop(state);
+        // What is found there is the answer, whatever was appended or compacted since the table was asked. What is not may have
+        // been compacted away.
+        let record = self.log.record_in_map(newest.offset, (position, replacements), &LIMITS)?;
+        (record.key() == Some(key)).then(|| self.live(record))
+    }
+
+    fn live(&self, record: StoredRecord) -> Option<StoredRecord> {
+        let is_live = !record.is_tombstone() && !self.log.has_expired(&record);
+        is_live.then_some(record)
     }
 
     /// Notes where a batch was found, unless segments were exchanged meanwhile.
@@ -353,5 +381,79 @@ impl KeyIndex {
 impl Drop for KeyIndex {
     fn drop(&mut self) {
         self.budget.exchange(self.state.lock().counted(), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::FaultVfs;
+    use crate::record::Record;
+    use crate::store::{Store, Upkeep};
+    use crate::topic::{CleanupPolicy, Topic, TopicConfig};
+
+    fn index(topic: &Topic) -> &KeyIndex {
+        topic.index(0).unwrap()
+    }
+
+    /// What is found of a key at once, after something was done to a topic in which "a" has the offsets 0 and 2 and "d" was deleted,
+    /// in a segment each: `None` if that needs another look. And what is found then.
+    fn check(act: impl FnOnce(&Store, &Topic), key: &str, at_once: Option<Option<i64>>, then: Option<i64>) {
+        // The simulated disk can be mapped.
+        let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let config = TopicConfig::default()
+            .cleanup_policy(CleanupPolicy::Compact)
+            .segment_bytes(256)
+            .min_cleanable_dirty_ratio(0.0);
+        let topic = store.create_topic("t", config).unwrap();
+        ["a", "b", "a"].iter().for_each(|key| drop(topic.append(Record::keyed(*key, vec![b'v'; 100])).unwrap()));
+        topic.append(Record::tombstone("d")).unwrap();
+        // Makes the index and the maps; then upkeep takes the older offset out.
+        assert_eq!(topic.get("a").unwrap().unwrap().offset().get(), 2);
+        index(&topic).upkeep();
+        act(&store, &topic);
+        let index = index(&topic);
+        let offset = |found: Option<StoredRecord>| found.map(|record| record.offset().get());
+        assert_eq!(index.get_at_once(key.as_bytes()).map(offset), at_once);
+        assert_eq!(offset(index.get(key.as_bytes()).unwrap()), then);
+        store.close().unwrap();
+    }
+
+    #[test]
+    fn most_look_ups_are_answered_at_once() {
+        check(|_, _| {}, "a", Some(Some(2)), Some(2));
+        check(|_, _| {}, "d", Some(None), None);
+        check(|_, _| {}, "nothing", Some(None), None);
+    }
+
+    #[test]
+    fn what_was_appended_since_is_taken_over_first() {
+        check(|_, topic| drop(topic.append(Record::keyed("a", "new")).unwrap()), "a", None, Some(4));
+        check(|_, topic| drop(topic.append(Record::keyed("b", "new")).unwrap()), "a", None, Some(2));
+        check(|_, topic| drop(topic.append(Record::tombstone("a")).unwrap()), "a", None, None);
+    }
+
+    #[test]
+    fn of_two_keys_with_one_hash_both_are_looked_at() {
+        let collide = |_: &Store, topic: &Topic| {
+            let mut state = index(topic).state.lock();
+            let State::Ready(ready) = &mut *state else { panic!("it was used") };
+            let hash = key_queue::hash(&ready.secret, b"a");
+            let entry = ready.table.entry(hash, 1, 0).unwrap();
+            ready.table.insert(entry);
+        };
+        check(collide, "a", None, Some(2));
+    }
+
+    #[test]
+    fn a_place_from_before_a_compaction_is_not_used() {
+        let compact = |store: &Store, topic: &Topic| {
+            topic.append(Record::keyed("c", vec![b'v'; 100])).unwrap();
+            index(topic).upkeep();
+            while index(topic).log.snapshot().replacements == 0 {
+                assert!(!store.tick().unwrap().is_idle(), "it is to be compacted");
+            }
+        };
+        check(compact, "a", None, Some(2));
     }
 }

@@ -61,6 +61,12 @@ impl Places {
         self.hold_for(set.replacements)
     }
 
+    /// For how many replacements they hold.
+    #[inline]
+    pub(super) fn replacements(&self) -> Option<u64> {
+        self.replacements
+    }
+
     pub(super) fn hold_for(&self, replacements: u64) -> bool {
         self.replacements == Some(replacements)
     }

@@ -376,14 +376,31 @@ impl Log {
         else {
             return Ok(None);
         };
-        if header.base_offset > offset || header.is_control() {
-            return Ok(None);
+        let record = record_of(&header, batch, offset, limits);
+        let record = record.map_err(|error| failed_batch(Some(segment), position, &header, &error))?;
+        Ok(record.map(|record| FoundRecord { record, position }))
+    }
+
+    /// The record at an offset, if the newest segments have it in a map that is there, in a batch that begins where somebody noted
+    /// who has seen so many replacements of segments. `None` wherever something is not as it is most often.
+    #[inline]
+    pub(crate) fn record_in_map(
+        &self,
+        offset: i64,
+        (position, replacements): (u32, u64),
+        limits: &DecodeLimits,
+    ) -> Option<StoredRecord> {
+        if offset < self.log_start() {
+            return None;
         }
-        let failed = |error: BatchError| failed_batch(Some(segment), position, &header, &error);
-        let body = record::decode_taking(&header, batch, limits).map_err(failed)?;
-        let Some(view) = RecordsState::new(&header).find(offset, &body).map_err(failed)? else { return Ok(None) };
-        let place = view.place();
-        Ok(Some(FoundRecord { record: StoredRecord::taking(body, &header, place), position }))
+        let (header, batch) = {
+            let set = self.set.read();
+            let segment = set.segments.get(set.index_of(offset)).filter(|_| set.replacements == replacements)?;
+            let place = (offset, Start::Noted(position.into()));
+            let (_, header, batch) = segment.batch_in_map(set.epochs.as_ref(), self.env.verify, place)?;
+            (header, batch)
+        };
+        record_of(&header, batch, offset, limits).ok()?
     }
 
     /// One past the last offset that a reader may see.
@@ -578,6 +595,22 @@ impl Reader {
         let position = place.map_or(0, |place| place.cursor.position().saturating_sub(header.size_bytes() as u64));
         failed_batch(segment, position, header, error)
     }
+}
+
+/// The record at an offset, out of the batch that was found for it.
+#[inline]
+fn record_of(
+    header: &BatchHeader,
+    batch: SharedBytes,
+    offset: i64,
+    limits: &DecodeLimits,
+) -> std::result::Result<Option<StoredRecord>, BatchError> {
+    if header.base_offset > offset || header.is_control() {
+        return Ok(None);
+    }
+    let body = record::decode_taking(header, batch, limits)?;
+    let place = RecordsState::new(header).find(offset, &body)?.map(|view| view.place());
+    Ok(place.map(|place| StoredRecord::taking(body, header, place)))
 }
 
 /// What is wrong with a batch that is to be read.

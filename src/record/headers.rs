@@ -95,6 +95,7 @@ impl<'a> HeadersRef<'a> {
     }
 
     /// How many there are.
+    #[inline]
     pub fn len(&self) -> usize {
         match self.0 {
             Headers::Slice(headers) => headers.len(),
@@ -105,6 +106,7 @@ impl<'a> HeadersRef<'a> {
     }
 
     /// Whether there are none.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -78,6 +78,9 @@ const HEADER_BYTES: u64 = 61;
 /// they want to exchange the map.
 const IN_MAP_BYTES_MAX: u64 = 256 << 10;
 
+/// So much of a record comes before its value, most often.
+const FIRST_RECORD_BYTES: usize = 32;
+
 /// Whether a batch is to be compared with its CRC before it is believed.
 #[inline]
 fn must_check(verify: Verify, mapped: Option<&Mapped>, position: u64, is_sealed: bool) -> bool {
@@ -392,11 +395,13 @@ impl Segment {
         self.log().look(|mapped| {
             let (mut position, mut base) = (began, None);
             loop {
-                let header_end = position.checked_add(HEADER_BYTES)?;
                 let bytes = mapped.bytes().get(usize::try_from(position).ok()?..)?;
-                if !mapped.is_prepared(position, header_end, is_sealed) {
+                let near_end = position + (bytes.len() as u64).min(HEADER_BYTES + FIRST_RECORD_BYTES as u64);
+                if !mapped.is_prepared(position, near_end, is_sealed) {
                     return None;
                 }
+                // The records are asked of the memory together with the header: where neither is in a cache they come at once then.
+                std::hint::black_box(bytes.get(HEADER_BYTES as usize + FIRST_RECORD_BYTES - 1).copied());
                 let header = BatchHeader::decode(bytes).ok()?;
                 // The entry is the offset that its batch ends at; what follows begins where the one before it ended.
                 let is_in_order = last.take().is_none_or(|last| header.last_offset() == last)

@@ -329,10 +329,12 @@ impl Topic {
         self.index(partition.into().get())?.count_keys()
     }
 
-    fn index(&self, partition: u32) -> Result<&KeyIndex> {
+    pub(crate) fn index(&self, partition: u32) -> Result<&KeyIndex> {
+        if let Some(found) = self.inner.index_of(partition) {
+            return Ok(found);
+        }
         self.at(partition)?;
-        let found = self.inner.index_of(partition);
-        found.ok_or_else(|| Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) })
+        Err(Error::UnknownTopic { name: format!("{}-{partition}", self.inner.name) })
     }
 
     /// Appends many records: those of one partition as one batch each, in the order given. Returns where each batch
