@@ -1,6 +1,7 @@
 //! Scripts on the simulated disk, the disks that a crash leaves, and what is asked of each.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -48,7 +49,7 @@ impl Sweep {
     }
 
     /// Runs a check; a panic is a failure like any other.
-    pub(crate) fn guard<R>(&mut self, what: &str, call: impl FnOnce() -> Result<R, String>) -> Option<R> {
+    pub(crate) fn guard<R>(&mut self, what: impl Display, call: impl FnOnce() -> Result<R, String>) -> Option<R> {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(problem)) => self.fail(format!("{what}: {problem}")),
@@ -250,7 +251,7 @@ pub(crate) fn crash_script(sweep: &mut Sweep, base: &Base, ops: &[Op]) {
                 continue;
             }
             let deep = state.hash.is_multiple_of(8);
-            sweep.guard(&format!("{what}: {state}"), || verify(&state.image, &runner.model, survives, deep));
+            sweep.guard(format_args!("{what}: {state}"), || verify(&state.image, &runner.model, survives, deep));
         }
     }
 }
