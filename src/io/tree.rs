@@ -54,21 +54,28 @@ impl<F: Clone> Tree<F> {
     pub(crate) fn directory(&self, path: &Path) -> io::Result<DirectoryId> {
         let mut directory = ROOT;
         for name in plain_names(path) {
-            let name = name?;
-            directory = match self.directories.get(&directory).and_then(|names| names.get(name)) {
-                Some(Entry::Directory(id)) => *id,
-                Some(Entry::File(_)) => return Err(ErrorKind::NotADirectory.into()),
-                None => return Err(ErrorKind::NotFound.into()),
-            };
+            directory = self.directory_in(directory, name?)?;
         }
         Ok(directory)
     }
 
+    fn directory_in(&self, directory: DirectoryId, name: &str) -> io::Result<DirectoryId> {
+        match self.directories.get(&directory).and_then(|names| names.get(name)) {
+            Some(Entry::Directory(id)) => Ok(*id),
+            Some(Entry::File(_)) => Err(ErrorKind::NotADirectory.into()),
+            None => Err(ErrorKind::NotFound.into()),
+        }
+    }
+
     /// The directory in which a path's last name is looked up, and that name.
     pub(crate) fn place(&self, path: &Path) -> io::Result<Place> {
-        let name = plain_names(path).last().ok_or(ErrorKind::InvalidInput)??;
-        // The parent of a path with a last name exists.
-        Ok((self.directory(path.parent().unwrap_or(Path::new("")))?, name.to_owned()))
+        let mut names = plain_names(path);
+        let (mut directory, mut last) = (ROOT, names.next().ok_or(ErrorKind::InvalidInput)??);
+        for name in names {
+            directory = self.directory_in(directory, last)?;
+            last = name?;
+        }
+        Ok((directory, last.to_owned()))
     }
 
     /// What a place holds.

@@ -168,7 +168,7 @@ impl Machine {
             let state = file.state.lock();
             (state.visible.clone(), state.modified_ms)
         };
-        fill(&mut image, "", ROOT, &names, &content);
+        fill(&mut image, &mut String::new(), ROOT, &names, &content);
         image
     }
 
@@ -300,22 +300,25 @@ pub(super) fn remove_name_of(
 /// Adds a directory and all below it to an image.
 pub(super) fn fill<'a>(
     image: &mut Image,
-    prefix: &str,
+    prefix: &mut String,
     directory: DirectoryId,
     names: &impl Fn(DirectoryId) -> Option<&'a Names<File>>,
     content: &impl Fn(&File) -> (Content, Timestamp),
 ) {
+    let before = prefix.len();
     for (name, entry) in names(directory).into_iter().flatten() {
-        let path = format!("{prefix}{name}");
+        prefix.push_str(name);
         match entry {
             Entry::File(file) => {
                 let (content, modified_ms) = content(file);
-                image.nodes.insert(path.into(), Node::File { content, modified_ms });
+                image.nodes.insert(prefix.as_str().into(), Node::File { content, modified_ms });
             }
             Entry::Directory(id) => {
-                fill(image, &format!("{path}/"), *id, names, content);
-                image.nodes.insert(path.into(), Node::Directory);
+                image.nodes.insert(prefix.as_str().into(), Node::Directory);
+                prefix.push('/');
+                fill(image, prefix, *id, names, content);
             }
         }
+        prefix.truncate(before);
     }
 }

@@ -158,7 +158,7 @@ impl Moment {
             Some(frozen) => (data.get(&file.number).unwrap_or(&frozen.durable).clone(), frozen.modified_ms),
             None => (Content::default(), 0),
         };
-        fill(&mut image, "", ROOT, &names_in, &content);
+        fill(&mut image, &mut String::new(), ROOT, &names_in, &content);
         image
     }
 
