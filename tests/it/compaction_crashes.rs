@@ -343,7 +343,7 @@ fn crashes<'a>(sweep: &mut Sweep, stores: &'a [Filled]) -> Vec<Crash<'a>> {
     crashes
 }
 
-/// Of three seeds there are some 75,000 states, of eleven more than 250,000, which take seven minutes.
+/// Of three seeds there are some 75,000 states, of eleven more than 250,000.
 pub(crate) fn crash_sweep(states: u64, seeds: u64) -> Sweep {
     let mut sweep = Sweep::new("crash states of compaction and retention", states);
     let (stores, mut seen) = (stores(seeds), Seen::default());
@@ -464,7 +464,7 @@ pub(crate) fn fault_sweep(faults: u64) -> Sweep {
 
 #[test]
 fn every_crash_in_compaction_and_retention_leaves_a_log_that_holds() {
-    crash_sweep(60_000, 3).finish(60_000);
+    crash_sweep(250_000, 11).finish(250_000);
 }
 
 #[test]
