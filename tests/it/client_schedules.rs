@@ -1,5 +1,5 @@
 //! Schedules of readers that wait, of groups that commit, and of producers; how they are run says
-//! [`schedules`](crate::schedules).
+//! the [crate](crate).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use topiclog::{
     TopicConfig, TopicPartition, Upkeep,
 };
 
-use crate::schedules::{explore, log_of, machine, open, open_with, text};
+use crate::{explore, log_of, machine, open, open_with, text};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

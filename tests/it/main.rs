@@ -2,13 +2,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests read fixtures as plain files")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at the first surprise and says why")]
 
-/// Says a line whether the test passes or not: counts and skips are to be seen in every run.
-macro_rules! tell {
-    ($($words:tt)*) => {{
-        use std::io::Write as _;
-        writeln!(std::io::stderr(), $($words)*).ok();
-    }};
-}
+#[macro_use]
+mod tell;
 
 mod adoption;
 #[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
@@ -16,8 +11,6 @@ mod adoption_crashes;
 mod api;
 mod cleaner_pitfalls;
 mod cleaner_rules;
-#[cfg(topiclog_shuttle)]
-mod client_schedules;
 mod codec_props;
 mod compaction;
 mod compaction_by_index;
@@ -28,8 +21,6 @@ mod consumers;
 mod consumers_go_on;
 mod consumers_model;
 mod crashes;
-#[cfg(topiclog_planted)]
-mod damage;
 #[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 mod damage_kafka;
 mod damage_sweeps;
@@ -56,14 +47,10 @@ mod members;
 mod names;
 mod old_formats;
 mod own_format;
-#[cfg(topiclog_planted)]
-mod planted;
 mod processes;
 mod producers;
 mod recoveries;
 mod regressions;
-#[cfg(topiclog_shuttle)]
-mod schedules;
 mod simulator;
 mod suites;
 mod support;

@@ -1,7 +1,29 @@
 //! Bugs on purpose: each is switched on in turn, and some sweep has to find it.
 //!
-//! `TOPICLOG_CFG=topiclog_planted RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-with-cfg cargo test --all-features --test it planted::`
-//! runs it.
+//! `RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-planted cargo test --all-features --test planted planted_bug` runs it.
+#![cfg(topiclog_planted)]
+#![allow(clippy::disallowed_methods, reason = "tests read fixtures as plain files")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test stops at the first surprise and says why")]
+#![allow(dead_code, reason = "of the modules only the sweeps are run here, all of them by `it`")]
+
+#[macro_use]
+mod tell;
+
+mod compaction;
+mod compaction_by_index;
+mod compaction_crashes;
+mod crashes;
+mod damage;
+mod durability;
+mod golden;
+mod group_kills;
+mod kafka_dirs;
+mod kernel;
+mod kills;
+mod processes;
+mod recoveries;
+mod regressions;
+mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
