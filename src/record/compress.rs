@@ -398,9 +398,11 @@ mod zstandard {
     //! A decoder of streams keeps the frame's window in memory. From level 20 on the Java client asks for one of 32 to 128 MiB,
     //! whatever the size of the batch: such a frame is decompressed in one piece, and what comes out is its window.
 
+    use std::cell::RefCell;
     use std::io::{self, Write as _};
 
     use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode as Code;
+    use zstd::zstd_safe::{DCtx, ResetDirective};
 
     use super::{BatchError, Compression, failed, read_capped};
 
@@ -408,6 +410,8 @@ mod zstandard {
     const LEVEL_DEFAULT: i32 = 3;
     /// The largest window that is kept in memory, and that is asked for: 8 MiB.
     const WINDOW_LOG_MAX: u32 = 23;
+    /// A context with more memory than this is not kept: enough for frames of all levels below 17.
+    const CONTEXT_BYTES_MAX: usize = 5 << 20;
     /// What is first tried as the size of a frame that is decompressed in one piece.
     const PIECE_BYTES: usize = 1 << 20;
 
@@ -431,13 +435,12 @@ mod zstandard {
     }
 
     pub(super) fn decompress(body: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), BatchError> {
-        let decoder = zstd::stream::read::Decoder::with_buffer(body).and_then(|mut decoder| {
-            decoder.window_log_max(WINDOW_LOG_MAX)?;
-            Ok(decoder)
-        });
-        let mut decoder = decoder.map_err(|error| failed(Compression::Zstd, error))?;
         let before = out.len();
-        match read_capped(&mut decoder, out, limit) {
+        match with_context(|context| {
+            let mut decoder = zstd::stream::read::Decoder::with_context(body, context);
+            decoder.window_log_max(WINDOW_LOG_MAX)?;
+            read_capped(&mut decoder, out, limit)
+        }) {
             Ok(read) => read,
             Err(error) if is(&error, Code::ZSTD_error_frameParameter_windowTooLarge) => {
                 out.truncate(before);
@@ -445,6 +448,24 @@ mod zstandard {
             }
             Err(error) => Err(failed(Compression::Zstd, error)),
         }
+    }
+
+    thread_local! {
+        /// What decompressed the batch before. To make one for each takes longer than to decompress a small batch, as the
+        /// memory of its window is taken anew each time.
+        pub(super) static CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+    }
+
+    /// Lets a call decompress with the context that this thread has kept, or with a new one.
+    fn with_context<R>(call: impl FnOnce(&mut DCtx<'static>) -> io::Result<R>) -> io::Result<R> {
+        let kept = CONTEXT.try_with(RefCell::take).ok().flatten();
+        let mut context = kept.or_else(DCtx::try_create).ok_or(io::ErrorKind::OutOfMemory)?;
+        let result = call(&mut context);
+        let is_new = context.reset(ResetDirective::SessionAndParameters).is_ok();
+        if is_new && context.sizeof() <= CONTEXT_BYTES_MAX {
+            CONTEXT.try_with(|kept| kept.replace(Some(context))).ok();
+        }
+        result
     }
 
     fn is(error: &io::Error, code: Code) -> bool {
@@ -693,6 +714,36 @@ mod tests {
             let large: Vec<u8> = large.into_iter().cycle().take(9 << 20).collect();
             let sized = zstd::bulk::compress(&large, 3).unwrap();
             assert!(unpacked(codec, &sized, 16 << 20).unwrap() == large);
+        }
+
+        /// The context of a thread has decompressed other frames, to their end or not.
+        #[cfg(feature = "zstd")]
+        #[test]
+        fn a_zstd_context_knows_nothing_of_the_frame_before_and_stays_small() {
+            let codec = Compression::Zstd;
+            let sample = sample();
+            let at_level = |level| {
+                let mut out = Vec::new();
+                compress(codec, Some(level), &sample, &mut out).unwrap();
+                out
+            };
+            let kept_bytes = || zstandard::CONTEXT.with_borrow(|kept| kept.as_ref().map(|context| context.sizeof()));
+            let frame = packed(codec, &sample);
+            let is_read = || assert!(unpacked(codec, &frame, 1 << 20).unwrap() == sample);
+            is_read();
+            let bytes = kept_bytes().unwrap();
+            assert!((2 << 20..3 << 20).contains(&bytes), "{bytes}");
+            for damaged in [&frame[..frame.len() / 2], &frame[5..], b"", b"x", &with_window(27, b"a")[..9]] {
+                assert!(unpacked(codec, damaged, 1 << 20).is_err() || damaged.is_empty());
+                is_read();
+            }
+            let limit = 1000;
+            assert_eq!(unpacked(codec, &frame, limit), Err(BatchError::DecompressedTooLarge { limit }));
+            is_read();
+            assert!(unpacked(codec, &at_level(16), 1 << 20).unwrap() == sample && kept_bytes().unwrap() < 5 << 20);
+            assert!(unpacked(codec, &at_level(19), 1 << 20).unwrap() == sample && kept_bytes().is_none());
+            is_read();
+            assert_eq!(kept_bytes(), Some(bytes));
         }
 
         /// What is first tried for a frame in one piece.
