@@ -652,7 +652,16 @@ mod tests {
         append(&log, &[b'f'; WINDOW_WRITE_BYTES_MAX], true);
         assert_eq!(ways(&vfs), (4, 2), "it would reach beyond the space");
         let bytes = log.chunk(0, log.published(), None).unwrap().bytes;
-        assert!(bytes.starts_with(b"abcd") && bytes[WINDOW_WRITE_BYTES_MAX + 4..].starts_with(b"ef"));
+        let runs = [
+            (b'a', 1),
+            (b'b', 1),
+            (b'c', 1),
+            (b'd', WINDOW_WRITE_BYTES_MAX + 1),
+            (b'e', 1),
+            (b'f', WINDOW_WRITE_BYTES_MAX),
+        ];
+        let expected: Vec<u8> = runs.into_iter().flat_map(|(byte, count)| vec![byte; count]).collect();
+        assert!(bytes[..] == expected, "what was written beside the window stays");
     }
 
     #[test]
