@@ -417,7 +417,7 @@ mod tests {
         /// One batch.
         Batch,
         /// One batch that has to be decompressed.
-        #[cfg_attr(not(feature = "lz4"), expect(dead_code, reason = "nothing can be compressed"))]
+        #[cfg_attr(not(feature = "lz4"), allow(dead_code, reason = "nothing can be compressed"))]
         Compressed,
         /// A segment each.
         Rolled,

@@ -9,7 +9,7 @@ use topiclog::clock::ManualClock;
 use topiclog::io::{Fault, FaultPlan, FaultVfs, LockKind, MemoryVfs, OpKind, OpenMode, Vfs, VfsLock, errno};
 use topiclog::{AppendOptions, Durability, Error, Partition, Record, Store, TopicConfig, Upkeep};
 
-use crate::support::expect_windows;
+use crate::support::directory_with_windows;
 use crate::support::layered::{Layer, Layered, WatchedReads};
 
 /// A file system without locks.
@@ -797,8 +797,7 @@ fn a_batch_that_is_too_large_to_be_looked_into_is_no_damage() {
 /// beside it meanwhile: large ones, and those that were synced at once.
 #[test]
 fn what_is_written_beside_a_window_is_not_lost_to_it() {
-    let directory = tempfile::tempdir().unwrap();
-    expect_windows("what_is_written_beside_a_window_is_not_lost_to_it", directory.path());
+    let directory = directory_with_windows("what_is_written_beside_a_window_is_not_lost_to_it");
     let store = Store::open(directory.path().join("store")).unwrap();
     let topic = store.create_topic("t", TopicConfig::default().durability(Durability::Os)).unwrap();
     let partition = topic.partition(0).unwrap();

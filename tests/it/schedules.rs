@@ -1,8 +1,9 @@
 //! Schedules: small programs of a few threads, each run in thousands of the orders that their steps can take.
 //!
-//! `RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-shuttle cargo test --all-features --test schedules` runs them. Between any two steps, that is at each lock and each atomic access of the crate and of the simulated disk
-//! below it, `shuttle` decides which thread goes on; threads that all wait for each other are a failure. A failure prints
-//! its schedule; with that in `TOPICLOG_SCHEDULE` the scenario that met it runs once more, in that order alone.
+//! `RUSTC_WORKSPACE_WRAPPER=$PWD/.ci/rustc-shuttle cargo test --all-features --test schedules` runs them. Between any two
+//! steps, that is at each lock and each atomic access of the crate and of the simulated disk below it, `shuttle` decides
+//! which thread goes on; threads that all wait for each other are a failure. A failure prints its schedule; with that in
+//! `TOPICLOG_SCHEDULE` the scenario that met it runs once more, in that order alone.
 //!
 //! What a scenario keeps for itself is in plain `std` types: they are no steps, so that looking on does not add orders.
 #![cfg(topiclog_shuttle)]

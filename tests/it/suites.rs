@@ -6,13 +6,12 @@ use std::path::Path;
 use topiclog::io::{CrashProfile, DiskVfs, FaultVfs, Image, MemoryVfs, OpenMode, Vfs, VfsFile};
 use topiclog::testing::vfs_suite;
 
-use crate::support::expect_windows;
+use crate::support::directory_with_windows;
 use crate::support::simulate::{Random, seed};
 
 #[test]
 fn disk() {
-    let root = tempfile::tempdir().unwrap();
-    expect_windows("disk", root.path());
+    let root = directory_with_windows("disk");
     vfs_suite::run(&DiskVfs::new(), root.path());
 }
 

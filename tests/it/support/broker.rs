@@ -58,6 +58,7 @@ impl BrokerLog {
     }
 
     /// What comes next is of this leader epoch.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "asked for by tests of that feature"))]
     pub(crate) fn led(mut self, leader_epoch: i32) -> Self {
         self.leader_epoch = leader_epoch;
         self

@@ -9,8 +9,7 @@ pub(crate) mod oracle;
 pub(crate) mod simulate;
 pub(crate) mod upkeep;
 
-use std::path::Path;
-
+use tempfile::TempDir;
 use topiclog::io::{DiskVfs, OpenMode, Vfs};
 
 /// Says that a test is not run, or not as it is meant to be: a failure where `TOPICLOG_REQUIRE_TOOLS` is `1`.
@@ -19,11 +18,20 @@ pub(crate) fn skipped(test: &str, why: &str) {
     assert!(std::env::var("TOPICLOG_REQUIRE_TOOLS").as_deref() != Ok("1"), "{test} must not be skipped: {why}");
 }
 
-/// For a test that is about windows into files below a directory, and passes without them.
-pub(crate) fn expect_windows(test: &str, directory: &Path) {
-    let file = DiskVfs::new().open(&directory.join("windows"), OpenMode::CreateNew).unwrap();
-    file.set_len(4096).unwrap();
-    if cfg!(target_os = "linux") && file.window(0, 4096).unwrap().is_none() {
-        skipped(test, "the file system of the temporary directory gives no window, or the kernel is older than 5.14");
+/// A directory for a test that is about windows into files, and passes without them: of whatever file system gives some.
+pub(crate) fn directory_with_windows(test: &str) -> TempDir {
+    let gives_some = |directory: &TempDir| {
+        let file = DiskVfs::new().open(&directory.path().join("windows"), OpenMode::CreateNew).unwrap();
+        file.set_len(4096).unwrap();
+        file.window(0, 4096).unwrap().is_some()
+    };
+    let in_memory = || tempfile::tempdir_in("/dev/shm").ok().filter(gives_some);
+    let usual = tempfile::tempdir().unwrap();
+    if !cfg!(target_os = "linux") || gives_some(&usual) {
+        return usual;
     }
+    in_memory().unwrap_or_else(|| {
+        skipped(test, "no file system at hand gives a window, or the kernel is older than 5.14");
+        usual
+    })
 }
