@@ -22,7 +22,7 @@ use crate::ids::{Offset, PartitionId, TopicName, TopicPartition, Uuid};
 use crate::io::replace::{TwoSlots, remove_if_there, replace_file};
 use crate::planted::{Bug, is};
 use crate::position::{PartitionPosition, Position};
-use crate::record::{self, AsRecord, BatchSpec, BatchSummary, RecordRef, TimestampType};
+use crate::record::{self, AsRecord, BatchError, BatchSpec, BatchSummary, RecordRef, TimestampType};
 use crate::segment::log_file::CutBack;
 use crate::segment::name::{Suffix, file_name};
 use crate::segment::{BatchFacts, Segment, SegmentOptions, State};
@@ -161,16 +161,13 @@ impl Log {
             ..BatchSpec::new(0)
         };
         let mut refused = None;
-        let allowed = records.iter().map_while(|record| {
-            match check_record(&record.as_record(), &settings, now_ms, options.has_keys_of_the_log) {
-                Ok(()) => Some(record),
-                Err(error) => {
-                    refused = Some(error);
-                    None
-                }
-            }
-        });
-        let encoded = record::encode_batch_over(buffer, &spec, allowed);
+        let check = |record: &RecordRef<'_>| {
+            check_record(record, &settings, now_ms, options.has_keys_of_the_log).map_err(|error| {
+                refused = Some(error);
+                BatchError::Unencodable { what: "a record is refused" }
+            })
+        };
+        let encoded = record::encode_batch_over(buffer, &spec, records, check);
         refused.map_or_else(|| encoded.map_err(|error| encode_error(&error)), Err)
     }
 

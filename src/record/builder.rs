@@ -118,34 +118,41 @@ where
 {
     let start = out.len();
     let mut room = Room::behind(out);
-    let made = encode_in(&mut room, spec, records);
+    let made = encode_in(&mut room, spec, records, |_| Ok(()));
     room.cut(if made.is_ok() { usize::MAX } else { start });
     made
 }
 
 /// [`encode_batch`] over whatever is in `scratch`: the batch is as many bytes from its start on as the summary says. Whoever
-/// hands in the same one again pays nothing to have it filled with zeros.
+/// hands in the same one again pays nothing to have it filled with zeros. `check` may refuse a record, by its time, its headers
+/// and the lengths of its key and value: it is not asked again where all of these are those of the record before.
 #[inline]
 pub(crate) fn encode_batch_over<I>(
     scratch: &mut Vec<u8>,
     spec: &BatchSpec,
     records: I,
+    check: impl FnMut(&RecordRef<'_>) -> Result<(), BatchError>,
 ) -> Result<BatchSummary, BatchError>
 where
     I: IntoIterator<Item: AsRecord>,
 {
-    encode_in(&mut Room::over(scratch), spec, records)
+    encode_in(&mut Room::over(scratch), spec, records, check)
 }
 
 #[inline(always)]
-fn encode_in<I>(room: &mut Room<'_>, spec: &BatchSpec, records: I) -> Result<BatchSummary, BatchError>
+fn encode_in<I>(
+    room: &mut Room<'_>,
+    spec: &BatchSpec,
+    records: I,
+    mut check: impl FnMut(&RecordRef<'_>) -> Result<(), BatchError>,
+) -> Result<BatchSummary, BatchError>
 where
     I: IntoIterator<Item: AsRecord>,
 {
     spec.check()?;
     let mut open = OpenBatch::begin(room);
     for record in records {
-        open.push(room, &record, spec.append_time_ms)?;
+        open.push(room, &record, spec.append_time_ms, &mut check)?;
     }
     open.finish(room, spec)
 }
@@ -159,6 +166,8 @@ struct OpenBatch {
     max_timestamp: Timestamp,
     offset_delta_of_max_timestamp: i32,
     form: ShortForm,
+    /// The time of the record whose form it became.
+    form_timestamp: Option<Timestamp>,
 }
 
 impl OpenBatch {
@@ -172,6 +181,7 @@ impl OpenBatch {
             max_timestamp: Timestamp::MIN,
             offset_delta_of_max_timestamp: 0,
             form: ShortForm::default(),
+            form_timestamp: None,
         }
     }
 
@@ -181,8 +191,29 @@ impl OpenBatch {
         room: &mut Room<'_>,
         record: &impl AsRecord,
         append_time_ms: Timestamp,
+        check: &mut impl FnMut(&RecordRef<'_>) -> Result<(), BatchError>,
     ) -> Result<(), BatchError> {
-        let timestamp = record.as_record().timestamp.unwrap_or(append_time_ms);
+        let RecordRef { key, value, headers, timestamp, .. } = record.as_record();
+        // Most often a record looks like the one before, and all that was found out of that one holds of it.
+        if timestamp == self.form_timestamp && headers.is_none() && self.form.is_that_of(self.records, key, value) {
+            write_short(room, &self.form, self.records, key, value)?;
+            // Of a form there are not so many that this overflows.
+            self.records = self.records.wrapping_add(1);
+            return Ok(());
+        }
+        self.push_another(room, &record.as_record(), append_time_ms, check)
+    }
+
+    #[inline(never)]
+    fn push_another(
+        &mut self,
+        room: &mut Room<'_>,
+        record: &RecordRef<'_>,
+        append_time_ms: Timestamp,
+        check: &mut impl FnMut(&RecordRef<'_>) -> Result<(), BatchError>,
+    ) -> Result<(), BatchError> {
+        check(record)?;
+        let timestamp = record.timestamp.unwrap_or(append_time_ms);
         if timestamp < -1 {
             return Err(BatchError::Unencodable { what: "a timestamp is below -1" });
         }
@@ -193,6 +224,9 @@ impl OpenBatch {
         let timestamp_delta = timestamp.wrapping_sub(self.base_timestamp);
         let next = self.records.checked_add(1).ok_or_else(too_large)?;
         write_record(room, &mut self.form, self.records, timestamp_delta, record)?;
+        if record.headers.is_none() {
+            self.form_timestamp = record.timestamp;
+        }
         if timestamp > self.max_timestamp {
             self.max_timestamp = timestamp;
             self.offset_delta_of_max_timestamp = self.records;
@@ -290,6 +324,20 @@ fn too_large() -> BatchError {
     BatchError::Unencodable { what: "the batch would exceed 2147483647 bytes" }
 }
 
+/// Appends one record of this form.
+#[inline(always)]
+fn write_short(
+    room: &mut Room<'_>,
+    form: &ShortForm,
+    offset_delta: i32,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+) -> Result<(), BatchError> {
+    let written = form.write(room.next(form.room_bytes()), offset_delta, key, value);
+    room.take(form.bytes());
+    written.ok_or_else(too_large)
+}
+
 /// Appends one record in the form that `body.rs` reads. `form` is that of an earlier record, if it can be of use.
 #[inline(always)]
 fn write_record(
@@ -301,9 +349,7 @@ fn write_record(
 ) -> Result<(), BatchError> {
     let RecordRef { key, value, headers, .. } = record.as_record();
     if headers.is_none() && form.become_that_of(offset_delta, timestamp_delta, key, value) {
-        let written = form.write(room.next(form.room_bytes()), offset_delta, key, value);
-        room.take(form.bytes());
-        return written.ok_or_else(too_large);
+        return write_short(room, form, offset_delta, key, value);
     }
     // Borrowed anew, so that the short way keeps what it needs of the record in registers.
     let record = record.as_record();
@@ -528,7 +574,7 @@ impl BatchBuilder {
         let before = self.out.len();
         let open = self.open;
         let mut room = Room::behind(&mut self.out);
-        let mut pushed = self.open.push(&mut room, &record, self.spec.append_time_ms);
+        let mut pushed = self.open.push(&mut room, &record, self.spec.append_time_ms, &mut |_| Ok(()));
         if pushed.is_ok() && i32::try_from(room.end()).is_err() {
             pushed = Err(too_large());
         }
@@ -682,6 +728,44 @@ mod tests {
         let spec = BatchSpec { timestamp_type: TimestampType::LogAppendTime, append_time_ms: 50, ..BatchSpec::new(0) };
         let made = encode_batch(&mut out, &spec, records).unwrap();
         assert_eq!((made.base_timestamp, made.max_timestamp, made.offset_delta_of_max_timestamp), (5, 50, 0));
+    }
+
+    #[test]
+    fn a_record_that_differs_in_anything_is_checked_wherever_it_stands() {
+        let header = [crate::record::Header::new("h", "x")];
+        let plain = RecordRef::new(Some(b"key"), Some(b"value"));
+        let others = [
+            RecordRef { key: None, ..plain },
+            RecordRef { key: Some(b""), ..plain },
+            RecordRef { key: Some(b"longer"), ..plain },
+            RecordRef { value: None, ..plain },
+            RecordRef { value: Some(b""), ..plain },
+            RecordRef { timestamp: Some(0), ..plain },
+            RecordRef { timestamp: Some(50), ..plain },
+            RecordRef { headers: (&header[..]).into(), ..plain },
+        ];
+        let mut out = Vec::new();
+        for other in others {
+            let is_other = |record: &RecordRef<'_>| format!("{record:?}") == format!("{other:?}");
+            for at in 0..5_usize {
+                let mut records = [plain; 5];
+                records[at] = other;
+                let mut asked = Vec::new();
+                let spec = BatchSpec { append_time_ms: 50, ..BatchSpec::new(0) };
+                let check = |record: &RecordRef<'_>| {
+                    asked.push(is_other(record));
+                    Ok(())
+                };
+                encode_batch_over(&mut out, &spec, records, check).unwrap();
+                assert_eq!(asked.iter().filter(|is_other| **is_other).count(), 1, "{other:?} at {at}");
+                assert!(asked.len() <= 3, "those that look like the one before are not checked again: {asked:?}");
+                let refuse = |record: &RecordRef<'_>| {
+                    let what = "a record is refused";
+                    if is_other(record) { Err(BatchError::Unencodable { what }) } else { Ok(()) }
+                };
+                assert!(encode_batch_over(&mut out, &spec, records, refuse).is_err(), "{other:?} at {at}");
+            }
+        }
     }
 
     /// What both ways of writing a record make of it, in a batch where others stand before it.

@@ -36,10 +36,14 @@ struct Shape {
     value_length: i64,
 }
 
+#[inline(always)]
+fn length(part: Option<&[u8]>) -> i64 {
+    part.map_or(-1, |part| part.len() as i64)
+}
+
 impl Shape {
     #[inline(always)]
     fn of(timestamp_delta: i64, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
-        let length = |part: Option<&[u8]>| part.map_or(-1, |part| part.len() as i64);
         Self { timestamp_delta, key_length: length(key), value_length: length(value) }
     }
 }
@@ -54,10 +58,16 @@ impl ShortForm {
         key: Option<&[u8]>,
         value: Option<&[u8]>,
     ) -> bool {
-        let shape = Shape::of(timestamp_delta, key, value);
-        let is_that =
-            shape == self.shape && offset_delta.cast_unsigned().wrapping_sub(self.offsets_from) < self.offsets;
-        is_that || self.become_new(offset_delta, shape)
+        let is_that = timestamp_delta == self.shape.timestamp_delta && self.is_that_of(offset_delta, key, value);
+        is_that || self.become_new(offset_delta, Shape::of(timestamp_delta, key, value))
+    }
+
+    /// Whether this is the form of such a record, if its time is that of the record whose form it became.
+    #[inline(always)]
+    pub(super) fn is_that_of(&self, offset_delta: i32, key: Option<&[u8]>, value: Option<&[u8]>) -> bool {
+        length(key) == self.shape.key_length
+            && length(value) == self.shape.value_length
+            && offset_delta.cast_unsigned().wrapping_sub(self.offsets_from) < self.offsets
     }
 
     #[inline(never)]
