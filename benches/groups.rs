@@ -193,6 +193,9 @@ fn tail_spinning() {
     println!("append to seen, spinning: p50 ours {ours:?}, write and map read {raw:?}, {times:.2} times");
 }
 
+/// Most of it is what the machine takes to wake a processor, as the condition variable shows. A virtual one whose idle processors
+/// halt at once takes tens of microseconds; where its kernel lets them look around first (`guest_halt_poll_ns` of `haltpoll`,
+/// 200,000 unless somebody changed it), a few.
 fn tail_sleeping() {
     let (mut ours, mut raws) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
