@@ -1,4 +1,4 @@
-//! One batch of commits: checked, appended while nothing that forbids it can be, awaited without a lock, and then it holds.
+//! One batch of commits: checked, appended under the locks that keep it allowed, awaited without them, and then it holds.
 
 use super::commit::{Commit, CommitOptions, check_group, check_offset, value};
 use super::offset_store::Groups;
@@ -98,7 +98,10 @@ impl Groups {
         match shard.append_commits(commits, options, nobody_is_in) {
             // Those who are gone have no say.
             Err(Error::Fenced { .. }) => {
-                groups.iter().try_for_each(|(group, _)| self.let_go(group).map(drop))?;
+                for (group, _) in groups.iter().filter(|(group, _)| self.shared.in_use.has(group)) {
+                    self.let_go(group)?;
+                    self.forget_unused(group);
+                }
                 shard.append_commits(commits, options, nobody_is_in)
             }
             appended => appended,

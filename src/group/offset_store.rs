@@ -4,9 +4,8 @@
 //! still holds; the sync that its level asks for is awaited without the lock, and then the cached offsets move. Commits that
 //! are awaited at the same time settle in the order of their records.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::commit::{CommitOptions, GROUP_BYTES_MAX, check_group};
 use super::lag::lag;
@@ -386,19 +385,19 @@ impl Groups {
     }
 
     /// The partitions as they are now: of a topic that was deleted and made again nothing is remembered.
-    pub(super) fn shards(&self) -> Result<Option<Cow<'_, Arc<Shards>>>> {
+    pub(super) fn shards(&self) -> Result<Option<Arc<Shards>>> {
         self.store.check_open()?;
         // Noted before the look, so that a change during it is looked at again.
         let topics_version = self.store.topics_version();
-        if let Some(first) = self.shared.first.get()
-            && self.shared.first_version.load(Ordering::Acquire) == topics_version
+        if self.shared.first_version.load(Ordering::Acquire) == topics_version
+            && let Some(first) = self.shared.first.get().and_then(Weak::upgrade)
         {
-            return Ok(Some(Cow::Borrowed(first)));
+            return Ok(Some(first));
         }
         {
             let seen = self.shared.shards.lock();
             if let (true, Known::Topic(shards)) = (seen.topics_version == topics_version, &seen.known) {
-                return Ok(Some(Cow::Owned(Arc::clone(shards))));
+                return Ok(Some(Arc::clone(shards)));
             }
         }
         let topic = match self.store.topic(OFFSETS_TOPIC) {
@@ -409,7 +408,7 @@ impl Groups {
             }
             Err(error) => return Err(error),
         };
-        Ok(Some(Cow::Owned(self.shards_of(topics_version, &topic))))
+        Ok(Some(self.shards_of(topics_version, &topic)))
     }
 
     fn shards_of(&self, topics_version: u64, topic: &Topic) -> Arc<Shards> {
@@ -424,7 +423,7 @@ impl Groups {
 
     fn know(&self, seen: &mut Seen, now: Seen) {
         if let Known::Topic(shards) = &now.known
-            && Arc::ptr_eq(self.shared.first.get_or_init(|| Arc::clone(shards)), shards)
+            && std::ptr::eq(self.shared.first.get_or_init(|| Arc::downgrade(shards)).as_ptr(), Arc::as_ptr(shards))
         {
             self.shared.first_version.store(now.topics_version, Ordering::Release);
         }
@@ -435,13 +434,13 @@ impl Groups {
         }
     }
 
-    pub(super) fn writable_shards(&self) -> Result<Cow<'_, Arc<Shards>>> {
+    pub(super) fn writable_shards(&self) -> Result<Arc<Shards>> {
         if let Some(shards) = self.shards()? {
             return Ok(shards);
         }
         let topics_version = self.store.topics_version();
         let config = config_of(OFFSETS_TOPIC).partitions(PARTITIONS);
-        Ok(Cow::Owned(self.shards_of(topics_version, &self.store.ensure_topic(OFFSETS_TOPIC, config)?)))
+        Ok(self.shards_of(topics_version, &self.store.ensure_topic(OFFSETS_TOPIC, config)?))
     }
 }
 
@@ -453,6 +452,7 @@ mod tests {
     use crate::group::commit::{Commit, value};
     use crate::group::load::load;
     use crate::group::shards::Appended;
+    use crate::group::{JoinRequest, Reply};
     use crate::ids::Uuid;
     use crate::store::holds::Readers as _;
 
@@ -541,9 +541,16 @@ mod tests {
         let (groups, place, _) = committed_five(&MemoryVfs::new());
         let shards = groups.writable_shards().unwrap();
         let held = shards.at(partition_for_group("g", shards.count)).unwrap().state.lock();
-        let commit = || groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(6))]);
+        let has_begun = std::sync::atomic::AtomicBool::new(false);
+        let commit = || {
+            has_begun.store(true, Ordering::Release);
+            groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(6))])
+        };
         std::thread::scope(|scope| {
             let committing = scope.spawn(commit);
+            while !has_begun.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
             // Until it waits for the lock.
             (0..100_000).for_each(|_| std::thread::yield_now());
             groups.shared.in_use.note("g", true);
@@ -553,6 +560,57 @@ mod tests {
         assert_eq!(groups.committed("g", &place).unwrap().map(|found| found.offset), Some(5));
         groups.shared.in_use.note("g", false);
         commit().unwrap();
+    }
+
+    /// A member that a broker has is heard of again by what it commits.
+    #[test]
+    fn a_member_of_an_earlier_process_counts_once_it_is_heard_of() {
+        let vfs = MemoryVfs::new();
+        let (groups, place, clock) = committed_five(&vfs);
+        let request = JoinRequest {
+            member_id: String::new(),
+            new_member_id: "m-1".into(),
+            protocol_type: "consumer".into(),
+            client_id: "billing".into(),
+            client_host: "10.0.0.7".into(),
+            group_instance_id: None,
+            session_timeout_ms: 45_000,
+            rebalance_timeout_ms: 60_000,
+            protocols: vec![("range".into(), "t".into())],
+        };
+        let answer = groups.join("g", request).unwrap();
+        let Some(Reply::Joined(Ok(joined))) = answer.take() else { panic!("it waits for nobody") };
+        let member = GroupMetadata::new("g", joined.generation, &joined.member_id, None);
+        groups.sync(&member, vec![("m-1".into(), "all".into())]).unwrap();
+        groups.store.close().unwrap();
+
+        let builder = Store::builder().vfs(Arc::new(vfs)).clock(clock);
+        let groups = Groups::open(&builder.upkeep(Upkeep::Manual).open("/s").unwrap()).unwrap();
+        let commit = |offset| groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(offset))]);
+        commit(6).unwrap();
+        groups.commit_as(&member, &[(place.clone(), OffsetAndMetadata::new(7))], &CommitOptions::default()).unwrap();
+        assert!(matches!(commit(8), Err(Error::Fenced { .. })));
+        groups.leave("g", &joined.member_id).unwrap().unwrap();
+        commit(9).unwrap();
+    }
+
+    /// It holds the files of the topic open, and everything that was read of it.
+    #[test]
+    fn what_was_known_of_a_deleted_topic_is_let_go() {
+        let (groups, place, _) = committed_five(&MemoryVfs::new());
+        let known = || groups.shared.first.get().and_then(Weak::upgrade);
+        let is_quick = || groups.shared.first_version.load(Ordering::Acquire) == groups.store.topics_version();
+        groups.list().unwrap();
+        assert!(known().is_some() && is_quick());
+        groups.store.create_topic("another", TopicConfig::default()).unwrap();
+        assert!(!is_quick(), "it may be another by now");
+        groups.list().unwrap();
+        assert!(is_quick());
+        groups.store.delete_topic(OFFSETS_TOPIC).unwrap();
+        assert_eq!(groups.committed("g", &place).unwrap(), None);
+        assert!(known().is_none());
+        groups.commit("g", &[(place.clone(), OffsetAndMetadata::new(6))]).unwrap();
+        assert_eq!(groups.committed("g", &place).unwrap().map(|found| found.offset), Some(6));
     }
 
     /// Nobody has to call for it: the next use of any group lets go.

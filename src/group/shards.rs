@@ -1,7 +1,7 @@
 //! The partitions of `__consumer_offsets`, and what was read of each. All handles of one store share them.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::commit::{Commit, CommitOptions, key};
 use super::load::load;
@@ -30,9 +30,9 @@ pub(super) const RECORD_BYTES: usize = 32;
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) shards: Mutex<Seen>,
-    /// What was found first. Most often it is what there is for good, and then nobody needs the lock.
-    pub(super) first: OnceLock<Arc<Shards>>,
-    /// The newest version of the store's topics at which it was.
+    /// What was found first, as long as it is there. Most often that is for good, and then nobody needs the lock.
+    pub(super) first: OnceLock<Weak<Shards>>,
+    /// A version of the store's topics at which it was.
     pub(super) first_version: AtomicU64,
     pub(super) live: Mutex<LiveGroups>,
     pub(super) in_use: InUse,

@@ -236,7 +236,8 @@ impl VfsFile for DiskFile {
 
     #[cfg(target_os = "linux")]
     fn map_tail(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsTail>>> {
-        Ok(Some(Box::new(super::map::map_tail(&self.file, position, bytes)?)))
+        let tail = super::map::map_tail(&self.file, position, bytes)?;
+        Ok(tail.map(|tail| Box::new(tail) as Box<dyn VfsTail>))
     }
 
     #[cfg(target_os = "linux")]

@@ -122,15 +122,21 @@ pub(super) struct FileTail {
 #[cfg(target_os = "linux")]
 const PAGE_BYTES: u64 = 4096;
 
-/// Maps `[position, position + bytes)` of a file for reading, whether the file is that long or not.
+/// Maps `[position, position + bytes)` of a file for reading, whether the file is that long or not; `None` if the kernel cannot
+/// make pages ready ahead (before 5.14), so that a failure would be a signal and no error.
 #[cfg(target_os = "linux")]
-pub(super) fn map_tail(file: &File, position: u64, bytes: u64) -> io::Result<FileTail> {
+pub(super) fn map_tail(file: &File, position: u64, bytes: u64) -> io::Result<Option<FileTail>> {
     let is_possible = bytes > 0 && position.checked_add(bytes).is_some_and(|end| i64::try_from(end).is_ok());
     let length = usize::try_from(bytes).ok().filter(|length| is_possible && isize::try_from(*length).is_ok());
     let length = length.ok_or(io::ErrorKind::InvalidInput)?;
     // Nothing of it is touched before `bytes` has read it in.
     let map = MmapOptions::new().offset(position).len(length).map_raw_read_only(file)?;
-    Ok(FileTail { map: Arc::new(map), start: position, populated: AtomicUsize::new(0) })
+    let tail = FileTail { map: Arc::new(map), start: position, populated: AtomicUsize::new(0) };
+    match tail.populate_to(1) {
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::ENOSYS)) => Ok(None),
+        // Any other failure may only mean that the file ends before.
+        Ok(()) | Err(_) => Ok(Some(tail)),
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -271,7 +277,7 @@ impl VfsWindow for FileWindow {
         // SAFETY: `at + bytes.len()` was found to lie inside the map, which is writable and lives as long as `self`. The
         // source is no part of it, as nobody is ever given a reference into it. `&mut self` keeps other writers of this
         // window away; that there is no second window, and that the file is not cut below it, is the promise in the
-        // contract of `VfsFile::window`. Read-only maps of the file cover published bytes only, which are never written.
+        // contract of `VfsFile::window`. Read-only maps of the file hand out published bytes only, which are never written.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.map.as_mut_ptr().add(at), bytes.len()) };
         Ok(())
     }

@@ -118,7 +118,8 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     fn write_at(&self, bytes: &[u8], position: u64) -> io::Result<usize>;
     /// The length of the file in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Cuts or extends the file with zeros. The crate never cuts below what a map may cover.
+    /// Cuts or extends the file with zeros. The crate never cuts below what a map covers, or a tail has handed out; it may cut
+    /// what a tail covers besides, and extend the file again.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Makes the data durable, and the length as far as reading the data needs it (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
@@ -137,7 +138,9 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
     /// the mapping, or a slice of its bytes, lives.
     fn map(&self, bytes: u64) -> io::Result<Option<Box<dyn VfsMap>>>;
     /// Maps `[position, position + bytes)` of the file for reading while it grows: the range may reach beyond the end that the
-    /// file has. `Ok(None)` if this back end cannot: the caller then reads positionally.
+    /// file has. While the mapping lives the file is written, through windows as well, extended, and cut below the end of the
+    /// range: what was written is seen in the mapping all the same. `Ok(None)` if this back end cannot do that: the caller then
+    /// reads positionally.
     fn map_tail(&self, position: u64, bytes: u64) -> io::Result<Option<Box<dyn VfsTail>>> {
         let _ = (position, bytes);
         Ok(None)

@@ -51,11 +51,10 @@ impl KeyIndex {
     pub(super) fn ready<'a>(&self, state: &'a mut State) -> Result<&'a mut Ready> {
         for _ in 0..TRIES {
             if let State::Ready(ready) = state {
-                let taken = match self.has_been_outrun() {
-                    true => Taken::Outrun,
-                    false if self.is_up_to_date(ready) => break,
-                    false => self.take_over(ready)?,
-                };
+                if self.is_up_to_date(ready) {
+                    break;
+                }
+                let taken = if self.has_been_outrun() { Taken::Outrun } else { self.take_over(ready)? };
                 match taken {
                     Taken::All(..) => break,
                     Taken::NoRoom => self.give_up(state),
@@ -80,11 +79,12 @@ impl KeyIndex {
         }
     }
 
-    /// Whether nothing was appended or decided since it took something over; of no meaning once it has been outrun.
+    /// Whether nothing was appended or decided since it took something over.
     #[inline]
     pub(super) fn is_up_to_date(&self, ready: &Ready) -> bool {
         let is_decided = ready.undecided_from.is_some_and(|from| self.log.last_stable_offset() > from);
-        self.log.key_queue.len() == 0 && !is_decided
+        // In this order: nothing waits in a queue that has ended either, and the question is whether it had when it was looked at.
+        !is_decided && self.log.key_queue.len() == 0 && !self.has_been_outrun()
     }
 
     /// Whether more was appended than anybody took over, so that the queue has ended.

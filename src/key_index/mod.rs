@@ -253,7 +253,7 @@ impl KeyIndex {
     fn get_at_once(&self, key: &[u8]) -> Option<Option<StoredRecord>> {
         let state = self.state.lock();
         let State::Ready(ready) = &*state else { return None };
-        if self.has_been_outrun() || !self.is_up_to_date(ready) {
+        if !self.is_up_to_date(ready) {
             return None;
         }
         let Some((newest, is_only)) = ready.table.newest(key_queue::hash(&ready.secret, key)) else {

@@ -141,7 +141,8 @@ impl KeyQueue {
         }
         let waiting = state.waiting.len() + state.unhashed.len();
         let before = self.waiting.load(Ordering::Relaxed);
-        self.waiting.store(waiting, Ordering::Relaxed);
+        // Behind the flag: who finds none waiting because the gathering has ended finds that out as well.
+        self.waiting.store(waiting, Ordering::Release);
         before < CALL_AT && waiting >= CALL_AT
     }
 
@@ -157,7 +158,7 @@ impl KeyQueue {
     /// How many are waiting.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.load(Ordering::Acquire)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::record::{BatchError, BatchHeader, BatchView, SharedBytes};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verify {
-    /// At the first read of a mapping; at every positional read.
+    /// At the first read of a mapping; at every read of what was appended since the mapping was made, and every positional one.
     #[default]
     Once,
     /// At every read.

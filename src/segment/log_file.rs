@@ -335,7 +335,7 @@ impl LogFile {
         is_taken
     }
 
-    /// Gives space behind the log back, whoever took it. Nobody maps or reads beyond the published end.
+    /// Gives space behind the log back, whoever took it. Nobody reads beyond the published end, in maps that reach further either.
     pub(crate) fn trim(&self) -> Result<()> {
         self.close_window();
         let published = self.published();
@@ -421,6 +421,15 @@ impl LogFile {
         maps.tail.clone()
     }
 
+    /// This tail cannot be read. Nobody tries with another one of this file.
+    #[cold]
+    fn give_up(&self, failed: &Arc<dyn VfsTail>) {
+        let mut maps = self.maps.write();
+        if matches!(&maps.tail, Tail::Mapped(tail, _) if Arc::ptr_eq(tail, failed)) {
+            maps.tail = Tail::Never;
+        }
+    }
+
     /// From here on every read is positional and checked.
     pub(crate) fn read_positionally(&self) {
         self.distrusts_maps.store(true, Ordering::Release);
@@ -464,7 +473,7 @@ impl LogFile {
             match tail.bytes(position, tail_end.min(position + wanted)) {
                 Ok(bytes) => return Ok(Chunk { start: position, bytes: Arc::new(bytes), mapped: None }),
                 // It is given up. The positional read says what is wrong, if something is.
-                Err(_) => self.maps.write().tail = Tail::Never,
+                Err(_) => self.give_up(&tail),
             }
         }
         let (start, wanted) = match seal {
@@ -485,6 +494,9 @@ impl LogFile {
     /// How to read at a position, and how far what can be read so is published.
     #[inline]
     fn way(&self, position: u64, needed: u64, sealed: bool) -> (Way, u64) {
+        if self.is_read_positionally() {
+            return (Way::Positional, self.published());
+        }
         let end = position.saturating_add(needed);
         {
             let maps = self.maps.read();
@@ -493,10 +505,8 @@ impl LogFile {
                 return (Way::Map(Arc::clone(newest)), maps.covered());
             }
             let published = self.published();
-            if !maps.is_due(end.min(published), published, sealed)
-                && let Some(way) = maps.tail.way_to(position, end.min(published))
-            {
-                return (way, published);
+            if !maps.is_due(end.min(published), published, sealed) && !matches!(maps.tail, Tail::Unmapped) {
+                return (maps.tail.way_to(position, end.min(published)).unwrap_or(Way::Positional), published);
             }
         }
         self.new_way(position, end, sealed)

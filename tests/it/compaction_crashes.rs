@@ -200,7 +200,8 @@ fn check(
     disk.kill();
     drop(store);
     let recovered = disk.durable_image();
-    // Many disks become the same one by recovery, and all that follows depends on nothing but that and this.
+    // Many disks become the same one by recovery, but for the times of their files, and what follows depends on little but that and
+    // this.
     let mut question = DefaultHasher::new();
     (&appended.rows[..end as usize], appended.start_max, policy as u8).hash(&mut question);
     if seen.recovered.insert((recovered.hash(), question.finish())) {
