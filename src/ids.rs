@@ -163,6 +163,11 @@ impl TopicPartition {
         Self { topic, partition: partition.into() }
     }
 
+    /// The same, with a name that shares no count of references with others.
+    pub(crate) fn with_own_name(&self) -> Self {
+        Self { topic: TopicName((*self.topic.0).into()), partition: self.partition }
+    }
+
     /// Kafka's directory name, `<topic>-<partition>`.
     pub fn directory_name(&self) -> String {
         format!("{}-{}", self.topic, self.partition)

@@ -12,6 +12,9 @@ use crate::record::RecordList;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) partition: Partition,
+    /// That of the partition, with a name of its own: each append counts references to the one that the partition has, and each
+    /// poll would wait for the processor that did so last.
+    id: TopicPartition,
     pub(super) topic_id: Uuid,
     /// `None` until it was sought: nothing is handed out before.
     position: Option<i64>,
@@ -42,6 +45,7 @@ impl Budget {
 impl Slot {
     pub(super) fn new(partition: Partition, topic_id: Uuid) -> Self {
         Self {
+            id: partition.id().with_own_name(),
             partition,
             topic_id,
             position: None,
@@ -53,7 +57,7 @@ impl Slot {
     }
 
     pub(super) fn id(&self) -> &TopicPartition {
-        self.partition.id()
+        &self.id
     }
 
     pub(super) fn position(&self) -> Option<PartitionPosition> {
@@ -77,7 +81,8 @@ impl Slot {
             Some(reader) => reader,
             none => none.insert(self.partition.reader(position, &ReadOptions::new().isolation(Isolation::Committed))?),
         };
-        let ahead = usize::try_from(self.partition.end().get().saturating_sub(position)).unwrap_or(0);
+        let end = self.partition.end().get();
+        let ahead = usize::try_from(end.saturating_sub(position)).unwrap_or(0);
         let mut records = RecordList::with_capacity(ahead.min(budget.records).min(RECORDS_AHEAD_MAX));
         let (mut ended, mut has_ended) = (Ok(()), false);
         while !budget.is_spent() {
@@ -85,7 +90,8 @@ impl Slot {
             let bytes = reader.take_at_hand(&mut records, before.saturating_add(budget.records), budget.bytes);
             budget.records -= records.len() - before;
             budget.bytes = budget.bytes.saturating_sub(bytes);
-            if budget.is_spent() {
+            // What came since the poll began is for the next one.
+            if budget.is_spent() || records.last().is_some_and(|last| last.offset().get() + 1 >= end) {
                 break;
             }
             // The first of the next batch, or one that takes more to decode.
@@ -121,7 +127,7 @@ impl Slot {
             self.position = Some(end.get());
             self.leader_epoch = self.partition.epoch_before(end);
         }
-        taken.push(self.partition.id(), records);
+        taken.push(&self.id, records);
         ended
     }
 }

@@ -129,7 +129,7 @@ pub(crate) struct Log {
     pub(crate) id: TopicPartition,
     pub(crate) directory: PathBuf,
     pub(crate) env: Env,
-    pub(crate) settings: RwLock<Arc<LogSettings>>,
+    pub(crate) settings: OwnLines<RwLock<Arc<LogSettings>>>,
     /// Whether they say `Sync`, and what they say of the age of keys: copies, for look-ups of single records.
     is_sync: AtomicBool,
     pub(crate) expire_after_ms: AtomicI64,

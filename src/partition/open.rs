@@ -490,7 +490,7 @@ impl Opening<'_> {
             id: self.id.clone(),
             directory: self.directory,
             env: self.env.clone(),
-            settings: RwLock::new(Arc::clone(&settings)),
+            settings: OwnLines(RwLock::new(Arc::clone(&settings))),
             is_sync: AtomicBool::new(settings.durability == Durability::Sync),
             expire_after_ms: AtomicI64::new(settings.compaction.expire_after_ms),
             writer: OwnLines(Mutex::new(Writer {

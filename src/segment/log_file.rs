@@ -54,18 +54,19 @@ const WINDOW_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct LogFile {
     file: Arc<PooledFile>,
+    /// End of the last whole batch whose write completed. Only grows. Stored with `Release` after the write.
+    published: OwnLines<AtomicU64>,
     written: OwnLines<Written>,
-    maps: RwLock<Maps>,
+    /// Who appends does not look here.
+    maps: OwnLines<RwLock<Maps>>,
     read_path: ReadPath,
     /// Set after a failed sync: mapped pages may no longer be what was written.
     distrusts_maps: AtomicBool,
 }
 
-/// What each append changes.
+/// What each append changes, and no reader looks at.
 #[derive(Debug)]
 struct Written {
-    /// End of the last whole batch whose write completed. Only grows. Stored with `Release` after the write.
-    published: AtomicU64,
     /// The file has zeroed space up to here. Only the writer changes it.
     allocated_to: AtomicU64,
     /// Where small batches go. Only the writer asks for it; dropped before the file is cut.
@@ -226,13 +227,13 @@ impl LogFile {
     pub(crate) fn new(file: Arc<PooledFile>, published: u64, read_path: ReadPath) -> Self {
         Self {
             file,
+            published: OwnLines(AtomicU64::new(published)),
             written: OwnLines(Written {
-                published: AtomicU64::new(published),
                 allocated_to: AtomicU64::new(0),
                 // Who does not want signals for failed reads does not want them for failed writes.
                 window: Mutex::new(if read_path == ReadPath::Mapped { Window::Closed } else { Window::Never }),
             }),
-            maps: RwLock::default(),
+            maps: OwnLines::default(),
             read_path,
             distrusts_maps: AtomicBool::new(false),
         }
@@ -248,7 +249,7 @@ impl LogFile {
 
     #[inline]
     pub(crate) fn published(&self) -> u64 {
-        self.written.published.load(Ordering::Acquire)
+        self.published.load(Ordering::Acquire)
     }
 
     /// Writes whole batches behind the published position, without publishing them. On an error nothing of them counts;
@@ -256,7 +257,7 @@ impl LogFile {
     /// the caller wants that.
     #[inline]
     pub(crate) fn write(&self, bytes: &[u8], in_window: bool) -> std::result::Result<(), (io::Error, CutBack)> {
-        let position = self.written.published.load(Ordering::Relaxed);
+        let position = self.published.load(Ordering::Relaxed);
         if in_window && bytes.len() <= WINDOW_WRITE_BYTES_MAX && self.write_in_window(bytes, position) {
             return Ok(());
         }
@@ -359,7 +360,7 @@ impl LogFile {
     #[inline]
     pub(crate) fn publish(&self, bytes: u64) {
         // Only the writer changes it, so that a load and a store are enough.
-        self.written.published.store(self.written.published.load(Ordering::Relaxed) + bytes, Ordering::Release);
+        self.published.store(self.published.load(Ordering::Relaxed) + bytes, Ordering::Release);
     }
 
     /// A map that covers `[0, end)`, if there is or can be one.
