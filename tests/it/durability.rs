@@ -10,6 +10,8 @@ use topiclog::{
     Upkeep,
 };
 
+use crate::support::simulate::profile;
+
 fn machine() -> FaultVfs {
     let vfs = FaultVfs::new();
     vfs.create_dir(Path::new("/s")).unwrap();
@@ -470,4 +472,50 @@ pub(crate) fn all() {
     short_and_interrupted_writes_are_gone_on_with();
     appends_of_many_threads_take_turns_and_none_is_lost();
     waiters_of_a_failed_sync_all_hear_of_it();
+}
+
+/// A broker trusts the logs of a root with this marker without a look.
+#[test]
+fn the_marker_of_a_clean_shutdown_is_the_last_thing_that_a_close_writes() {
+    const MARKER: &str = "/s/.kafka_cleanshutdown";
+    const TOPICS: [&str; 2] = ["a", "b"];
+    let written = || {
+        let vfs = machine();
+        let store = builder(&vfs).open("/s").unwrap();
+        for name in TOPICS {
+            let topic = store.create_topic(name, TopicConfig::default().durability(Durability::Os)).unwrap();
+            (0..3).for_each(|_| drop(topic.append(Record::of_value("value")).unwrap()));
+        }
+        (vfs, store)
+    };
+    let log = |name| format!("/s/{name}-0/00000000000000000000.log");
+    let (vfs, store) = written();
+    let begun = vfs.operations();
+    store.close().unwrap();
+    let (ended, closed) = (vfs.operations(), vfs.image());
+    assert!(closed.read(MARKER).is_some());
+    let (mut with, mut without) = (0, 0);
+    for stop in begun..=ended {
+        let (vfs, store) = written();
+        vfs.stop_after(stop);
+        assert_eq!(store.close().is_ok(), stop == ended);
+        for state in vfs.crash_states(&profile(stop)) {
+            if state.image.read(MARKER).is_none() {
+                without += 1;
+                continue;
+            }
+            with += 1;
+            let ends = state.image.read("/s/recovery-point-offset-checkpoint").unwrap();
+            assert_eq!(String::from_utf8(ends).unwrap(), "0\n2\na 0 3\nb 0 3\n", "{state}");
+            for name in TOPICS {
+                assert!(state.image.read(log(name)) == closed.read(log(name)), "{name}, {state}");
+            }
+        }
+    }
+    assert!(with > 0 && without > 50, "{with} with the marker, {without} without");
+
+    let (vfs, store) = written();
+    vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::SyncData).in_class("log").sticky());
+    assert!(store.close().is_err());
+    assert!(vfs.image().read(MARKER).is_none(), "a log could not be closed");
 }

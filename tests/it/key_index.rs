@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
-use topiclog::io::{MemoryVfs, OpenMode, Vfs};
+use topiclog::io::{FaultVfs, MemoryVfs, OpKind, OpenMode, Vfs};
 use topiclog::{CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep};
 
 use crate::support::simulate::{Random, seed};
@@ -651,4 +651,26 @@ fn a_file_that_was_being_written_is_removed_by_the_next_open() {
     vfs.open(left, OpenMode::CreateNew).unwrap();
     drop(builder(&vfs).open("/s").unwrap());
     assert!(vfs.open(left, OpenMode::Read).is_err());
+}
+
+/// What an append needs of the index is in the record itself.
+#[test]
+fn an_append_reads_nothing_of_the_log_for_the_index() {
+    use OpKind::{Map, MapTail, Populate, Read, ReadTail};
+    let vfs = FaultVfs::new();
+    let store = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
+    let topic = store.create_topic("t", config()).unwrap();
+    let append =
+        |number: usize| drop(topic.append(Record::keyed(format!("k{}", number % 50), "v".repeat(40))).unwrap());
+    (0..100).for_each(append);
+    assert!(topic.get("k7").unwrap().is_some());
+    let reads = || {
+        let calls = |op| vfs.sites_seen().get(&(op, "log".to_owned())).map_or(0, |site| site.calls);
+        [Read, ReadTail, Map, MapTail, Populate].map(calls).iter().sum::<u64>()
+    };
+    let before = reads();
+    (100..1000).for_each(append);
+    assert_eq!(reads(), before);
+    assert_eq!(topic.get("k7").unwrap().unwrap().offset().get(), 957);
+    assert!(reads() > before, "a look-up reads");
 }

@@ -230,6 +230,8 @@ struct Run {
     seen: Seen,
     /// What was done to the disks that it had before.
     trace: u64,
+    /// In a third of the runs nothing fails.
+    is_calm: bool,
 }
 
 /// What the runs came to: a model that never gets anywhere proves nothing.
@@ -277,11 +279,25 @@ impl Run {
         let (disk, clock) = (FaultVfs::new(), Arc::new(ManualClock::new(T0)));
         let held = Held { since_round: i64::MAX, ..Held::default() };
         let (oracle, followers, seen) = (Oracle::default(), [None, None, None], Seen::default());
-        let (store, expires, counter) = (None, false, 0);
-        let mut run =
-            Self { disk, clock, random, store, oracle, expires, durability, counter, held, followers, seen, trace: 0 };
+        let (store, expires, counter, is_calm) = (None, false, 0, seed.is_multiple_of(3));
+        let mut run = Self {
+            disk,
+            clock,
+            random,
+            store,
+            oracle,
+            expires,
+            durability,
+            counter,
+            held,
+            followers,
+            seen,
+            trace: 0,
+            is_calm,
+        };
         let store = run.open(false).unwrap();
-        store.create_topic("t", config(durability, false, 500)).unwrap();
+        let entries = if seed.is_multiple_of(5) { 1 } else { 1024 };
+        store.create_topic("t", config(durability, false, 500).index_interval_bytes(entries)).unwrap();
         run.disk.sync_everything();
         run.store = Some(store);
         run
@@ -973,7 +989,10 @@ fn run(seed: u64, steps: usize) -> Result<(Seen, u64), (Vec<Op>, String)> {
     let mut run = Run::new(seed);
     let mut script = Vec::new();
     for _ in 0..steps {
-        let op = ALPHABET[run.random.below(ALPHABET.len())];
+        let op = match ALPHABET[run.random.below(ALPHABET.len())] {
+            Op::Fault | Op::Bomb if run.is_calm => Op::Append,
+            op => op,
+        };
         script.push(op);
         run.apply(op).map_err(|problem| (script.clone(), problem))?;
     }
@@ -1018,9 +1037,12 @@ fn the_log_and_its_keys_say_the_same_whatever_happens_to_both() {
 #[test]
 fn the_same_seed_does_the_same_to_the_disk() {
     let seed = seed("keyed model, twice", 1);
-    let trace = |seed| run(seed, 60).map(|(_, trace)| trace).map_err(|(_, problem)| problem);
+    let trace = |seed| run(seed, 60).map(|(_, trace)| trace).map_err(|(_, problem)| problem).unwrap();
+    let mut before = 0;
     for seed in seed..seed + 100 {
-        assert_eq!(trace(seed), trace(seed), "TOPICLOG_SEED={seed}");
-        assert_ne!(trace(seed), trace(seed + 1), "TOPICLOG_SEED={seed}");
+        let once = trace(seed);
+        assert_eq!(once, trace(seed), "TOPICLOG_SEED={seed}");
+        assert_ne!(once, before, "TOPICLOG_SEED={seed}");
+        before = once;
     }
 }

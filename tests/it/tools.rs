@@ -8,7 +8,7 @@ use topiclog::client::OffsetAndMetadata;
 use topiclog::group::Groups;
 #[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 use topiclog::{AdoptOptions, CleanupPolicy};
-use topiclog::{Record, Store, TopicConfig, Upkeep};
+use topiclog::{Record, RecordRef, Store, TopicConfig, Upkeep};
 
 #[cfg(all(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd"))]
 use crate::kafka_dirs::{copy_of, fixtures};
@@ -252,6 +252,74 @@ fn quickstart_refuses_another_file_and_takes_one_that_grew() {
     let grown = text(&run(&file));
     assert!(grown.contains("published 20 lines") && grown.contains("50 were there already"), "{grown}");
     assert!(grown.contains("read 70 records"), "nothing of the others was published: {grown}");
+    for said in ["by offset: ", " a second", ": first at or after time ", &format!("in {root}")] {
+        assert!(grown.contains(said), "{said:?} is not in {grown}");
+    }
+}
+
+#[test]
+fn verify_fails_where_something_is_damaged_and_says_where() {
+    let Some(verify) = tool("verify") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let topic = store.create_topic("t", TopicConfig::default()).unwrap();
+    (0..3).for_each(|_| drop(topic.append(Record::of_value("value")).unwrap()));
+    store.close().unwrap();
+    let verify = || run(&verify, &[root.to_str().unwrap()], "");
+    assert!(text(&verify()).contains("0 damaged"));
+    let log = root.join("t-0/00000000000000000000.log");
+    let mut bytes = std::fs::read(&log).unwrap();
+    bytes[70] ^= 1;
+    std::fs::write(&log, &bytes).unwrap();
+    let found = verify();
+    let said = String::from_utf8(found.stdout).unwrap();
+    assert_eq!(found.status.code(), Some(1), "{said}");
+    assert!(said.contains("t-0/00000000000000000000.log") && said.contains("1 damaged"), "{said}");
+    assert!(std::fs::read(&log).unwrap() == bytes, "it was changed");
+}
+
+#[test]
+fn a_line_may_name_its_partition() {
+    let (Some(dump), Some(load)) = (tool("dump"), tool("load")) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    let lines = "{\"value\":\"00\",\"partition\":2}\n{\"value\":\"01\",\"partition\":0}\n".repeat(3);
+    text(&run(&load, &[root, "t", "--partitions", "3"], &lines));
+    let values = |partition| text(&run(&dump, &[root, "t", partition], "")).matches("\"value\":\"0").count();
+    assert_eq!(["0", "1", "2"].map(values), [3, 0, 3]);
+}
+
+#[test]
+fn upkeep_lets_go_what_is_too_old_and_says_what_that_was() {
+    let Some(upkeep) = tool("upkeep") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("s");
+    let store = Store::builder().upkeep(Upkeep::Manual).open(&root).unwrap();
+    let topic = store.create_topic("t", TopicConfig::default().retention_ms(1000).segment_bytes(256)).unwrap();
+    for nth in 0..4 {
+        let record = RecordRef::new(None, Some(&[b'v'; 150]));
+        topic.append(record.at_ms(1_700_000_000_000 + nth * 600)).unwrap();
+    }
+    store.close().unwrap();
+    let at = |now: &str| {
+        let line = text(&run(&upkeep, &[root.to_str().unwrap(), "--now", now], ""));
+        let json: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+        [
+            "segments_before",
+            "segments_after",
+            "records_before",
+            "records_after",
+            "bytes_before",
+            "bytes_after",
+            "log_start",
+        ]
+        .map(|field| json[field].as_i64().unwrap())
+    };
+    let [segments, _, 4, 4, bytes, _, 0] = at("1700000000900") else { panic!("nothing was too old") };
+    assert_eq!((segments, bytes > 600), (4, true));
+    assert_eq!(at("1700000001700"), [4, 2, 4, 2, bytes, bytes / 2, 2]);
+    assert_eq!(at("1700000002900")[6], 4, "the active segment was rolled for its age");
 }
 
 /// The last value of each key that is not null, as hex, of lines that `dump` or `table` printed.

@@ -63,7 +63,7 @@ impl Sweep {
     }
 
     /// Whether this disk has not been asked this before.
-    fn is_new(&mut self, image: u64, question: u64) -> bool {
+    pub(crate) fn is_new(&mut self, image: u64, question: u64) -> bool {
         if self.images.insert(image) {
             self.count += 1;
         }
