@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::SegmentSet;
 use crate::record::{BATCH_HEADER_BYTES, BatchHeader, Compression, RecordsState};
 use crate::segment::Segment;
-use crate::segment::log_file::Mapped;
+use crate::segment::log_reads::Mapped;
 use crate::segment::seal::Seal;
 
 /// See the module.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::log_file::{Chunk, Mapped};
+use super::log_reads::{Chunk, Mapped};
 use super::recover::{HELD_BATCH_BYTES_MAX, check_in_pieces};
 use super::seal::Seal;
 use super::{Segment, State};

@@ -11,6 +11,7 @@ pub(crate) mod compose;
 pub(crate) mod cursor;
 pub(crate) mod file_pool;
 pub(crate) mod log_file;
+pub(crate) mod log_reads;
 pub(crate) mod name;
 pub(crate) mod offset_index;
 pub(crate) mod rebuild;
