@@ -230,8 +230,10 @@ struct Run {
     seen: Seen,
     /// What was done to the disks that it had before.
     trace: u64,
-    /// In a third of the runs nothing fails.
+    /// In a third of the runs no call fails.
     is_calm: bool,
+    /// In a fifth of them each batch has an index entry.
+    index_interval_bytes: u32,
 }
 
 /// What the runs came to: a model that never gets anywhere proves nothing.
@@ -294,10 +296,10 @@ impl Run {
             seen,
             trace: 0,
             is_calm,
+            index_interval_bytes: if seed.is_multiple_of(5) { 1 } else { 1024 },
         };
         let store = run.open(false).unwrap();
-        let entries = if seed.is_multiple_of(5) { 1 } else { 1024 };
-        store.create_topic("t", config(durability, false, 500).index_interval_bytes(entries)).unwrap();
+        store.create_topic("t", config(durability, false, 500).index_interval_bytes(run.index_interval_bytes)).unwrap();
         run.disk.sync_everything();
         run.store = Some(store);
         run
@@ -355,6 +357,7 @@ impl Run {
             Op::Alter => {
                 let segment_bytes = 500 + 500 * self.random.below(2) as u32;
                 let config = config(self.durability, !self.expires, segment_bytes);
+                let config = config.index_interval_bytes(self.index_interval_bytes);
                 let altered = self.store.as_ref().is_some_and(|store| store.alter_topic("t", config).is_ok());
                 self.expires ^= altered;
                 // Half-way: what holds is seen at the next open.
