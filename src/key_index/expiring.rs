@@ -116,8 +116,8 @@ impl KeyIndex {
             return Ok(true);
         }
         looked.at = self.look_at_new(expiry, now_ms);
-        // Upkeep makes the index in steps; what has expired is not found meanwhile either.
-        if now_ms < expiry.next_ms || !expiry.may_begin(now_ms) || self.is_unmade() {
+        // Upkeep makes the index in steps, and has it catch up; what has expired is not found meanwhile either.
+        if now_ms < expiry.next_ms || !expiry.may_begin(now_ms) || !self.is_caught_up() {
             return Ok(false);
         }
         expiry.next_ms = i64::MAX;

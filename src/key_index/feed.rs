@@ -6,7 +6,7 @@ use hashbrown::HashTable;
 
 use super::making::{Made, ReadBudget};
 use super::table::Place;
-use super::{KeyIndex, LIMITS, QUEUED_MAX, Ready, State, TRIES};
+use super::{KeyIndex, LIMITS, READ_UNRESOLVED_MAX, Ready, State, TRIES, UNRESOLVED_MAX};
 use crate::error::{Error, Result};
 use crate::partition::key_entry::KeyEntry;
 use crate::partition::peek::Peek;
@@ -23,6 +23,8 @@ pub(super) enum Taken {
     NoRoom,
     /// The queue has ended before: the log has to be read.
     Outrun,
+    /// As much was read as may be; the rest waits in the queue.
+    Some,
 }
 
 /// How far some of the log was read.
@@ -54,9 +56,8 @@ impl KeyIndex {
                 if self.is_up_to_date(ready) {
                     break;
                 }
-                let taken = if self.has_been_outrun() { Taken::Outrun } else { self.take_over(ready)? };
-                match taken {
-                    Taken::All(..) => break,
+                match self.take_over(ready, &mut ReadBudget::unlimited())? {
+                    Taken::All(..) | Taken::Some => break,
                     Taken::NoRoom => self.give_up(state),
                     // The log itself tells the rest.
                     Taken::Outrun => self.forget(state),
@@ -82,9 +83,19 @@ impl KeyIndex {
     /// Whether nothing was appended or decided since it took something over.
     #[inline]
     pub(super) fn is_up_to_date(&self, ready: &Ready) -> bool {
-        let is_decided = ready.undecided_from.is_some_and(|from| self.log.last_stable_offset() > from);
         // In this order: nothing waits in a queue that has ended either, and the question is whether it had when it was looked at.
-        !is_decided && self.log.key_queue.len() == 0 && !self.has_been_outrun()
+        self.decided_from(ready).is_none() && self.log.key_queue.len() == 0 && !self.has_been_outrun()
+    }
+
+    /// Whether some of the log has to be read for what was appended or decided since.
+    pub(super) fn is_behind(&self, ready: &Ready) -> bool {
+        self.decided_from(ready).is_some() || self.log.key_queue.is_behind()
+    }
+
+    /// Where the first transaction begins that was left out and is decided by now.
+    #[inline]
+    fn decided_from(&self, ready: &Ready) -> Option<i64> {
+        ready.undecided_from.filter(|&from| self.log.last_stable_offset() > from)
     }
 
     /// Whether more was appended than anybody took over, so that the queue has ended.
@@ -107,14 +118,9 @@ impl KeyIndex {
         *state = State::TooLarge;
     }
 
-    /// Reads what records there are from an offset on, but those of aborted transactions. Those of open ones come in once they
-    /// are decided: they are read again then, with all that follows them. Keys are compared in a set that is given, or in the newest.
-    fn read_on(&self, ready: &mut Ready, from: i64, end: i64, set: Option<&SegmentSet>) -> Result<bool> {
-        ready.undecided_from = None;
-        self.read_some(ready, (from, end), set, &mut ReadBudget::unlimited()).map(|read| read != SomeRead::NoRoom)
-    }
-
-    /// [`read_on`](Self::read_on) as long as the budget lasts. What is not decided is noted beside what was so before.
+    /// Reads what records there are between two offsets, as long as the budget lasts, but those of aborted transactions. Those of
+    /// open ones come in once they are decided: they are read again then, with all that follows them. What is not decided is noted
+    /// beside what was so before. Keys are compared in a set that is given, or in the newest.
     pub(super) fn read_some(
         &self,
         ready: &mut Ready,
@@ -159,7 +165,7 @@ impl KeyIndex {
             return Ok(false);
         }
         // A key that comes again and again must not fill the table.
-        if ready.unresolved.len() >= QUEUED_MAX {
+        if ready.unresolved.len() >= READ_UNRESOLVED_MAX {
             self.resolve(ready, set, usize::MAX)?;
         }
         Ok(true)
@@ -209,39 +215,54 @@ impl KeyIndex {
         put(ready, &mut newest)
     }
 
-    /// Moves what appends have queued into the table, and what transactions that are decided by now had kept out of it. What
-    /// was taken and finds no place there is in the log alone, so that the queue then ends. Keys are compared in the set that
-    /// belongs to what was taken: in a newer one a record may be missing whose successor is still in the queue.
-    pub(super) fn take_over(&self, ready: &mut Ready) -> Result<Taken> {
+    /// Moves what appends have queued into the table, and reads what they did not, and what transactions that are decided by now
+    /// had kept out of it, as long as the budget lasts. What was taken and finds no place there is in the log alone, so that the
+    /// queue then ends. Keys are compared in the set that belongs to what was taken: in a newer one a record may be missing whose
+    /// successor is still in the queue.
+    pub(super) fn take_over(&self, ready: &mut Ready, budget: &mut ReadBudget) -> Result<Taken> {
         let Some(taken) = self.log.take_key_queue() else { return Ok(Taken::Outrun) };
-        let put = self.put(ready, &taken.gathered.keys, &taken.set);
-        let put = put.and_then(|put| Ok(put && self.take_unhashed(ready, &taken.gathered.unhashed, &taken.set)?));
-        let put = put.and_then(|put| Ok(put && self.take_decided(ready, taken.end, &taken.set)?));
-        if !matches!(put, Ok(true)) {
-            self.log.key_queue.stop();
+        let read = match self.put(ready, &taken.gathered.keys, &taken.set) {
+            Ok(true) => self.read_unread(ready, (taken.gathered.unread_from, taken.end), &taken.set, budget),
+            Ok(false) => Ok(SomeRead::NoRoom),
+            Err(error) => Err(error),
+        };
+        let waiting = ready.unresolved.len();
+        if waiting > UNRESOLVED_MAX {
+            // Without upkeep nobody else would. What cannot be read goes on waiting.
+            self.resolve_some(ready, &taken.set, waiting / 2);
         }
-        Ok(if put? { Taken::All(taken.end, taken.set) } else { Taken::NoRoom })
-    }
-
-    /// Reads what lies between these offsets: it was appended by threads that had hashed their keys before the index began to be
-    /// made, or has keys that come again and again.
-    fn take_unhashed(&self, ready: &mut Ready, unhashed: &[(i64, i64)], set: &SegmentSet) -> Result<bool> {
-        let undecided_from = ready.undecided_from;
-        for &(from, to) in unhashed {
-            let put = self.read_on(ready, from, to, Some(set));
-            ready.undecided_from = undecided_from.or(ready.undecided_from);
-            if !put? {
-                return Ok(false);
+        match read {
+            Ok(SomeRead::All) => Ok(Taken::All(taken.end, taken.set)),
+            Ok(SomeRead::UpTo(next)) => {
+                self.log.key_queue.leave(next);
+                Ok(Taken::Some)
+            }
+            Ok(SomeRead::NoRoom) => {
+                self.log.key_queue.stop();
+                Ok(Taken::NoRoom)
+            }
+            Err(error) => {
+                self.log.key_queue.stop();
+                Err(error)
             }
         }
-        Ok(true)
     }
 
-    fn take_decided(&self, ready: &mut Ready, end: i64, set: &SegmentSet) -> Result<bool> {
-        match ready.undecided_from.filter(|&from| self.log.last_stable_offset() > from) {
-            Some(from) => self.read_on(ready, from, end, Some(set)),
-            None => Ok(true),
-        }
+    /// Reads what is in the log alone: what was appended while nothing was gathered, and what follows a transaction that was
+    /// decided since.
+    fn read_unread(
+        &self,
+        ready: &mut Ready,
+        (unread_from, end): (Option<i64>, i64),
+        set: &SegmentSet,
+        budget: &mut ReadBudget,
+    ) -> Result<SomeRead> {
+        let Some(from) = self.decided_from(ready).into_iter().chain(unread_from).min() else {
+            return Ok(SomeRead::All);
+        };
+        // What is not decided from there on is noted anew.
+        ready.undecided_from = ready.undecided_from.filter(|&before| before < from);
+        self.read_some(ready, (from, end), Some(set), budget)
     }
 
     /// What one append brought is one run of entries with the same place.
@@ -261,7 +282,9 @@ impl KeyIndex {
             && has_one_twice(run)
         {
             let offset = |entry: &KeyEntry| ready.table.base() + entry.relative_offset().cast_signed();
-            return self.take_unhashed(ready, &[(offset(first), offset(last) + 1)], peek.set());
+            let range = (offset(first), offset(last) + 1);
+            let read = self.read_some(ready, range, Some(peek.set()), &mut ReadBudget::unlimited());
+            return read.map(|read| read != SomeRead::NoRoom);
         }
         for &entry in run {
             if !self.insert(ready, entry, peek)? {
@@ -535,5 +558,74 @@ mod tests {
             check(Shape::StartRaised, &[1], know_places, (false, &[2, 1]));
             check(Shape::StartRaised, &[1, 0], know_places, (false, &[2, 1]));
         }
+    }
+
+    /// What an index does that has room for three keys in its queue, read in steps of a few batches, beside a table that is kept
+    /// in a map. Returns how often it was behind, and how often upkeep had to leave some of the log to its next step.
+    fn check_behind(seed: u64) -> (usize, usize) {
+        let mut state = seed;
+        let mut below = |end: usize| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (state >> 33) as usize % end
+        };
+        let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).min_cleanable_dirty_ratio(0.0);
+        let topic = store.create_topic("t", config.segment_bytes(2000).delete_retention_ms(0)).unwrap();
+        let index = topic.index(0).unwrap();
+        index.log.key_queue.set_waiting_max(3);
+        let mut table = std::collections::BTreeMap::new();
+        let (mut behind, mut left) = (0, 0);
+        for step in 0..200 {
+            let what = format!("seed {seed}, step {step}");
+            match below(10) {
+                0..6 => {
+                    // Of more than sixteen records only the newest of each key are taken.
+                    let count = [1, 1, 3, 20][below(4)];
+                    let records: Vec<Record> = (0..count)
+                        .map(|nth| {
+                            let (key, value) = (format!("k{}", below(5)), format!("{step} {nth}"));
+                            let is_tombstone = below(4) == 0;
+                            table.insert(key.clone(), (!is_tombstone).then(|| value.clone()));
+                            if is_tombstone { Record::tombstone(key) } else { Record::keyed(key, value) }
+                        })
+                        .collect();
+                    topic.append_all(&records, &AppendOptions::new()).unwrap();
+                }
+                6 | 7 => {
+                    let key = format!("k{}", below(6));
+                    behind += usize::from(index.log.key_queue.is_behind());
+                    let found = topic.get(&key).unwrap().map(|record| record.value().unwrap().to_vec());
+                    let expected = table.get(&key).cloned().flatten().map(String::into_bytes);
+                    assert_eq!(found, expected, "{what}: {key}");
+                }
+                8 => {
+                    index.upkeep(&mut ReadBudget::of(300));
+                    left += usize::from(index.log.key_queue.is_behind());
+                }
+                _ if below(3) == 0 => assert!(store.tick().is_ok(), "{what}"),
+                _ => {
+                    let record = |record: crate::error::Result<StoredRecord>| {
+                        let record = record.unwrap();
+                        let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
+                        (text(record.key()), text(record.value()))
+                    };
+                    let listed: std::collections::BTreeMap<_, _> = topic.latest(0).unwrap().map(record).collect();
+                    let live = table.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+                    assert_eq!(listed, live.collect(), "{what}");
+                }
+            }
+        }
+        (behind, left)
+    }
+
+    #[test]
+    fn an_index_that_falls_behind_again_and_again_misses_nothing() {
+        let seeds = match std::env::var("TOPICLOG_SEED") {
+            Ok(seed) => vec![seed.parse().unwrap()],
+            Err(_) => (0..150).collect(),
+        };
+        let seen: Vec<(usize, usize)> = seeds.into_iter().map(check_behind).collect();
+        let (behind, left) = seen.iter().fold((0, 0), |sum, seen| (sum.0 + seen.0, sum.1 + seen.1));
+        assert!(behind > 0 && left > 0, "{behind} and {left} tell nothing");
     }
 }

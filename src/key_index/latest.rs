@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::feed::Taken;
+use super::making::ReadBudget;
 use super::{KeyIndex, LIMITS, State, TRIES, expiry};
 use crate::error::{Error, Result};
 use crate::partition::{Log, SegmentSet};
@@ -41,13 +42,13 @@ impl KeyIndex {
             let ready = self.ready(&mut state)?;
             // Taken over once more together with the log end and the segments, so that exactly what lies below it is in the
             // table, and all of it in the segments.
-            let (position, set) = match self.take_over(ready)? {
+            let (position, set) = match self.take_over(ready, &mut ReadBudget::unlimited())? {
                 Taken::All(end, set) => (end, set),
                 Taken::NoRoom => {
                     self.give_up(&mut state);
                     return Err(self.too_large());
                 }
-                Taken::Outrun => continue,
+                Taken::Outrun | Taken::Some => continue,
             };
             let State::Ready(ready) = &mut *state else { return Err(self.too_large()) };
             let resolved = self.resolve(ready, &set, usize::MAX);

@@ -111,9 +111,13 @@ impl KeyIndex {
         }
     }
 
-    /// Whether a look-up would have to make the index, or to go on with that.
-    pub(super) fn is_unmade(&self) -> bool {
-        matches!(*self.state.lock(), State::Unused | State::Making(_))
+    /// Whether a look-up would not have to read the log first.
+    pub(super) fn is_caught_up(&self) -> bool {
+        match &*self.state.lock() {
+            State::Unused | State::Making(_) => false,
+            State::Ready(ready) => !self.is_behind(ready),
+            State::TooLarge => true,
+        }
     }
 
     /// Makes some of the index, if its use is expected, as long as the budget lasts. An index that nobody is
@@ -271,7 +275,7 @@ impl KeyIndex {
         let end = self.log.start_key_queue(ready.secret, ready.table.base());
         let taken = match self.read_some(ready, (from, end), None, &mut ReadBudget::unlimited()) {
             Ok(SomeRead::NoRoom) => Ok(Taken::NoRoom),
-            Ok(_) => self.take_over(ready),
+            Ok(_) => self.take_over(ready, &mut ReadBudget::unlimited()),
             Err(error) => Err(error),
         };
         if let Ok(Taken::All(..)) = taken {

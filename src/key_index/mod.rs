@@ -2,8 +2,9 @@
 //!
 //! A table in memory leads from the hash of a key to offsets, and to where their batches are; the record there is read and
 //! its key compared, so that no hash and no place is ever trusted. Appends put their hashes into a queue
-//! ([`crate::partition::key_queue`]) and read nothing; whoever uses the index takes them over ([`feed`]). Offsets of one key
-//! that a newer one supersedes are taken out of the table by upkeep, or by an appender once too many wait. The table is kept
+//! ([`crate::partition::key_queue`]) and do nothing else for it; whoever uses the index takes them over ([`feed`]), and reads in
+//! the log what the queue had no room for. Offsets of one key that a newer one supersedes are taken out of the table by upkeep,
+//! or by whoever uses it once too many wait. The table is kept
 //! in a file at close and caught up from the log: by upkeep, or by its first use ([`making`]). It tells compaction which
 //! records are the newest ([`newest_records`]). It knows partitions. It does not know topics, nor what a value means.
 
@@ -35,7 +36,7 @@ pub use self::latest::Latest;
 
 use self::expiring::Expiry;
 use self::feed::Taken;
-use self::making::Making;
+use self::making::{Making, ReadBudget};
 use self::places::Places;
 use self::table::Table;
 
@@ -148,7 +149,8 @@ struct Ready {
 pub struct KeyIndexStats {
     /// Entries: one for each key whose newest record is in the log, tombstones included, and one more for each that waits.
     pub entries: usize,
-    /// Appends whose key was not yet compared with that of an older record. While this is 0, entries are exact.
+    /// Appends whose key was not yet compared with that of an older record; those that have to be read in the log count as one.
+    /// While this is 0, entries are exact.
     pub waiting: usize,
     /// Bytes of memory, as counted in `key_index_memory_bytes`.
     pub memory_bytes: usize,
@@ -163,12 +165,10 @@ pub struct KeyIndexStats {
 const TRIES: usize = 4;
 /// How often one look-up begins anew because segments were exchanged under it.
 const LOOKS: usize = 100;
-/// More of these wait in the queue and an appender helps.
-const QUEUED_MAX: usize = 1 << 16;
-/// The same where a thread does the upkeep, which has the time to come.
-const QUEUED_MAX_BESIDE_UPKEEP: usize = 1 << 18;
-/// More offsets than these that wait for a comparison, and an appender makes some.
+/// Once more offsets than these wait for a comparison, whoever takes others over makes some.
 const UNRESOLVED_MAX: usize = 1 << 20;
+/// The same where the log is read: so many, and all are made.
+const READ_UNRESOLVED_MAX: usize = 1 << 16;
 /// How many records one step of upkeep looks at, to compare keys and to end them.
 const STEP: usize = 4096;
 /// What a batch may become in memory when it is decompressed, at every read that is made for the index.
@@ -285,10 +285,10 @@ impl KeyIndex {
         }
     }
 
-    /// Takes over what was appended, compares some of what waits for it, and learns where compaction has put records. A failure
-    /// that comes again at each step is told once.
-    pub(crate) fn upkeep(&self) -> Looked {
-        let mut looked = self.compare_some();
+    /// Takes over what was appended, as long as the budget lasts for what has to be read for that, compares some of what waits for
+    /// it, and learns where compaction has put records. A failure that comes again at each step is told once.
+    pub(crate) fn upkeep(&self, budget: &mut ReadBudget) -> Looked {
+        let mut looked = self.compare_some(budget);
         looked.at += self.learn_places();
         let text = looked.failed.as_ref().map(ToString::to_string);
         let mut told = self.told.lock();
@@ -299,48 +299,31 @@ impl KeyIndex {
         looked
     }
 
-    fn compare_some(&self) -> Looked {
+    fn compare_some(&self, budget: &mut ReadBudget) -> Looked {
         let nothing = Looked::default();
         let Some(mut state) = self.state.try_lock() else { return nothing };
-        if !matches!(*state, State::Ready(_)) || self.log.is_closed() {
+        let State::Ready(ready) = &mut *state else { return nothing };
+        if self.log.is_closed() || budget.is_spent() && self.is_behind(ready) {
             return nothing;
         }
-        if self.has_been_outrun() {
-            // Made anew, in steps.
-            self.forget(&mut state);
-            return nothing;
-        }
-        match self.ready(&mut state) {
-            Ok(ready) => {
-                let (at, failed) = self.resolve_some(ready, &self.log.snapshot(), STEP);
-                Looked { at, failed, ..nothing }
+        let taken = (!self.is_up_to_date(ready)).then(|| self.take_over(ready, budget));
+        let set = match taken {
+            None => self.log.snapshot(),
+            Some(Ok(Taken::All(_, set))) => set,
+            Some(Ok(Taken::Some)) => return nothing,
+            Some(Ok(Taken::NoRoom)) => {
+                self.give_up(&mut state);
+                return nothing;
             }
-            Err(error) => Looked { failed: Some(error), ..nothing },
-        }
-    }
-
-    /// Lets an appender help once too much waits: where nobody does upkeep, or the thread that does it has been woken and did not
-    /// come, it empties the queue itself, and compares some once very many wait for that.
-    #[inline]
-    pub(crate) fn relieve(&self) -> Result<()> {
-        let waiting = self.log.key_queue.len();
-        if waiting < QUEUED_MAX {
-            return Ok(());
-        }
-        let most = if self.log.env.has_upkeep { QUEUED_MAX_BESIDE_UPKEEP } else { QUEUED_MAX };
-        if waiting >= most { self.relieve_now() } else { Ok(()) }
-    }
-
-    #[cold]
-    fn relieve_now(&self) -> Result<()> {
-        let Some(mut state) = self.state.try_lock() else { return Ok(()) };
-        // One that has to be made anew is not made by an append.
-        if !matches!(*state, State::Ready(_)) || self.has_been_outrun() {
-            return Ok(());
-        }
-        let ready = self.ready(&mut state)?;
-        let waiting = ready.unresolved.len();
-        if waiting > UNRESOLVED_MAX { self.resolve(ready, &self.log.snapshot(), waiting / 2).map(drop) } else { Ok(()) }
+            // Made anew, in steps.
+            Some(Ok(Taken::Outrun)) => {
+                self.forget(&mut state);
+                return nothing;
+            }
+            Some(Err(error)) => return Looked { failed: Some(error), ..nothing },
+        };
+        let (at, failed) = self.resolve_some(ready, &set, STEP);
+        Looked { at, failed, ..nothing }
     }
 
     /// What it holds; `None` if it is not in use.
@@ -364,7 +347,7 @@ impl KeyIndex {
         if self.log.env.read_only || self.has_been_outrun() {
             return Ok(());
         }
-        let Taken::All(end, set) = self.take_over(ready)? else { return Ok(()) };
+        let Taken::All(end, set) = self.take_over(ready, &mut ReadBudget::unlimited())? else { return Ok(()) };
         // With a transaction open the table knows records behind it, and has let older ones of their keys go. A crash that
         // takes the records away would leave a file without those keys.
         if ready.saved == end || self.log.last_stable_offset() < end {
@@ -396,6 +379,10 @@ mod tests {
         topic.index(0).unwrap()
     }
 
+    fn upkeep(topic: &Topic) {
+        index(topic).upkeep(&mut ReadBudget::unlimited());
+    }
+
     /// What is found of a key at once, after something was done to a topic in which "a" has the offsets 0 and 2 and "d" was deleted,
     /// in a segment each: `None` if that needs another look. And what is found then.
     fn check(act: impl FnOnce(&Store, &Topic), key: &str, at_once: Option<Option<i64>>, then: Option<i64>) {
@@ -410,7 +397,7 @@ mod tests {
         topic.append(Record::tombstone("d")).unwrap();
         // Makes the index and the maps; then upkeep takes the older offset out.
         assert_eq!(topic.get("a").unwrap().unwrap().offset().get(), 2);
-        index(&topic).upkeep();
+        upkeep(&topic);
         act(&store, &topic);
         let index = index(&topic);
         let offset = |found: Option<StoredRecord>| found.map(|record| record.offset().get());
@@ -449,7 +436,7 @@ mod tests {
     fn a_place_from_before_a_compaction_is_not_used() {
         let compact = |store: &Store, topic: &Topic| {
             topic.append(Record::keyed("c", vec![b'v'; 100])).unwrap();
-            index(topic).upkeep();
+            upkeep(topic);
             while index(topic).log.snapshot().replacements == 0 {
                 assert!(!store.tick().unwrap().is_idle(), "it is to be compacted");
             }

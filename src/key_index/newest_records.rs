@@ -1,6 +1,7 @@
 //! What the index tells compaction: where the newest records of all keys are.
 
 use super::feed::Taken;
+use super::making::ReadBudget;
 use super::{KeyIndex, State};
 use crate::error::Error;
 use crate::io::replace::remove_if_there;
@@ -8,22 +9,22 @@ use crate::partition::key_queue::INDEX_NAME;
 use crate::partition::newest_records::{NewestRecords, RecordPlace};
 
 impl KeyIndex {
-    /// The newest records at or above an offset. `None` if the index is not made, has more than `most` of them, or knows
-    /// records that a reader of committed data does not see yet: those may supersede nothing.
+    /// The newest records at or above an offset. `None` if the index is not made or is behind, has more than `most` of them, or
+    /// knows records that a reader of committed data does not see yet: those may supersede nothing.
     pub(crate) fn newest_records(&self, from: i64, most: usize) -> Option<NewestRecords> {
         let mut state = self.state.lock();
         let State::Ready(ready) = &mut *state else { return None };
-        if self.log.is_closed() || self.has_been_outrun() {
+        if self.log.is_closed() || self.is_behind(ready) {
             return None;
         }
-        let (end, set) = match self.take_over(ready) {
+        let (end, set) = match self.take_over(ready, &mut ReadBudget::unlimited()) {
             Ok(Taken::All(end, set)) => (end, set),
             Ok(Taken::NoRoom) => {
                 self.give_up(&mut state);
                 return None;
             }
             // It is made anew by whoever uses it next, and that one meets what was wrong.
-            Ok(Taken::Outrun) | Err(_) => return None,
+            Ok(Taken::Outrun | Taken::Some) | Err(_) => return None,
         };
         if self.log.last_stable_offset() < end {
             return None;

@@ -46,7 +46,7 @@ pub struct TickReport {
     /// Keys that were compared with those of older records, asked whether they have expired, or read for the places of their
     /// records.
     pub keys_looked_at: usize,
-    /// Bytes of files and logs that were read to make key indexes.
+    /// Bytes of files and logs that were read to make key indexes, or to have them catch up.
     pub key_index_read_bytes: u64,
 }
 
@@ -295,7 +295,6 @@ impl StoreInner {
             if let Err(error) = index.make_some(&mut step.index_budget) {
                 step.fail(topic, of, error);
             }
-            step.report.key_index_read_bytes = step.index_budget.read();
             let expired = index.expire(expire_after_ms, step.times.wall_ms);
             let ended = expired.ended;
             if ended > 0 {
@@ -303,7 +302,8 @@ impl StoreInner {
                 topic.upkept.note(|stats| stats.expired_keys += ended as u64);
                 step.note(|| UpkeepEvent::KeysExpired { partition: of.clone(), keys: ended });
             }
-            let compared = index.upkeep();
+            let compared = index.upkeep(&mut step.index_budget);
+            step.report.key_index_read_bytes = step.index_budget.read();
             step.report.keys_looked_at += expired.at + compared.at;
             for error in expired.failed.into_iter().chain(compared.failed) {
                 step.fail(topic, of, error);

@@ -213,18 +213,7 @@ impl Topic {
     pub fn append_with(&self, record: impl AsRecord, options: &AppendOptions) -> Result<RecordMetadata> {
         let record = record.as_record();
         let partition = self.route(&record);
-        let appended = self.at(partition)?.log.append_records(&[record], &options.spec())?;
-        self.relieve(partition);
-        Ok(appended)
-    }
-
-    /// Where nobody does upkeep, an appender takes its part of it. The record is in the log by then, so that what goes wrong
-    /// is left to whoever looks a key up.
-    #[inline]
-    fn relieve(&self, partition: u32) {
-        if let Some(index) = self.inner.index_of(partition) {
-            index.relieve().ok();
-        }
+        self.at(partition)?.log.append_records(&[record], &options.spec())
     }
 
     /// The newest record of a key, `None` if there is none or it is a tombstone. Answered by the partition that Kafka's
@@ -354,9 +343,7 @@ impl Topic {
             self.at(partition)?;
         }
         let append = |(partition, records): (u32, Vec<RecordRef<'_>>)| {
-            let appended = self.at(partition)?.log.append_records(&records, &options.spec())?;
-            self.relieve(partition);
-            Ok(appended)
+            self.at(partition)?.log.append_records(&records, &options.spec())
         };
         by_partition.into_iter().map(append).collect()
     }

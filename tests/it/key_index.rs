@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use topiclog::clock::ManualClock;
 use topiclog::io::{FaultVfs, MemoryVfs, OpKind, OpenMode, Vfs};
-use topiclog::{CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, Topic, TopicConfig, Upkeep};
+use topiclog::{
+    AppendOptions, CleanupPolicy, Durability, Error, Record, Store, StoreBuilder, TickReport, Topic, TopicConfig,
+    Upkeep,
+};
 
 use crate::support::simulate::{Random, seed};
 
@@ -229,25 +232,68 @@ fn a_key_expires_by_its_age_or_its_header_and_ends_in_a_tombstone() {
     assert_eq!((settle(), live()), (0, vec!["by age".to_owned()]));
 }
 
-#[test]
-fn an_index_that_was_outrun_reads_the_log_again() {
-    let store = builder(&MemoryVfs::new()).open("/s").unwrap();
-    let topic = store.create_topic("t", config().segment_bytes(1 << 30)).unwrap();
-    let partition = topic.partition(0).unwrap();
-    partition.append(Record::keyed("first", "v")).unwrap();
+/// More keys than the queue of an index holds, in batches of `BATCH` records.
+const MANY: usize = 300_000;
+const BATCH: usize = 1000;
+
+/// Appends many records of so many keys, the newest of each last, to an index in use that nobody does upkeep for.
+fn fall_behind(topic: &Topic, keys: usize) {
+    topic.append(Record::keyed("first", "v")).unwrap();
     assert!(topic.contains("first").unwrap(), "in use from here on");
-    let batch: Vec<Record> = (0..100).map(|n| Record::keyed(format!("{n}"), "v")).collect();
-    // Past the topic, and without upkeep: nobody takes over what is queued.
-    for _ in 0..10_600 {
-        partition.append_batch_with(&batch, &topiclog::AppendOptions::new()).unwrap();
+    append_many(topic, keys);
+}
+
+fn append_many(topic: &Topic, keys: usize) {
+    let records: Vec<Record> = (0..MANY).map(|n| Record::keyed(format!("k{}", n % keys), format!("{n}"))).collect();
+    for batch in records.chunks(BATCH) {
+        topic.append_all(batch, &AppendOptions::new()).unwrap();
     }
-    partition.append(Record::keyed("last", "v")).unwrap();
-    for key in ["first", "7", "99", "last"] {
-        assert!(topic.contains(key).unwrap(), "{key}");
-    }
-    assert_eq!(topic.latest(0).unwrap().count(), 102);
     let stats = topic.key_index_stats(0).unwrap().unwrap();
-    assert_eq!((stats.entries, stats.waiting), (102, 0));
+    assert!((200_000..MANY - BATCH).contains(&stats.waiting), "{stats:?}: the rest is in the log alone");
+}
+
+/// Such an index was once made anew from the whole log.
+#[test]
+fn an_index_that_fell_behind_is_led_on_by_the_next_look_up_or_by_upkeep_in_steps() {
+    for keys in [20, 100, MANY] {
+        for looks_up in [true, false] {
+            let store = builder(&MemoryVfs::new()).compaction_step_bytes(100_000).open("/s").unwrap();
+            let topic = store.create_topic("t", config().segment_bytes(1 << 30).batch_bytes_max(1 << 20)).unwrap();
+            fall_behind(&topic, keys);
+            let mut ticks = 0;
+            loop {
+                let report = if looks_up { TickReport::default() } else { store.tick().unwrap() };
+                if report.is_idle() {
+                    break;
+                }
+                ticks += usize::from(report.key_index_read_bytes > 0);
+                assert!(report.key_index_read_bytes < 150_000, "{report:?}");
+            }
+            assert!(looks_up || ticks > 1, "{ticks}");
+            for key in ["k0".to_owned(), "k7".to_owned(), format!("k{}", keys - 1)] {
+                let nth: usize = key[1..].parse().unwrap();
+                let newest = MANY - keys + nth;
+                assert_eq!(text(topic.get(&key).unwrap().unwrap().value()), newest.to_string(), "{key} of {keys}");
+            }
+            assert!(topic.contains("first").unwrap());
+            let stats = || topic.key_index_stats(0).unwrap().unwrap();
+            while stats().waiting > 0 {
+                store.tick().unwrap();
+            }
+            assert_eq!(stats().entries, keys + 1);
+        }
+    }
+}
+
+#[test]
+fn compaction_does_not_go_by_an_index_that_fell_behind() {
+    let store = builder(&MemoryVfs::new()).open("/s").unwrap();
+    let topic = store.create_topic("t", config().segment_bytes(1 << 20).batch_bytes_max(1 << 20)).unwrap();
+    fall_behind(&topic, 50);
+    while !store.tick().unwrap().is_idle() {}
+    assert!(topic.upkeep_stats().compactions > 0);
+    let table = (0..50).map(|key| (format!("k{key}"), (MANY - 50 + key).to_string()));
+    check(&topic, &table.chain([("first".to_owned(), "v".to_owned())]).collect(), 60);
 }
 
 /// The file once held the keys below the open transaction alone, without those that a record behind it had superseded: a
@@ -654,23 +700,27 @@ fn a_file_that_was_being_written_is_removed_by_the_next_open() {
 }
 
 /// What an append needs of the index is in the record itself.
+/// An appender once took over what had waited for too long, and read the records of keys that came again and again.
 #[test]
-fn an_append_reads_nothing_of_the_log_for_the_index() {
+fn an_append_reads_nothing_of_the_log_for_the_index_however_many_keys_wait() {
     use OpKind::{Map, MapTail, Populate, Read, ReadTail};
-    let vfs = FaultVfs::new();
-    let store = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
-    let topic = store.create_topic("t", config()).unwrap();
-    let append =
-        |number: usize| drop(topic.append(Record::keyed(format!("k{}", number % 50), "v".repeat(40))).unwrap());
-    (0..100).for_each(append);
-    assert!(topic.get("k7").unwrap().is_some());
-    let reads = || {
-        let calls = |op| vfs.sites_seen().get(&(op, "log".to_owned())).map_or(0, |site| site.calls);
-        [Read, ReadTail, Map, MapTail, Populate].map(calls).iter().sum::<u64>()
-    };
-    let before = reads();
-    (100..1000).for_each(append);
-    assert_eq!(reads(), before);
-    assert_eq!(topic.get("k7").unwrap().unwrap().offset().get(), 957);
-    assert!(reads() > before, "a look-up reads");
+    for keys in [20, MANY] {
+        let vfs = FaultVfs::new();
+        let store = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let topic = store.create_topic("t", config().segment_bytes(1 << 20).batch_bytes_max(1 << 20)).unwrap();
+        topic.append(Record::keyed("first", "v")).unwrap();
+        assert!(topic.contains("first").unwrap());
+        let reads = || {
+            let calls = |op| vfs.sites_seen().get(&(op, "log".to_owned())).map_or(0, |site| site.calls);
+            [Read, ReadTail, Map, MapTail, Populate].map(calls).iter().sum::<u64>()
+        };
+        let before = reads();
+        append_many(&topic, keys);
+        for n in 0..1000 {
+            topic.append(Record::keyed(format!("k{}", n % keys), "last")).unwrap();
+        }
+        assert_eq!(reads(), before, "{keys} keys");
+        assert_eq!(text(topic.get("k7").unwrap().unwrap().value()), "last");
+        assert!(reads() > before, "a look-up reads");
+    }
 }
