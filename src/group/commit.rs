@@ -53,7 +53,9 @@ pub(super) fn key<'a>(group: &'a str, place: &'a TopicPartition) -> Key<'a> {
 #[derive(Debug)]
 pub(super) struct Commit<'a> {
     pub(super) group: &'a str,
+    /// Of this version of the store's topics.
     pub(super) partition: Partition,
+    pub(super) topics_version: u64,
     pub(super) value: OffsetCommitValue,
     /// The record's key, and behind it its value.
     encoded: Vec<u8>,
@@ -61,11 +63,11 @@ pub(super) struct Commit<'a> {
 }
 
 impl<'a> Commit<'a> {
-    pub(super) fn new(group: &'a str, partition: Partition, value: OffsetCommitValue) -> Self {
+    pub(super) fn new(group: &'a str, (topics_version, partition): (u64, Partition), value: OffsetCommitValue) -> Self {
         let encoded = key(group, partition.id()).encode_behind(Vec::with_capacity(128));
         let key_end = encoded.len();
         let encoded = value.encode_behind(encoded);
-        Self { group, partition, value, encoded, key_end }
+        Self { group, partition, topics_version, value, encoded, key_end }
     }
 
     pub(super) fn place(&self) -> &TopicPartition {

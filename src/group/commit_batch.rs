@@ -20,6 +20,21 @@ impl Groups {
         options: &CommitOptions,
         member: Option<&GroupMetadata>,
     ) -> Result<()> {
+        if let [(group, offsets)] = groups
+            && self.commit_again(group, offsets, options, member)?
+        {
+            return Ok(());
+        }
+        self.commit_the_long_way(groups, options, member)
+    }
+
+    /// Commits for which topics have to be looked up, or that wait for their sync, or are the first of their kind.
+    pub(super) fn commit_the_long_way(
+        &self,
+        groups: &[OfGroup<'_>],
+        options: &CommitOptions,
+        member: Option<&GroupMetadata>,
+    ) -> Result<()> {
         let commits = self.checked(groups)?;
         let Some(first) = commits.first() else {
             return Err(Error::invalid("commit", "must have at least one offset"));
@@ -60,6 +75,8 @@ impl Groups {
 
     fn checked<'a>(&self, groups: &[OfGroup<'a>]) -> Result<Vec<Commit<'a>>> {
         let now_ms = self.store().clock().now_ms();
+        // Noted before the look, so that a change during it is noticed by the next commit.
+        let topics_version = self.store().topics_version();
         let mut commits = Vec::with_capacity(groups.iter().map(|(_, offsets)| offsets.len()).sum());
         for &(group, offsets) in groups {
             check_group(group)?;
@@ -69,7 +86,7 @@ impl Groups {
                 if offset.known_topic_id().is_some_and(|known| known != topic_id) {
                     return Err(Error::topic_made_again(place));
                 }
-                commits.push(Commit::new(group, partition, value(offset, topic_id, now_ms)));
+                commits.push(Commit::new(group, (topics_version, partition), value(offset, topic_id, now_ms)));
             }
         }
         Ok(commits)

@@ -6,6 +6,7 @@
 
 mod assign;
 mod commit;
+mod commit_again;
 mod commit_batch;
 mod coordinator;
 mod lag;

@@ -91,7 +91,7 @@ impl Groups {
         let of = |table: &GroupTable| {
             let group = table.group(group);
             let offsets = group.into_iter().flat_map(|group| group.offsets.iter());
-            offsets.map(|(place, committed)| (place.clone(), committed.clone())).collect::<Vec<_>>()
+            offsets.map(|(place, found)| (place.clone(), found.committed.clone())).collect::<Vec<_>>()
         };
         Ok(self.read(group, of)?.unwrap_or_default())
     }
@@ -101,7 +101,10 @@ impl Groups {
     /// # Errors
     /// As [`list`](Self::list).
     pub fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<CommittedOffset>> {
-        let of = |table: &GroupTable| table.group(group).and_then(|group| group.offsets.get(partition)).cloned();
+        let of = |table: &GroupTable| {
+            let found = table.group(group).and_then(|group| group.offsets.get(partition));
+            found.map(|found| found.committed.clone())
+        };
         Ok(self.read(group, of)?.flatten())
     }
 
@@ -480,7 +483,7 @@ mod tests {
         let shard = shards.at(partition_for_group("g", shards.count)).unwrap();
         let value = value(&OffsetAndMetadata::new(10), Uuid::from_bytes([0; 16]), 10_000);
         let partition = groups.store.topic("t").unwrap().partition(0).unwrap();
-        let commits = [Commit::new("g", partition, value)];
+        let commits = [Commit::new("g", (0, partition), value)];
         let appended = shard.append_commits(&commits, &CommitOptions::default(), || Ok(()));
         let Appended::InFlight(placed, awaited) = appended.unwrap() else {
             panic!("a commit waits for its sync");
@@ -491,7 +494,8 @@ mod tests {
         let found = |committed: Option<CommittedOffset>| committed.map(|found| found.offset);
         assert_eq!(found(groups.committed("g", &place).unwrap()), expected, "the cache");
         let read_again = load(&shard.partition).unwrap();
-        let in_log = read_again.group("g").and_then(|group| group.offsets.get(&place)).cloned();
+        let in_log = read_again.group("g").and_then(|group| group.offsets.get(&place));
+        let in_log = in_log.map(|found| found.committed.clone());
         assert_eq!(found(in_log), expected, "the log");
         assert!(shard.state.lock().in_flight.is_empty());
     }

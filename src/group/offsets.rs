@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::commit_again::Located;
 use super::protocol::Subscription;
 use super::schema::{GroupMetadataValue, Key, OffsetCommitValue};
 use super::wire::{Decoded, SchemaError};
+use crate::client::OffsetAndMetadata;
 use crate::clock::Timestamp;
 use crate::ids::{TopicName, TopicPartition, Uuid};
 
@@ -45,10 +47,41 @@ impl CommittedOffset {
     }
 }
 
+/// What is kept of a group in one partition.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) committed: CommittedOffset,
+    /// What was found of the topic that this was committed for.
+    located: Option<Located>,
+}
+
+impl Progress {
+    /// What was found of the topic, if nothing has changed since, and this commit differs in no more than how far it goes.
+    #[inline]
+    pub(super) fn located_for(&self, topics_version: u64, offset: &OffsetAndMetadata) -> Option<&Located> {
+        let is_same = |known| Some(known) == self.committed.topic_id;
+        let is_again =
+            is_same_note(&self.committed.metadata, offset.note()) && offset.known_topic_id().is_none_or(is_same);
+        self.located.as_ref().filter(|located| is_again && located.topics_version == topics_version)
+    }
+
+    /// Takes in a commit that differs in no more than how far it goes. Whether it passes a tombstone that is kept for readers.
+    #[inline]
+    pub(super) fn go_on(&mut self, record_offset: i64, offset: &OffsetAndMetadata, now_ms: Timestamp) -> bool {
+        let to = offset.offset().get();
+        let before = std::mem::replace(&mut self.committed.offset, to);
+        self.committed.leader_epoch = offset.known_leader_epoch();
+        self.committed.commit_timestamp_ms = now_ms;
+        self.committed.expire_timestamp_ms = None;
+        self.committed.record_offset = record_offset;
+        self.located.as_ref().is_some_and(|located| located.held_tombstone.is_passed(before..to))
+    }
+}
+
 /// One group.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
-    pub(crate) offsets: BTreeMap<TopicPartition, CommittedOffset>,
+    pub(crate) offsets: BTreeMap<TopicPartition, Progress>,
     /// Of a classic group.
     pub(crate) metadata: Option<GroupMetadataValue>,
     /// Where the record is that says so.
@@ -154,6 +187,20 @@ impl GroupTable {
         }
     }
 
+    #[inline]
+    pub(super) fn group_mut(&mut self, name: &str) -> Option<&mut Group> {
+        self.groups.get_mut(name)
+    }
+
+    /// Notes what was found of the topic that a group has committed for.
+    pub(super) fn note_located(&mut self, group: &str, place: &TopicPartition, topic_id: Uuid, located: &Located) {
+        if let Some(found) = self.groups.get_mut(group).and_then(|group| group.offsets.get_mut(place))
+            && found.committed.topic_id == Some(topic_id)
+        {
+            found.located = Some(located.clone());
+        }
+    }
+
     /// Takes a commit in. Returns the offset that it took the place of.
     pub(crate) fn commit(
         &mut self,
@@ -164,11 +211,15 @@ impl GroupTable {
         value: &OffsetCommitValue,
     ) -> Option<i64> {
         if producer.is_none()
-            && let Some(found) = self.groups.get_mut(group).and_then(|group| group.offsets.get_mut(place))
+            && let Some(group) = self.groups.get_mut(group)
+            && let Some(Progress { committed: found, located }) = group.offsets.get_mut(place)
         {
             // Most often: a group comes further in a partition, and has nothing else to say than before.
             let before = found.offset;
-            if found.record_offset <= record_offset && *found.metadata == *value.metadata {
+            if found.record_offset <= record_offset && is_same_note(&found.metadata, &value.metadata) {
+                if found.topic_id != value.topic_id {
+                    *located = None;
+                }
                 found.renew(record_offset, value);
                 return Some(before);
             }
@@ -198,11 +249,15 @@ impl GroupTable {
     fn settle(&mut self, group: &str, place: &TopicPartition, committed: CommittedOffset) -> Option<i64> {
         let offsets = &mut self.entry(group).offsets;
         match offsets.get_mut(place) {
-            Some(found) if found.record_offset > committed.record_offset => Some(found.offset),
-            Some(found) => Some(std::mem::replace(found, committed).offset),
-            None => {
-                offsets.insert(place.clone(), committed);
-                None
+            Some(found) if found.committed.record_offset > committed.record_offset => Some(found.committed.offset),
+            found => {
+                let before = found.as_ref().map(|found| found.committed.offset);
+                let new = Progress { committed, located: None };
+                match found {
+                    Some(found) => *found = new,
+                    None => drop(offsets.insert(place.clone(), new)),
+                }
+                before
             }
         }
     }
@@ -213,7 +268,7 @@ impl GroupTable {
             pending.retain(|one| *one.group != *group || one.place != *place || !is_older(&one.committed));
         }
         self.change(group, |group| {
-            if group.offsets.get(place).is_some_and(is_older) {
+            if group.offsets.get(place).is_some_and(|found| is_older(&found.committed)) {
                 group.offsets.remove(place);
             }
         });
@@ -268,7 +323,7 @@ impl GroupTable {
         for (name, group) in &self.groups {
             let waiting = waiting.get(&**name);
             let Some(rule) = ExpiryRule::of(group) else { continue };
-            let is_over = |(place, committed): &(&TopicPartition, &CommittedOffset)| {
+            let is_over = |(place, Progress { committed, .. }): &(&TopicPartition, &Progress)| {
                 if waiting.is_some_and(|waiting| waiting.contains(place)) || rule.is_kept(place) {
                     return false;
                 }
@@ -315,6 +370,12 @@ impl GroupTable {
             self.groups.remove(name);
         }
     }
+}
+
+/// Most notes are empty, and nothing is where an empty `String` points to: a comparison of no bytes there takes some processors
+/// longer than all else that a look at a group does.
+fn is_same_note(one: &str, other: &str) -> bool {
+    one.len() == other.len() && (one.is_empty() || one == other)
 }
 
 /// From when the retention of a group's offsets counts.
@@ -415,7 +476,10 @@ mod tests {
 
     fn shown(table: &GroupTable) -> Vec<(String, i32, i64)> {
         let all = table.groups().flat_map(|(name, group)| {
-            group.offsets.iter().map(|(place, found)| (name.to_string(), place.partition.get() as i32, found.offset))
+            group
+                .offsets
+                .iter()
+                .map(|(place, found)| (name.to_string(), place.partition.get() as i32, found.committed.offset))
         });
         all.collect()
     }

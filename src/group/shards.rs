@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 
 use super::commit::{Commit, CommitOptions, key};
+use super::commit_again::{CommitRecords, Located};
 use super::load::load;
 use super::membership::LiveGroups;
 use super::offsets::{GroupTable, Removed};
@@ -105,6 +106,7 @@ pub(super) struct ShardState {
     pub(super) table: Option<GroupTable>,
     /// Commits that are in the log and wait for their sync: the offset of the record, the group and the partition.
     pub(super) in_flight: Vec<(i64, String, TopicPartition)>,
+    pub(super) records: CommitRecords,
 }
 
 impl ShardState {
@@ -131,7 +133,7 @@ impl Readers for Shared {
             let mut state = shard.state.lock();
             let table = state.loaded(&shard.partition).ok()?;
             let held = table.groups().filter_map(|(_, group)| group.offsets.get(partition));
-            Some(held.map(|committed| committed.offset).min().unwrap_or(i64::MAX))
+            Some(held.map(|found| found.committed.offset).min().unwrap_or(i64::MAX))
         };
         shards.by_number.values().map(|shard| lowest(shard).unwrap_or(0)).min().unwrap_or(i64::MAX)
     }
@@ -223,7 +225,7 @@ impl Shard {
     ) -> Result<Removal> {
         let mut state = self.state.lock();
         state.loaded(&self.partition)?;
-        let ShardState { table: Some(table), in_flight } = &mut *state else { return Ok(Removal::default()) };
+        let ShardState { table: Some(table), in_flight, .. } = &mut *state else { return Ok(Removal::default()) };
         let mut removed = pick(table, in_flight)?;
         let mut removal = Removal::default();
         if removed.is_empty() {
@@ -321,7 +323,11 @@ pub(super) enum Appended {
 
 /// Lets a commit hold. Tells its partition if the group has passed a tombstone that may wait for it alone there.
 fn settled(table: &mut GroupTable, record_offset: i64, commit: &Commit<'_>) -> Option<Partition> {
-    let before = table.commit(record_offset, None, commit.group, commit.place(), &commit.value)?;
-    let has_passed = commit.partition.log.holds_tombstone_in(before..commit.value.offset);
-    has_passed.then(|| commit.partition.clone())
+    let before = table.commit(record_offset, None, commit.group, commit.place(), &commit.value);
+    let held_tombstone = &commit.partition.log.held_tombstone;
+    if let Some(topic_id) = commit.value.topic_id {
+        let located = Located { topics_version: commit.topics_version, held_tombstone: held_tombstone.clone() };
+        table.note_located(commit.group, commit.place(), topic_id, &located);
+    }
+    held_tombstone.is_passed(before?..commit.value.offset).then(|| commit.partition.clone())
 }

@@ -8,6 +8,7 @@ mod append_checks;
 pub(crate) mod append_options;
 pub(crate) mod floor;
 pub(crate) mod foreign;
+pub(crate) mod held_tombstone;
 pub(crate) mod hints;
 pub(crate) mod kafka_state;
 pub(crate) mod key_entry;
@@ -56,6 +57,7 @@ pub use self::sync::Durability;
 pub use self::times::TimestampedOffset;
 
 use self::aborted::Aborted;
+use self::held_tombstone::HeldTombstone;
 use self::kafka_state::Producers;
 use self::settings::LogSettings;
 use self::sync::GroupCommit;
@@ -171,8 +173,8 @@ pub(crate) struct Log {
     tombstone_floor: AtomicI64,
     /// When compaction has something to drop although nothing was appended; `i64::MAX` for never.
     next_horizon_ms: AtomicI64,
-    /// The first tombstone whose time is over and that stays for its readers alone; `i64::MAX` for none.
-    held_tombstone: AtomicI64,
+    /// The first tombstone whose time is over and that stays for its readers alone.
+    pub(crate) held_tombstone: HeldTombstone,
     /// Nobody has asked since where readers are, as far as that tombstone is concerned.
     readers_moved: AtomicBool,
     /// Compaction failed: until the next open this log is left as it is.
@@ -239,11 +241,6 @@ impl Log {
         self.next_horizon_ms.load(Ordering::Acquire)
     }
 
-    /// Whether a tombstone stays for its readers alone that one of them passes here.
-    pub(crate) fn holds_tombstone_in(&self, passed: Range<i64>) -> bool {
-        passed.contains(&self.held_tombstone.load(Ordering::Acquire))
-    }
-
     /// Readers may have moved past what is kept for them.
     pub(crate) fn note_readers_moved(&self) {
         self.readers_moved.store(true, Ordering::Release);
@@ -252,7 +249,7 @@ impl Log {
     /// If readers have moved, and all of them are past the tombstone that is kept for them, a round is due. `lowest` says where
     /// they are.
     pub(crate) fn look_at_readers(&self, lowest: impl FnOnce() -> i64) {
-        let held = self.held_tombstone.load(Ordering::Acquire);
+        let held = self.held_tombstone.offset();
         if held != i64::MAX && self.readers_moved.swap(false, Ordering::AcqRel) && lowest() > held {
             self.next_horizon_ms.store(i64::MIN, Ordering::Release);
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::aborted::Aborted;
 use super::floor::{self, Floor, Kind};
+use super::held_tombstone::HeldTombstone;
 use super::kafka_state::{self, Producers};
 use super::listing::{Listing, list};
 use super::log_end::{End, extend_by_unlisted};
@@ -484,7 +485,7 @@ impl Opening<'_> {
         let log_start = manifest.log_start;
         let (clean_end, tombstone_floor) = (manifest.clean_end, manifest.tombstone_floor);
         let next_horizon_ms = manifest.next_horizon_ms.unwrap_or(i64::MAX);
-        let held_tombstone = manifest.held_tombstone.unwrap_or(i64::MAX);
+        let held_tombstone = HeldTombstone::new(manifest.held_tombstone);
         let settings = Arc::new(self.settings);
         Ok(Log {
             id: self.id.clone(),
@@ -527,7 +528,7 @@ impl Opening<'_> {
             clean_end: AtomicI64::new(clean_end),
             tombstone_floor: AtomicI64::new(tombstone_floor),
             next_horizon_ms: AtomicI64::new(next_horizon_ms),
-            held_tombstone: AtomicI64::new(held_tombstone),
+            held_tombstone,
             readers_moved: AtomicBool::new(true),
             is_left_dirty: AtomicBool::new(false),
             compacts_without_index: AtomicBool::new(false),

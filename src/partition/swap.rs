@@ -131,7 +131,7 @@ impl Log {
         }
         self.clean_end.store(writer.manifest.clean_end, Ordering::Release);
         self.next_horizon_ms.store(next_horizon_ms.unwrap_or(i64::MAX), Ordering::Release);
-        self.held_tombstone.store(held_tombstone.unwrap_or(i64::MAX), Ordering::Release);
+        self.held_tombstone.set(held_tombstone);
         // They may have moved after the round looked.
         self.note_readers_moved();
         self.tombstone_floor.store(writer.manifest.tombstone_floor, Ordering::Release);
