@@ -149,7 +149,8 @@ impl KeyQueue {
         let was_whole = state.unread_from.is_none();
         let mut is_near = true;
         if was_whole && secret == Some(&state.secret) && state.waiting.len() < state.waiting_max {
-            for (offset, hash) in (first_offset..).zip(hashes) {
+            // In this order: none is counted behind the last one, which may have the last offset that there is.
+            for (hash, offset) in hashes.iter().zip(first_offset..) {
                 let Some(hash) = hash else { continue };
                 match KeyEntry::at(*hash, state.base, offset, position) {
                     Some(entry) => state.waiting.push(entry),
@@ -225,6 +226,16 @@ mod tests {
         queue.push((7, 9), 0, Some(&SECRET), &[None, Some(1)]);
         check(&queue, &[8], None);
         check(&queue, &[], None);
+    }
+
+    #[test]
+    fn the_last_offset_that_there_is_can_be_gathered() {
+        let queue = KeyQueue::default();
+        let last = i64::MAX - 1;
+        queue.start(SECRET, last - 2);
+        queue.push((last - 2, last), 0, Some(&SECRET), &[Some(1), Some(2)]);
+        queue.push((last, last + 1), 0, Some(&SECRET), &[Some(1)]);
+        check(&queue, &[last - 2, last - 1, last], None);
     }
 
     #[test]
