@@ -47,7 +47,7 @@ pub(crate) struct Passed {
     keeps_tombstones: bool,
     /// A record whose key the map should have known and did not: the key index was wrong.
     unknown_key: Option<i64>,
-    /// One past the highest tombstone that was dropped.
+    /// Past the highest tombstone that was dropped; each that is dropped raises it.
     pub(crate) tombstone_floor: i64,
     /// The earliest moment at which something that stayed may go for its age.
     pub(crate) next_horizon_ms: Option<i64>,
@@ -134,6 +134,10 @@ impl Rules {
         if !record.is_tombstone() {
             return true;
         }
+        // Nothing could tell readers that it went.
+        if passed.tombstone_floor == i64::MAX {
+            return true;
+        }
         let horizon = header.delete_horizon_ms();
         let is_over = horizon.is_some_and(|horizon| self.now.ms >= horizon) || is(Bug::TombstoneDroppedEarly);
         let held_until = horizon.and_then(|horizon| self.held_until(record, horizon));
@@ -147,7 +151,9 @@ impl Rules {
             }
             return true;
         }
-        passed.tombstone_floor = passed.tombstone_floor.max(record.offset() + 1);
+        // One below the floor that an adoption has set raises it as well: who began since then had the floor as it was, and has to
+        // be told.
+        passed.tombstone_floor = (passed.tombstone_floor + 1).max(record.offset() + 1);
         counts.tombstones_dropped += 1;
         false
     }

@@ -386,6 +386,28 @@ fn a_reader_that_may_have_missed_a_delete_is_told_so() {
     assert!(partition.reader(0, &stateless).unwrap().all(|record| record.is_ok()));
 }
 
+/// The floor of a log that was adopted is its end, above all tombstones that are there.
+#[test]
+fn a_reader_that_has_begun_since_an_adoption_is_told_as_well() {
+    let log = broker::BrokerLog::new(0)
+        .batch(0, &[broker::kv("a", "1"), broker::kv("b", "1")])
+        .roll(2)
+        .batch(2, &[broker::gone("a")]);
+    let bench = broker::Bench::adopt(&log, broker::config());
+    let partition = bench.partition();
+    let read = |from: i64, began: Offset| -> topiclog::Result<Vec<i64>> {
+        let options = ReadOptions::new().level(ReadLevel::Latest).state_since(began);
+        partition.reader(from, &options)?.map(|record| Ok(record?.offset().get())).collect()
+    };
+    let began = partition.tombstone_floor();
+    bench.settle();
+    assert_eq!((began.get(), read(0, began).unwrap()), (3, vec![1, 2]));
+    bench.clock.advance_ms(1000);
+    assert_eq!(bench.settle().tombstones_dropped, 1);
+    assert!(matches!(read(1, began), Err(Error::SnapshotRequired { .. })), "it had \"a\" before it was deleted");
+    assert_eq!(read(0, partition.tombstone_floor()).unwrap(), [1]);
+}
+
 /// What a hold that failed has written must not come back behind a release that did not.
 #[test]
 fn a_hold_that_could_not_be_written_is_released_for_good() {
