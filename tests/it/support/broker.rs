@@ -31,11 +31,13 @@ pub(crate) fn gone(key: &str) -> Pair<'_> {
     (Some(key.as_bytes()), None)
 }
 
-/// The segments of one partition. Records are a millisecond apart: that at offset n is of the time T0 + n.
+/// The segments of one partition. Records are a millisecond apart: that at offset n is of the time T0 + n, unless another time
+/// is said.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BrokerLog {
     segments: Vec<BrokerSegment>,
     leader_epoch: i32,
+    time_ms: Option<i64>,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +66,13 @@ impl BrokerLog {
         self
     }
 
+    /// The records of batches that come next are all of this time.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "asked for by tests of that feature"))]
+    pub(crate) fn at_ms(mut self, time_ms: i64) -> Self {
+        self.time_ms = Some(time_ms);
+        self
+    }
+
     fn last(&mut self) -> &mut BrokerSegment {
         self.segments.last_mut().unwrap()
     }
@@ -86,9 +95,12 @@ impl BrokerLog {
     }
 
     pub(crate) fn batch_as(mut self, spec: &BatchSpec, records: &[Pair<'_>]) -> Self {
-        let times = spec.base_offset + T0..;
+        let stated = self.time_ms;
         let spec = &BatchSpec { leader_epoch: self.leader_epoch, ..*spec };
-        let records = records.iter().zip(times).map(|(&(key, value), time)| RecordRef::new(key, value).at_ms(time));
+        let records = records.iter().zip(spec.base_offset..).map(|(&(key, value), offset)| {
+            let time = stated.unwrap_or_else(|| T0 + offset);
+            RecordRef::new(key, value).at_ms(time)
+        });
         encode_batch(&mut self.last().log, spec, records).unwrap();
         self
     }
@@ -121,21 +133,31 @@ impl BrokerLog {
 
     /// Writes the directory. An index file is not needed: one that is missing is made anew.
     pub(crate) fn write(&self, vfs: &dyn Vfs) {
-        for directory in [ROOT, DIRECTORY] {
-            vfs.create_dir(Path::new(directory)).ok();
+        self.write_to(vfs, ROOT);
+    }
+
+    /// The same below another root.
+    pub(crate) fn write_to(&self, vfs: &dyn Vfs, root: &str) {
+        let (root, directory) = (Path::new(root), Path::new(root).join("t-0"));
+        for directory in [root, &directory] {
+            vfs.create_dir(directory).ok();
         }
         for segment in &self.segments {
-            put(vfs, &path(segment.base, "log"), &segment.log);
+            put(vfs, &directory.join(file_name(segment.base, "log")), &segment.log);
             if !segment.txn_index.is_empty() {
-                put(vfs, &path(segment.base, "txnindex"), &segment.txn_index);
+                put(vfs, &directory.join(file_name(segment.base, "txnindex")), &segment.txn_index);
             }
         }
     }
 }
 
+fn file_name(base: i64, suffix: &str) -> String {
+    format!("{base:020}.{suffix}")
+}
+
 /// A file of the partition.
 pub(crate) fn path(base: i64, suffix: &str) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{base:020}.{suffix}"))
+    Path::new(DIRECTORY).join(file_name(base, suffix))
 }
 
 pub(crate) fn put(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) {
@@ -188,6 +210,12 @@ pub(crate) fn config() -> TopicConfig {
         .min_cleanable_dirty_ratio(0.0)
 }
 
+/// Takes over what lies below a root, of which the topic gets a configuration, and opens it.
+pub(crate) fn take_over(builder: &StoreBuilder, root: &str, config: TopicConfig) -> Store {
+    builder.adopt(root, &AdoptOptions::new().broker_is_gone(true).config("t", config)).unwrap();
+    builder.clone().open(root).unwrap()
+}
+
 /// A directory that was taken over, in memory, under a clock that stands still.
 pub(crate) struct Bench {
     pub(crate) vfs: Arc<MemoryVfs>,
@@ -220,8 +248,7 @@ impl Bench {
         let clock = Arc::new(ManualClock::new(T0 + 100_000));
         let builder = Store::builder().vfs(Arc::clone(&vfs) as _).clock(Arc::clone(&clock) as _);
         let builder = change(super::upkeep::with_or_without_key_index(builder.upkeep(Upkeep::Manual)));
-        builder.adopt(ROOT, &AdoptOptions::new().broker_is_gone(true).config("t", config)).unwrap();
-        let store = builder.clone().open(ROOT).unwrap();
+        let store = take_over(&builder, ROOT, config);
         Self { vfs, clock, store, builder }
     }
 
