@@ -408,7 +408,7 @@ impl Cleaning {
         Ok(0)
     }
 
-    fn begin_group(&self, bases: &[i64]) -> Result<GroupCopy> {
+    fn begin_group(&mut self, bases: &[i64]) -> Result<GroupCopy> {
         let is_source = |segment: &&Arc<Segment>| bases.contains(&segment.base_offset());
         let sources: Vec<Arc<Segment>> = self.sources.iter().filter(is_source).cloned().collect();
         let last = bases.last().copied().unwrap_or_default();
@@ -417,7 +417,7 @@ impl Cleaning {
         // What is joined is to fit.
         let bytes_max = if sources.len() > 1 { self.settings.segment_bytes } else { self.single_bytes_max };
         let interval = self.settings.index_interval_bytes;
-        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, (bytes_max, interval), &self.passed)
+        GroupCopy::begin(&self.log, Arc::clone(&self.set), sources, next_base, (bytes_max, interval), &mut self.passed)
     }
 
     fn finish_round(&mut self) -> Result<()> {

@@ -47,8 +47,10 @@ pub(crate) struct Passed {
     keeps_tombstones: bool,
     /// A record whose key the map should have known and did not: the key index was wrong.
     unknown_key: Option<i64>,
-    /// Past the highest tombstone that was dropped; each that is dropped raises it.
+    /// Past the highest tombstone that was dropped.
     pub(crate) tombstone_floor: i64,
+    /// As it was when this group was begun.
+    floor_before: i64,
     /// The earliest moment at which something that stayed may go for its age.
     pub(crate) next_horizon_ms: Option<i64>,
     /// The first tombstone that would have gone but for its readers.
@@ -70,6 +72,7 @@ impl Passed {
             keeps_tombstones: false,
             unknown_key: None,
             tombstone_floor,
+            floor_before: tombstone_floor,
             next_horizon_ms: None,
             held_tombstone: None,
         }
@@ -135,7 +138,7 @@ impl Rules {
             return true;
         }
         // Nothing could tell readers that it went.
-        if passed.tombstone_floor == i64::MAX {
+        if passed.floor_before == i64::MAX {
             return true;
         }
         let horizon = header.delete_horizon_ms();
@@ -151,9 +154,10 @@ impl Rules {
             }
             return true;
         }
-        // One below the floor that an adoption has set raises it as well: who began since then had the floor as it was, and has to
-        // be told.
-        passed.tombstone_floor = (passed.tombstone_floor + 1).max(record.offset() + 1);
+        // One below the floor that an adoption has set raises it as well: who began since the last group was exchanged had the floor
+        // as it was then, and has to be told.
+        let floor = record.offset().max(passed.floor_before) + 1;
+        passed.tombstone_floor = passed.tombstone_floor.max(floor);
         counts.tombstones_dropped += 1;
         false
     }
@@ -237,8 +241,9 @@ impl GroupCopy {
         sources: Vec<Arc<Segment>>,
         next_base: i64,
         (bytes_max, interval): (u64, u64),
-        passed: &Passed,
+        passed: &mut Passed,
     ) -> Result<Self> {
+        passed.floor_before = passed.tombstone_floor;
         let base = sources.first().map_or(0, |first| first.base_offset());
         let out = NewSegment::create(&log.env.vfs, &log.directory, base, cleaned_name, interval)?;
         let bytes_before = sources.iter().map(|segment| segment.bytes()).sum();

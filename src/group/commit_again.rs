@@ -145,7 +145,7 @@ impl Shard {
             }
         };
         let mut passed = Vec::new();
-        for (record_offset, (place, offset)) in (placed.offset..).zip(again.offsets) {
+        for ((place, offset), record_offset) in again.offsets.iter().zip(placed.offset..) {
             let Some(found) = group.offsets.get_mut(place) else { continue };
             if found.go_on(record_offset, offset, again.now_ms) {
                 passed.push(place);

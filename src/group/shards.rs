@@ -182,13 +182,13 @@ impl Shard {
         state.loaded(&self.partition)?;
         let (placed, awaited) = self.append(commits, options, now_ms)?;
         if awaited.is_sync() {
-            let new = (placed.offset..).zip(commits);
-            state.in_flight.extend(new.map(|(offset, one)| (offset, one.group.to_owned(), one.place().clone())));
+            let new = commits.iter().zip(placed.offset..);
+            state.in_flight.extend(new.map(|(one, offset)| (offset, one.group.to_owned(), one.place().clone())));
             return Ok(Appended::InFlight(placed, awaited));
         }
         let table = state.loaded(&self.partition)?;
-        let each = (placed.offset..).zip(commits);
-        let passed = each.filter_map(|(offset, commit)| settled(table, offset, commit)).collect();
+        let each = commits.iter().zip(placed.offset..);
+        let passed = each.filter_map(|(commit, offset)| settled(table, offset, commit)).collect();
         Ok(Appended::Settled(placed, awaited, passed))
     }
 
@@ -199,7 +199,7 @@ impl Shard {
         let mut in_flight = std::mem::take(&mut state.in_flight);
         let table = state.loaded(&self.partition)?;
         let mut passed = Vec::new();
-        for (record_offset, commit) in (placed.offset..).zip(commits) {
+        for (commit, record_offset) in commits.iter().zip(placed.offset..) {
             // Else a tombstone stands behind it in the log.
             if let Some(at) = in_flight.iter().position(|(offset, ..)| *offset == record_offset) {
                 in_flight.swap_remove(at);
@@ -272,7 +272,7 @@ impl Shard {
             self.partition.log.acknowledge(awaited, &placed)?;
             let mut state = self.state.lock();
             let table = state.loaded(&self.partition)?;
-            for (offset, one) in (placed.offset..).zip(removed) {
+            for (one, offset) in removed.into_iter().zip(placed.offset..) {
                 table.remove(offset, &one);
                 places.extend(one.place);
             }

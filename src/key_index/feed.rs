@@ -105,7 +105,7 @@ impl KeyIndex {
 
     pub(super) fn too_large(&self) -> Error {
         Error::unsupported(format!(
-            "the key index of {} would take more memory than key_index_memory_bytes allows",
+            "the key index of {} would take more memory than key_index_memory_bytes allows, or spans more than 2^40 offsets",
             self.log.id
         ))
     }

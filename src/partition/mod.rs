@@ -577,8 +577,8 @@ impl Partition {
     }
 
     /// One past the highest tombstone that compaction dropped. Whoever kept state from a position below it may have missed a
-    /// delete. After an [adoption](crate::Store::adopt) it is the log end, and each tombstone from before that is dropped raises it
-    /// by one, so that it may lie above the log end.
+    /// delete. After an [adoption](crate::Store::adopt) it is the log end, and a compaction that drops tombstones from before that
+    /// raises it by one for each group of segments, so that it may lie above the log end.
     pub fn tombstone_floor(&self) -> Offset {
         self.log.tombstone_floor().into()
     }
