@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use redb::{ReadableDatabase, TableDefinition};
 use topiclog::record::RecordRef;
-use topiclog::{CleanupPolicy, Durability, Store, Topic, TopicConfig, Upkeep};
+use topiclog::{CleanupPolicy, Compression, Durability, ReadOptions, Store, Topic, TopicConfig, Upkeep};
 
 #[allow(dead_code, reason = "each bench uses a part of it")]
 mod support;
@@ -25,7 +25,8 @@ const RECORDS: usize = 1_000_000;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let benches: [(&str, fn()); 5] = [
+    let benches: [(&str, fn()); 6] = [
+        ("batches", in_large_batches),
         ("compact", compact),
         ("get", get),
         ("own_write", get_own_write),
@@ -281,6 +282,56 @@ fn get_own_write() {
     );
     drop((topic, store, database));
     fs::remove_dir_all(directory).unwrap();
+}
+
+/// Keys that come in batches of 1,000: how long a listing of the newest records takes, and upkeep of the index behind appends,
+/// beside a scan of owned records.
+fn in_large_batches() {
+    const BATCH: usize = 1000;
+    for compression in [Compression::None, Compression::Lz4] {
+        let directory = directory("batches");
+        let store = open(&directory);
+        let topic = store.create_topic("t", config().compression(compression)).unwrap();
+        let fill = |records: usize| {
+            let numbers: Vec<usize> = (0..records).collect();
+            for numbers in numbers.chunks(BATCH) {
+                let names: Vec<[u8; 8]> = numbers.iter().map(|number| key(number % KEYS)).collect();
+                let value = [b'v'; 92];
+                let batch: Vec<RecordRef<'_>> =
+                    names.iter().map(|name| RecordRef::new(Some(&name[..]), Some(&value[..]))).collect();
+                topic.partition(0).unwrap().append_batch(&batch).unwrap();
+            }
+        };
+        fill(KEYS);
+        assert_eq!(topic.latest(0).unwrap().count(), KEYS);
+        let partition = topic.partition(0).unwrap();
+        let (mut lists, mut scans, mut follows) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            let newest: Vec<_> = topic.latest(0).unwrap().map(Result::unwrap).collect();
+            lists.push(start.elapsed());
+            let from = partition.end().get() - KEYS as i64;
+            let start = Instant::now();
+            let all: Vec<_> = partition.reader(from, &ReadOptions::new()).unwrap().map(Result::unwrap).collect();
+            scans.push(start.elapsed());
+            assert_eq!(newest.len(), all.len());
+            fill(KEYS);
+            let start = Instant::now();
+            while topic.key_index_stats(0).unwrap().is_some_and(|stats| stats.waiting > 0) {
+                store.tick().unwrap();
+            }
+            follows.push(start.elapsed());
+        }
+        let each = |times: Vec<Duration>| median(times).as_secs_f64() * 1e9 / KEYS as f64;
+        println!(
+            "batches of {BATCH}, {compression:?}: a listing {:.0} ns a record, upkeep of the index {:.0} ns, a scan {:.0} ns",
+            each(lists),
+            each(follows),
+            each(scans),
+        );
+        store.close().unwrap();
+        fs::remove_dir_all(directory).unwrap();
+    }
 }
 
 fn each(numbers: &[usize], mut call: impl FnMut(usize)) -> Vec<Duration> {

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::making::{Made, ReadBudget};
-use super::table::Place;
 use super::{KeyIndex, LIMITS, READ_UNRESOLVED_MAX, Ready, State, TRIES, UNRESOLVED_MAX};
 use crate::error::{Error, Result};
 use crate::partition::key_entry::KeyEntry;
-use crate::partition::peek::Peek;
+use crate::partition::peek::FEW_RECORDS;
 use crate::partition::{Batch, ReadLevel, ReadOptions, Reader, SegmentSet, key_queue};
-use crate::record::{BatchError, StoredRecord};
+use crate::record::BatchError;
 use crate::segment::batch_error::batch_error;
-use crate::segment::cursor::Verify;
 
 /// What became of what appends have queued.
 pub(super) enum Taken {
@@ -39,12 +37,10 @@ pub(super) enum SomeRead {
 
 /// Bytes that a hash takes which waits for a comparison.
 const WAITING_BYTES: usize = 8;
-/// No more offsets than these wait under one hash.
+/// More offsets than these under one hash, and it is crowded.
 const CHAIN_MAX: usize = 4;
-/// Of a batch with more records than these only the newest of each key is taken: a key that comes again and again would be
-/// compared again and again, each time by a walk through the batch. Where the hashes of one that was just appended show such a
-/// key, the batch is read once instead.
-const BATCH_RECORDS: i32 = 16;
+/// So many crowded hashes, and their keys are compared.
+const CROWDED_MAX: usize = 256;
 /// So many of its keys are held at once.
 const KEYS_AT_ONCE: usize = 1 << 14;
 
@@ -177,22 +173,24 @@ impl KeyIndex {
             let path = segment.map_or(self.log.directory.as_path(), |segment| segment.log().path());
             batch_error(path, batch.position, batch.header(), &error, "it is too large for the key index")
         };
-        let mut peek = Peek::into(set);
-        if batch.header().records_count <= BATCH_RECORDS {
+        if batch.header().records_count <= FEW_RECORDS {
             for view in batch.records() {
                 let view = view.map_err(failed)?;
                 let Some(key) = view.key() else { continue };
                 let hash = key_queue::hash(&ready.secret, key);
-                if !self.insert_at(ready, hash, (view.offset(), batch.position), &mut peek)? {
+                if !self.insert_at(ready, hash, (view.offset(), batch.position), set)? {
                     return Ok(false);
                 }
             }
             return Ok(true);
         }
+        // Of one with many records only the newest of each key is taken: a key that comes again and again would be compared again and
+        // again, each time by a walk through the batch. Where the hashes of one that was just appended show such a key, the batch is
+        // read once instead.
         let mut newest: HashTable<(u64, &[u8], i64)> = HashTable::new();
-        let mut put = |ready: &mut Ready, newest: &mut HashTable<(u64, &[u8], i64)>| -> Result<bool> {
+        let put = |ready: &mut Ready, newest: &mut HashTable<(u64, &[u8], i64)>| -> Result<bool> {
             for (hash, _, offset) in newest.drain() {
-                if !self.insert_at(ready, hash, (offset, batch.position), &mut peek)? {
+                if !self.insert_at(ready, hash, (offset, batch.position), set)? {
                     return Ok(false);
                 }
             }
@@ -267,27 +265,26 @@ impl KeyIndex {
 
     /// What one append brought is one run of entries with the same place.
     fn put(&self, ready: &mut Ready, appended: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
-        let mut peek = Peek::into(set);
         for run in appended.chunk_by(|one, next| one.position() == next.position()) {
-            if !self.put_run(ready, run, &mut peek)? {
+            if !self.put_run(ready, run, set)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], peek: &mut Peek<'_>) -> Result<bool> {
-        if run.len() > BATCH_RECORDS as usize
+    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+        if run.len() > FEW_RECORDS as usize
             && let [first, .., last] = run
             && has_one_twice(run)
         {
             let offset = |entry: &KeyEntry| ready.table.base() + entry.relative_offset().cast_signed();
             let range = (offset(first), offset(last) + 1);
-            let read = self.read_some(ready, range, Some(peek.set()), &mut ReadBudget::unlimited());
+            let read = self.read_some(ready, range, Some(set), &mut ReadBudget::unlimited());
             return read.map(|read| read != SomeRead::NoRoom);
         }
         for &entry in run {
-            if !self.insert(ready, entry, peek)? {
+            if !self.insert(ready, entry, set)? {
                 return Ok(false);
             }
         }
@@ -299,16 +296,16 @@ impl KeyIndex {
         ready: &mut Ready,
         hash: u64,
         (offset, position): (i64, u64),
-        peek: &mut Peek<'_>,
+        set: &SegmentSet,
     ) -> Result<bool> {
         match ready.table.entry(hash, offset, position) {
-            Ok(entry) => self.insert(ready, entry, peek),
+            Ok(entry) => self.insert(ready, entry, set),
             Err(super::table::OutOfRange) => Ok(false),
         }
     }
 
     #[inline]
-    fn insert(&self, ready: &mut Ready, entry: KeyEntry, peek: &mut Peek<'_>) -> Result<bool> {
+    fn insert(&self, ready: &mut Ready, entry: KeyEntry, set: &SegmentSet) -> Result<bool> {
         let growth = ready.table.growth_bytes(entry.hash());
         if growth > 0 && !self.count(ready, growth) {
             return Ok(false);
@@ -331,7 +328,15 @@ impl KeyIndex {
                 ready.unresolved.push_back(entry.hash());
             }
             // A key that is written again and again: what stands under its hash is walked by every look-up and insertion.
-            others if others >= CHAIN_MAX => self.resolve_hash(ready, peek, entry.hash())?,
+            others if others >= CHAIN_MAX => {
+                ready.crowded.push(entry.hash());
+                if ready.crowded.len() >= CROWDED_MAX {
+                    let mut crowded = std::mem::take(&mut ready.crowded);
+                    crowded.sort_unstable();
+                    crowded.dedup();
+                    self.compare(ready, set, &crowded).into_result()?;
+                }
+            }
             _ => {}
         }
         Ok(true)
@@ -344,72 +349,6 @@ impl KeyIndex {
             return false;
         }
         ready.counted = wants;
-        true
-    }
-
-    /// Compares the keys of offsets that stand under one hash; of one key only the newest stays. Returns how many hashes
-    /// were looked at. Where that fails the hash goes on waiting, and the others have their turn all the same.
-    pub(super) fn resolve(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> Result<usize> {
-        let (done, failed) = self.resolve_some(ready, set, most);
-        failed.map_or(Ok(done), Err)
-    }
-
-    /// [`resolve`](Self::resolve), with what was done beside the first failure.
-    pub(super) fn resolve_some(&self, ready: &mut Ready, set: &SegmentSet, most: usize) -> (usize, Option<Error>) {
-        let (mut done, mut first_error) = (0, None);
-        let mut peek = Peek::into(set);
-        for _ in 0..most.min(ready.unresolved.len()) {
-            let Some(hash) = ready.unresolved.pop_front() else { break };
-            match self.resolve_hash(ready, &mut peek, hash) {
-                Ok(()) => done += 1,
-                Err(error) => {
-                    ready.unresolved.push_back(hash);
-                    first_error.get_or_insert(error);
-                }
-            }
-        }
-        if done > 0 && ready.unresolved.is_empty() {
-            ready.unresolved.shrink_to_fit();
-            // Less than before is never too much.
-            self.count(ready, 0);
-        }
-        (done, first_error)
-    }
-
-    /// The set is no older than what was taken over last: what is not found in it is gone, and what took its place is in the
-    /// table, or in the queue.
-    fn resolve_hash(&self, ready: &mut Ready, peek: &mut Peek<'_>, hash: u64) -> Result<()> {
-        let set = peek.set();
-        let places_hold = ready.places.hold(set);
-        let places = ready.table.places_of(hash);
-        if places_hold && self.resolve_seen(ready, peek, hash, &places) {
-            return Ok(());
-        }
-        let mut keys: Vec<StoredRecord> = Vec::new();
-        for Place { offset, position } in places {
-            let hint = position.filter(|_| places_hold);
-            // Without a look at the checksum: a damaged key is taken for another one, and stays.
-            let found = self.log.record_near(set, offset, hint, (Verify::Trusted, &LIMITS))?;
-            match found.map(|found| found.record) {
-                Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
-                // Superseded, or gone with the log start or by compaction.
-                _ => ready.table.remove(hash, offset),
-            }
-        }
-        Ok(())
-    }
-
-    /// [`resolve_hash`](Self::resolve_hash) where all records can be seen at once. False if nothing was done.
-    fn resolve_seen(&self, ready: &mut Ready, peek: &mut Peek<'_>, hash: u64, places: &[Place]) -> bool {
-        let start = self.log.log_start();
-        let place = |place: &Place| Some((place.offset, u64::from(place.position.filter(|_| place.offset >= start)?)));
-        let Some(seen) = places.iter().map(place).collect::<Option<Vec<_>>>() else { return false };
-        let Some(keys) = peek.keys(&seen) else { return false };
-        for (nth, (key, place)) in keys.iter().zip(places).enumerate() {
-            if keys.iter().take(nth).any(|newer| newer == key) {
-                ready.table.remove(hash, place.offset);
-            }
-        }
         true
     }
 }
@@ -425,143 +364,14 @@ fn has_one_twice(entries: &[KeyEntry]) -> bool {
 mod tests {
     use super::*;
     use crate::io::FaultVfs;
-    use crate::key_index::Budget;
     use crate::partition::append_options::AppendOptions;
-    use crate::record::{Compression, Record};
-    use crate::segment;
+    use crate::record::{Record, StoredRecord};
     use crate::store::{Store, Upkeep};
-    use crate::topic::{CleanupPolicy, Topic, TopicConfig};
+    use crate::topic::{CleanupPolicy, TopicConfig};
 
-    /// How a log of "a", "b" and "a" comes to be.
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Shape {
-        /// A batch each, in one segment.
-        Batches,
-        /// One batch.
-        Batch,
-        /// One batch that has to be decompressed.
-        #[cfg_attr(not(feature = "lz4"), allow(dead_code, reason = "nothing can be compressed"))]
-        Compressed,
-        /// A segment each.
-        Rolled,
-        /// A segment each, the first two with a seal.
-        Sealed,
-        /// As `Batches`; then the log begins behind the first.
-        StartRaised,
-    }
-
-    fn topic(store: &Store, shape: Shape) -> Topic {
-        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact);
-        let config = match shape {
-            Shape::Rolled | Shape::Sealed => config.segment_bytes(256),
-            #[cfg(feature = "lz4")]
-            Shape::Compressed => config.compression(Compression::Lz4),
-            _ => config,
-        };
-        let topic = store.create_topic("t", config).unwrap();
-        let records = ["a", "b", "a"].map(|key| Record::keyed(key, vec![b'v'; 100]));
-        if matches!(shape, Shape::Batch | Shape::Compressed) {
-            topic.partition(0).unwrap().append_batch_with(&records, &AppendOptions::new()).unwrap();
-        } else {
-            records.into_iter().for_each(|record| drop(topic.append(record).unwrap()));
-        }
-        topic
-    }
-
-    /// What a shape is to be about, so that no row checks another one in its place.
-    fn check_shape(log: &crate::partition::Log, shape: Shape) {
-        let segments = log.snapshot().segments.clone();
-        let sealed = segments.iter().filter(|segment| segment.state() == segment::State::Sealed).count();
-        let batches: u64 = segments.iter().map(|segment| segment.batches()).sum();
-        let first = segments[0].first_header().unwrap().unwrap();
-        let is_compressed = first.compression() != Compression::None;
-        let expected = match shape {
-            Shape::Batches | Shape::StartRaised => (1, 0, 3, false),
-            Shape::Batch => (1, 0, 1, false),
-            Shape::Compressed => (1, 0, 1, true),
-            Shape::Rolled => (3, 0, 3, false),
-            Shape::Sealed => (3, 2, 3, false),
-        };
-        assert_eq!((segments.len(), sealed, batches, is_compressed), expected, "{shape:?}");
-    }
-
-    /// The offsets that stay under the hash of "a", with those of other records put there as well. Whether their batches' places
-    /// are known decides, beside the shape, whether the keys are compared as they are seen.
-    fn check(shape: Shape, others: &[i64], know_places: bool, (is_seen, stay): (bool, &[i64])) {
-        let what = format!("{shape:?}, {others:?}, {know_places}");
-        // The simulated disk can be mapped.
-        let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
-        let partition = topic(&store, shape).partition(0).unwrap();
-        let log = Arc::clone(&partition.log);
-        if shape == Shape::Sealed {
-            while log.upkeep(&mut || {}).unwrap().sealed.is_some() {}
-        }
-        check_shape(&log, shape);
-        let index = KeyIndex::new(Arc::clone(&log), Arc::new(Budget::new(1 << 20)));
-        assert_eq!(index.get(b"a").unwrap().unwrap().offset().get(), 2);
-
-        let mut state = index.state.lock();
-        let State::Ready(ready) = &mut *state else { panic!("it was used") };
-        let set = log.snapshot();
-        let position =
-            |offset| log.record_near(&set, offset, None, (Verify::Always, &LIMITS)).unwrap().unwrap().position;
-        let all: Vec<(i64, u64)> = [2, 1, 0].map(|offset| (offset, position(offset))).to_vec();
-        let hash = key_queue::hash(&ready.secret, b"a");
-        for &offset in others {
-            let position = if know_places { position(offset) } else { u64::MAX };
-            let entry = ready.table.entry(hash, offset, position).unwrap();
-            ready.table.insert(entry);
-        }
-        if shape == Shape::StartRaised {
-            partition.delete_records(1).unwrap();
-        }
-        let mut peek = Peek::into(&set);
-        let keys: Option<Vec<&[u8]>> = (shape != Shape::Compressed).then(|| vec![b"a".as_slice(), b"b", b"a"]);
-        assert_eq!(peek.keys(&all), keys, "{what}");
-        assert!(peek.keys(&[(0, 1)]).is_none() && peek.keys(&[(0, 1 << 40)]).is_none(), "no batch begins there");
-        assert!(ready.places.hold(&set));
-        let places = ready.table.places_of(hash);
-        assert_eq!(index.resolve_seen(ready, &mut peek, hash, &places), is_seen, "{what}");
-        if !is_seen {
-            index.resolve_hash(ready, &mut peek, hash).unwrap();
-        }
-        let left: Vec<i64> = ready.table.places_of(hash).iter().map(|place| place.offset).collect();
-        assert_eq!(left, stay, "{what}");
-        drop(state);
-        assert_eq!(index.get(b"a").unwrap().unwrap().offset().get(), 2);
-    }
-
-    #[test]
-    fn of_one_key_the_newest_stays_and_of_two_that_collide_both() {
-        for know_places in [true, false] {
-            for shape in [Shape::Batches, Shape::Batch, Shape::Rolled, Shape::Sealed] {
-                check(shape, &[0], know_places, (know_places, &[2]));
-                check(shape, &[1], know_places, (know_places, &[2, 1]));
-                check(shape, &[1, 0], know_places, (know_places, &[2, 1]));
-            }
-        }
-    }
-
-    #[cfg(feature = "lz4")]
-    #[test]
-    fn keys_that_are_compressed_are_compared_too() {
-        for know_places in [true, false] {
-            check(Shape::Compressed, &[0], know_places, (false, &[2]));
-            check(Shape::Compressed, &[1, 0], know_places, (false, &[2, 1]));
-        }
-    }
-
-    #[test]
-    fn what_lies_before_the_log_start_stays_nowhere() {
-        for know_places in [true, false] {
-            check(Shape::StartRaised, &[0], know_places, (false, &[2]));
-            check(Shape::StartRaised, &[1], know_places, (false, &[2, 1]));
-            check(Shape::StartRaised, &[1, 0], know_places, (false, &[2, 1]));
-        }
-    }
-
-    /// What an index does that has room for three keys in its queue, read in steps of a few batches, beside a table that is kept
-    /// in a map. Returns how often it was behind, and how often upkeep had to leave some of the log to its next step.
+    /// What an index does that is read in steps of a few batches, and in most runs has room for three keys in its queue, beside a
+    /// table that is kept in a map. Returns how often it was behind, and how often upkeep had to leave some of the log to its next
+    /// step.
     fn check_behind(seed: u64) -> (usize, usize) {
         let mut state = seed;
         let mut below = |end: usize| {
@@ -570,20 +380,26 @@ mod tests {
         };
         let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
         let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).min_cleanable_dirty_ratio(0.0);
-        let topic = store.create_topic("t", config.segment_bytes(2000).delete_retention_ms(0)).unwrap();
+        let config = config.segment_bytes(if seed.is_multiple_of(2) { 2000 } else { 20_000 }).delete_retention_ms(0);
+        #[cfg(feature = "lz4")]
+        let config = if seed.is_multiple_of(3) { config.compression(crate::record::Compression::Lz4) } else { config };
+        let topic = store.create_topic("t", config).unwrap();
         let index = topic.index(0).unwrap();
-        index.log.key_queue.set_waiting_max(3);
+        let keys = if seed.is_multiple_of(5) { 40 } else { 5 };
+        if !seed.is_multiple_of(4) {
+            index.log.key_queue.set_waiting_max(3);
+        }
         let mut table = std::collections::BTreeMap::new();
         let (mut behind, mut left) = (0, 0);
         for step in 0..200 {
             let what = format!("seed {seed}, step {step}");
             match below(10) {
                 0..6 => {
-                    // Of more than sixteen records only the newest of each key are taken.
-                    let count = [1, 1, 3, 20][below(4)];
+                    // Batches of more than sixteen records are taken, and compared, in ways of their own.
+                    let count = [1, 1, 3, 20, 60][below(5)];
                     let records: Vec<Record> = (0..count)
                         .map(|nth| {
-                            let (key, value) = (format!("k{}", below(5)), format!("{step} {nth}"));
+                            let (key, value) = (format!("k{}", below(keys)), format!("{step} {nth}"));
                             let is_tombstone = below(4) == 0;
                             table.insert(key.clone(), (!is_tombstone).then(|| value.clone()));
                             if is_tombstone { Record::tombstone(key) } else { Record::keyed(key, value) }
@@ -592,7 +408,7 @@ mod tests {
                     topic.append_all(&records, &AppendOptions::new()).unwrap();
                 }
                 6 | 7 => {
-                    let key = format!("k{}", below(6));
+                    let key = format!("k{}", below(keys + 1));
                     behind += usize::from(index.log.key_queue.is_behind());
                     let found = topic.get(&key).unwrap().map(|record| record.value().unwrap().to_vec());
                     let expected = table.get(&key).cloned().flatten().map(String::into_bytes);

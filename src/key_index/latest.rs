@@ -6,7 +6,7 @@ use super::feed::Taken;
 use super::making::ReadBudget;
 use super::{KeyIndex, LIMITS, State, TRIES, expiry};
 use crate::error::{Error, Result};
-use crate::partition::{Log, SegmentSet};
+use crate::partition::{Batch, Log, SegmentSet};
 use crate::record::StoredRecord;
 use crate::sync::atomic::Ordering;
 
@@ -29,6 +29,7 @@ impl KeyIndex {
             log: Arc::clone(&self.log),
             set: newest.set,
             offsets: newest.offsets.into_iter(),
+            batch: None,
             position: newest.position,
             with_expired: false,
             failed: None,
@@ -83,6 +84,8 @@ pub struct Latest {
     log: Arc<Log>,
     set: Arc<SegmentSet>,
     offsets: std::vec::IntoIter<i64>,
+    /// What the last record was in.
+    batch: Option<Batch>,
     pub(super) position: i64,
     /// For upkeep, which is to end what has expired.
     pub(super) with_expired: bool,
@@ -124,8 +127,9 @@ impl Iterator for Latest {
             return Some(Err(error.duplicate()));
         }
         for offset in self.offsets.by_ref() {
-            let found = self.log.record_near(&self.set, offset, None, (self.log.env.verify, &LIMITS));
-            match found.map(|found| found.map(|found| found.record)) {
+            let how = (self.log.env.verify, &LIMITS);
+            let found = self.log.record_further_on(&self.set, &mut self.batch, (offset, None), how);
+            match found.map(|found| found.map(|(batch, view)| batch.stored(&view))) {
                 Ok(Some(record)) if !record.is_tombstone() && (self.with_expired || !self.log.has_expired(&record)) => {
                     return Some(Ok(record));
                 }

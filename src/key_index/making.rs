@@ -289,5 +289,15 @@ impl KeyIndex {
 /// An index as far as its table goes.
 fn filling(secret: HashKey, table: Table, places: Places, saved: i64) -> Ready {
     let unresolved = VecDeque::new();
-    Ready { secret, table, unresolved, places, undecided_from: None, counted: 0, saved, counts: None }
+    Ready {
+        secret,
+        table,
+        unresolved,
+        crowded: Vec::new(),
+        places,
+        undecided_from: None,
+        counted: 0,
+        saved,
+        counts: None,
+    }
 }

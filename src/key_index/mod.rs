@@ -8,6 +8,7 @@
 //! in a file at close and caught up from the log: by upkeep, or by its first use ([`making`]). It tells compaction which
 //! records are the newest ([`newest_records`]). It knows partitions. It does not know topics, nor what a value means.
 
+mod compare;
 mod counts;
 mod expiring;
 pub(crate) mod expiry;
@@ -131,6 +132,8 @@ struct Ready {
     table: Table,
     /// Hashes with more than one offset, each once per offset that came to an older one.
     unresolved: VecDeque<u64>,
+    /// Those under which many have come to stand: what is there is walked by every look-up and insertion.
+    crowded: Vec<u64>,
     /// Where batches are known to be.
     places: Places,
     /// The first record that was left out because its transaction was not decided.

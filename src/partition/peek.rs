@@ -1,7 +1,8 @@
 //! Keys of many records, one after the other, through maps that are held meanwhile.
 //!
 //! Each look-up of a record takes a map and hands out bytes that share it, which costs more than the look itself. Whoever
-//! only compares keys borrows them here. It knows of maps alone: what is not in one is `None`, and is looked up otherwise.
+//! only compares keys borrows them here. It knows of maps, and of batches with few records, alone: what is in no such is `None`,
+//! and is looked up otherwise.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use crate::record::{BATCH_HEADER_BYTES, BatchHeader, Compression, RecordsState};
 use crate::segment::Segment;
 use crate::segment::log_reads::Mapped;
 use crate::segment::seal::Seal;
+
+/// A batch with more records than these is not walked for each of them.
+pub(crate) const FEW_RECORDS: i32 = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -29,11 +33,6 @@ struct Held {
 impl<'a> Peek<'a> {
     pub(crate) fn into(set: &'a SegmentSet) -> Self {
         Self { set, held: BTreeMap::new() }
-    }
-
-    /// What it looks into.
-    pub(crate) fn set(&self) -> &'a SegmentSet {
-        self.set
     }
 
     /// The keys of some records, without a look at checksums. Each is told by its offset and by the position of its batch, the
@@ -89,6 +88,7 @@ impl<'a> Peek<'a> {
         let batch = held.mapped.bytes().get(usize::try_from(position).ok()?..)?;
         let header = segment.header_of(self.set.epochs.as_ref(), batch, offset)?;
         let is_plain = !header.is_control() && header.compression() == Compression::None;
+        let is_plain = is_plain && header.records_count <= FEW_RECORDS;
         is_plain.then_some((header, batch))
     }
 }

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::ids::Offset;
 use crate::planted::{Bug, is};
 use crate::record::{
-    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordList, RecordPlace, RecordsIter, RecordsState,
-    SharedBytes, StoredRecord,
+    self, BatchError, BatchHeader, ControlRecord, DecodeLimits, RecordList, RecordPlace, RecordView, RecordsIter,
+    RecordsState, SharedBytes, StoredRecord,
 };
 use crate::segment::Segment;
 use crate::segment::batch_error::batch_error;
@@ -197,7 +197,12 @@ impl Batch {
 
     /// The same records, owned: each shares the bytes of the batch.
     pub fn stored_records(&self) -> impl Iterator<Item = std::result::Result<StoredRecord, BatchError>> {
-        self.records().map(|view| view.map(|view| StoredRecord::new(&self.body, &self.header, view.place())))
+        self.records().map(|view| view.map(|view| self.stored(&view)))
+    }
+
+    /// One of its records, owned.
+    pub(crate) fn stored(&self, view: &RecordView<'_>) -> StoredRecord {
+        StoredRecord::new(&self.body, &self.header, view.place())
     }
 }
 
@@ -379,6 +384,37 @@ impl Log {
         let record = record_of(&header, batch, offset, limits);
         let record = record.map_err(|error| failed_batch(Some(segment), position, &header, &error))?;
         Ok(record.map(|record| FoundRecord { record, position }))
+    }
+
+    /// [`record_near`](Self::record_near) for offsets that rise from call to call: a batch that holds several of them is read,
+    /// decompressed and walked through once. It stays in `batch`, which is what the record is borrowed from.
+    pub(crate) fn record_further_on<'b>(
+        &self,
+        set: &SegmentSet,
+        batch: &'b mut Option<Batch>,
+        (offset, hint): (i64, Option<u32>),
+        (verify, limits): (Verify, &DecodeLimits),
+    ) -> Result<Option<(&'b Batch, RecordView<'b>)>> {
+        if offset < self.log_start() {
+            return Ok(None);
+        }
+        let segment = || set.segments.get(set.index_of(offset));
+        let holds = |batch: &Batch| (batch.header.base_offset..batch.header.next_offset()).contains(&offset);
+        if !batch.as_ref().is_some_and(holds) {
+            *batch = None;
+            let Some(found) = set.batch_near(offset, hint.map(u64::from), verify)? else { return Ok(None) };
+            let FoundBatch { position, header, batch: bytes, .. } = found;
+            if header.base_offset > offset || header.is_control() {
+                return Ok(None);
+            }
+            let body = record::decode_taking(&header, bytes, limits);
+            let body = body.map_err(|error| failed_batch(segment(), position, &header, &error))?;
+            *batch = Some(Batch { header, position, body, start: RecordsState::new(&header) });
+        }
+        let Some(batch) = batch else { return Ok(None) };
+        let found = batch.start.skip_to(offset, &batch.body).and_then(|()| batch.start.find(offset, &batch.body));
+        let found = found.map_err(|error| failed_batch(segment(), batch.position, &batch.header, &error))?;
+        Ok(found.map(|view| (&*batch, view)))
     }
 
     /// The record at an offset, if the newest segments have it in a map that is there, in a batch that begins where somebody noted

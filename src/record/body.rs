@@ -285,11 +285,17 @@ impl RecordsState {
     /// Moves to the first record with at least this offset.
     pub(crate) fn skip_to(&mut self, offset: i64, body: &[u8]) -> Result<(), BatchError> {
         while self.left > 0 && self.next_offset() < offset {
-            let mut ahead = *self;
-            match ahead.next_view(body) {
-                Some(Ok(view)) if view.offset() < offset => *self = ahead,
-                Some(Err(error)) => return Err(error),
-                Some(Ok(_)) | None => break,
+            let before = (self.at, self.left, self.previous_delta);
+            let passed = match self.next_short(body) {
+                Some(view) => view.offset(),
+                None => match self.next_view(body).transpose()? {
+                    Some(view) => view.offset(),
+                    None => break,
+                },
+            };
+            if passed >= offset {
+                (self.at, self.left, self.previous_delta) = before;
+                break;
             }
         }
         Ok(())
