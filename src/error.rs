@@ -149,7 +149,7 @@ pub enum Error {
         partition: TopicPartition,
         /// The next offset that the reader would have looked at.
         position: Offset,
-        /// One past the highest tombstone that was dropped.
+        /// Past the highest tombstone that was dropped.
         tombstone_floor: Offset,
     },
     /// The only failed append that may yet appear: read back before sending again.

@@ -394,7 +394,7 @@ pub enum OffsetSpec {
     Latest,
     /// The first record that is at least as new as this, in milliseconds since 1970-01-01 UTC; the end where there is none.
     Timestamp(Timestamp),
-    /// One past the highest tombstone that compaction ever dropped.
+    /// Past the highest tombstone that compaction ever dropped.
     TombstoneFloor,
 }
 

@@ -1,5 +1,5 @@
-//! The short way of a commit: of a group where it has committed before. Most often no topic was made or deleted since, so that nothing has to be
-//! looked up for it, and no memory is asked for.
+//! The short way of a commit: of a group where it has committed before. Most often no topic was made or deleted since, so that
+//! nothing has to be looked up for it, and no memory is asked for.
 
 use super::commit::{CommitOptions, check_offset, key, value};
 use super::offset_store::Groups;
@@ -91,10 +91,10 @@ impl Groups {
         let Ok(shard) = shards.at(partition_for_group(group, shards.count)) else { return Ok(false) };
         let durability = options.durability.unwrap_or_else(|| shard.partition.log.settings().durability);
         let is_wrong = |(_, offset): &(_, OffsetAndMetadata)| check_offset(offset).is_err();
-        if durability == Durability::Sync || offsets.is_empty() || offsets.iter().any(is_wrong) {
+        let waits = matches!(durability, Durability::Sync | Durability::Interval { bytes: 0, .. });
+        if waits || !self.store().holds_for_groups() || offsets.is_empty() || offsets.iter().any(is_wrong) {
             return Ok(false);
         }
-        self.store().hold_for_groups(&shard.partition)?;
         let options = options.durability(durability);
         let again = Again { group, offsets, topics_version, now_ms: self.store().clock().now_ms() };
         let committed = match member {
@@ -107,13 +107,8 @@ impl Groups {
         };
         let Some(Committed { placed, awaited, passed }) = committed else { return Ok(false) };
         shard.partition.log.acknowledge(awaited, &placed)?;
-        // Who waits for the group looks again.
-        self.store().ring();
-        for place in passed {
-            if let Ok((_, partition)) = self.store().locate(place) {
-                self.store().readers_moved(&partition);
-            }
-        }
+        let located = passed.into_iter().filter_map(|place| self.store().locate(place).ok());
+        self.tell_of_commit(located.map(|(_, partition)| partition));
         Ok(true)
     }
 }
@@ -218,6 +213,22 @@ mod tests {
         check(|groups, _| groups.store().delete_topic("b").unwrap(), next(), false);
     }
 
+    /// It was seen before it was synced.
+    #[test]
+    fn a_commit_that_waits_for_its_sync_goes_the_long_way() {
+        let (groups, _) = groups(MemoryVfs::new());
+        let offsets = [(place("a", 1), OffsetAndMetadata::new(5))];
+        groups.commit_all(&[("g", &offsets)], &OS).unwrap();
+        let is_short = |durability: Option<Durability>| {
+            groups.commit_again("g", &offsets, &CommitOptions { durability }, None).unwrap()
+        };
+        // By itself the topic is `Sync`.
+        for durability in [None, Some(Durability::Sync), Some(Durability::Interval { bytes: 0, ms: 50 })] {
+            assert!(!is_short(durability), "{durability:?}");
+        }
+        assert!(is_short(Some(Durability::INTERVAL)));
+    }
+
     #[test]
     fn a_topic_that_is_gone_or_another_by_now_gets_no_commit_of_the_one_before() {
         let (groups, _) = groups(MemoryVfs::new());
@@ -282,10 +293,13 @@ mod tests {
             let member = GroupMetadata::new("g", generation, &joined.member_id, None);
             let offsets = [(place("a", 1), OffsetAndMetadata::new(offset))];
             let is_short = groups.commit_again("g", &offsets, &OS, Some(&member)).unwrap();
-            is_short || groups.commit_as(&member, &offsets, &OS).is_ok()
+            (is_short, is_short || groups.commit_as(&member, &offsets, &OS).is_ok())
         };
-        assert!(commit(joined.generation, 1) && commit(joined.generation, 2));
-        assert!(!commit(joined.generation + 1, 3) && !commit(joined.generation - 1, 3));
+        assert_eq!(commit(joined.generation, 1), (false, true), "the first");
+        assert_eq!(commit(joined.generation, 2), (true, true));
+        for generation in [joined.generation - 1, joined.generation + 1] {
+            assert_eq!(commit(generation, 3), (false, false));
+        }
         assert_eq!(groups.committed("g", &place("a", 1)).unwrap().map(|found| found.offset), Some(2));
     }
 
@@ -322,11 +336,15 @@ mod tests {
                     let offsets: Vec<_> = (0..count).map(|nth| (place(topic, nth), offset())).collect();
                     let durability = [None, Some(Durability::Os), Some(Durability::Os), Some(Durability::INTERVAL)];
                     let options = CommitOptions { durability: durability[below(4)] };
-                    let is_done =
-                        takes_short_way && matches!(groups.commit_again(group, &offsets, &options, None), Ok(true));
-                    short += usize::from(is_done);
-                    let done =
-                        if is_done { Ok(()) } else { groups.commit_the_long_way(&[(group, &offsets)], &options, None) };
+                    let short_way = || groups.commit_again(group, &offsets, &options, None);
+                    let done = match if takes_short_way { short_way() } else { Ok(false) } {
+                        Ok(true) => {
+                            short += 1;
+                            Ok(())
+                        }
+                        Ok(false) => groups.commit_the_long_way(&[(group, &offsets)], &options, None),
+                        Err(error) => Err(error),
+                    };
                     told.push(format!("{done:?}"));
                 }
             }

@@ -7,6 +7,7 @@ use super::shards::{Appended, Shard};
 use crate::client::{GroupMetadata, OffsetAndMetadata};
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
+use crate::partition::Partition;
 use crate::store::brokers_topics::OFFSETS_TOPIC;
 
 /// Offsets that a group commits.
@@ -67,10 +68,14 @@ impl Groups {
                 shard.settle(&placed, &commits)?
             }
         };
-        // Who waits for the group looks again.
-        self.store().ring();
-        passed.iter().for_each(|partition| self.store().readers_moved(partition));
+        self.tell_of_commit(passed);
         Ok(())
+    }
+
+    /// Tells who waits for the group, and upkeep of partitions where the group has passed a tombstone that is kept for readers.
+    pub(super) fn tell_of_commit(&self, passed: impl IntoIterator<Item = Partition>) {
+        self.store().ring();
+        passed.into_iter().for_each(|partition| self.store().readers_moved(&partition));
     }
 
     fn checked<'a>(&self, groups: &[OfGroup<'a>]) -> Result<Vec<Commit<'a>>> {

@@ -161,8 +161,9 @@ impl Groups {
     /// Durable when this returns, as [`commit`](Self::commit).
     ///
     /// # Errors
-    /// As [`commit`](Self::commit); [`Error::Invalid`] while the group has members; [`Error::Unsupported`] for a group of the newer protocol, whose members a broker keeps: its
-    /// offsets alone can be taken away ([`delete_offsets`](Self::delete_offsets)).
+    /// As [`commit`](Self::commit); [`Error::Invalid`] while the group has members; [`Error::Unsupported`] for a group of the
+    /// newer protocol, whose members a broker keeps: its offsets alone can be taken away
+    /// ([`delete_offsets`](Self::delete_offsets)).
     pub fn delete(&self, group: &str) -> Result<()> {
         self.remove(group, None, |table, in_flight| {
             let committed = table.group(group).into_iter().flat_map(|found| found.offsets.keys());

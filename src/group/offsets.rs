@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::commit::value;
 use super::commit_again::Located;
 use super::protocol::Subscription;
 use super::schema::{GroupMetadataValue, Key, OffsetCommitValue};
@@ -68,13 +69,11 @@ impl Progress {
     /// Takes in a commit that differs in no more than how far it goes. Whether it passes a tombstone that is kept for readers.
     #[inline]
     pub(super) fn go_on(&mut self, record_offset: i64, offset: &OffsetAndMetadata, now_ms: Timestamp) -> bool {
-        let to = offset.offset().get();
-        let before = std::mem::replace(&mut self.committed.offset, to);
-        self.committed.leader_epoch = offset.known_leader_epoch();
-        self.committed.commit_timestamp_ms = now_ms;
-        self.committed.expire_timestamp_ms = None;
-        self.committed.record_offset = record_offset;
-        self.located.as_ref().is_some_and(|located| located.held_tombstone.is_passed(before..to))
+        let Self { committed, located } = self;
+        let (Some(topic_id), Some(located)) = (committed.topic_id, located) else { return false };
+        let before = committed.offset;
+        committed.renew(record_offset, &value(offset, topic_id, now_ms));
+        located.held_tombstone.is_passed(before..committed.offset)
     }
 }
 

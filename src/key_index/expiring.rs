@@ -113,7 +113,7 @@ impl KeyIndex {
     /// Whether there is a pass to go on with; one is begun if it is time.
     fn begin_pass(&self, expiry: &mut Expiry, now_ms: i64, looked: &mut Looked) -> Result<bool> {
         if expiry.pass.is_some() {
-            return Ok(true);
+            return Ok(self.is_caught_up());
         }
         looked.at = self.look_at_new(expiry, now_ms);
         // Upkeep makes the index in steps, and has it catch up; what has expired is not found meanwhile either.

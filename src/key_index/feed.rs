@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-use super::making::{Made, ReadBudget};
+use super::making::ReadBudget;
 use super::{KeyIndex, LIMITS, READ_UNRESOLVED_MAX, Ready, State, TRIES, UNRESOLVED_MAX};
 use crate::error::{Error, Result};
 use crate::partition::key_entry::KeyEntry;
@@ -19,9 +19,9 @@ pub(super) enum Taken {
     All(i64, Arc<SegmentSet>),
     /// There is no room for all of it.
     NoRoom,
-    /// The queue has ended before: the log has to be read.
+    /// The queue has ended before: the log has to be read from its begin.
     Outrun,
-    /// As much was read as may be; the rest waits in the queue.
+    /// As much was read as may be, or the log changed under what was being read; the rest waits in the queue.
     Some,
 }
 
@@ -47,30 +47,31 @@ const KEYS_AT_ONCE: usize = 1 << 14;
 impl KeyIndex {
     /// The index with everything that was appended before this call; made, if nobody has asked yet.
     pub(super) fn ready<'a>(&self, state: &'a mut State) -> Result<&'a mut Ready> {
+        let mut is_whole = false;
         for _ in 0..TRIES {
             if let State::Ready(ready) = state {
                 if self.is_up_to_date(ready) {
+                    is_whole = true;
                     break;
                 }
                 match self.take_over(ready, &mut ReadBudget::unlimited())? {
-                    Taken::All(..) | Taken::Some => break,
+                    Taken::All(..) => {
+                        is_whole = true;
+                        break;
+                    }
+                    Taken::Some => continue,
                     Taken::NoRoom => self.give_up(state),
                     // The log itself tells the rest.
                     Taken::Outrun => self.forget(state),
                 }
             }
-            if matches!(state, State::Unused | State::Making(_))
-                && matches!(self.make(state, &mut ReadBudget::unlimited(), true)?, Made::Outrun)
-            {
-                continue;
-            }
-            break;
+            self.make(state, &mut ReadBudget::unlimited(), true)?;
         }
         match state {
-            State::Ready(ready) => Ok(ready),
+            State::Ready(ready) if is_whole => Ok(ready),
             State::TooLarge => Err(self.too_large()),
-            State::Unused | State::Making(_) => {
-                let what = "a key index while more is appended than it can follow; ask again";
+            State::Ready(_) | State::Unused | State::Making(_) => {
+                let what = "a key index while its log changes at every try to read it; ask again";
                 Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
             }
         }
@@ -83,9 +84,9 @@ impl KeyIndex {
         self.decided_from(ready).is_none() && self.log.key_queue.len() == 0 && !self.has_been_outrun()
     }
 
-    /// Whether some of the log has to be read for what was appended or decided since.
+    /// Whether the log has to be read for what was appended or decided since: some of it, or from its begin.
     pub(super) fn is_behind(&self, ready: &Ready) -> bool {
-        self.decided_from(ready).is_some() || self.log.key_queue.is_behind()
+        self.decided_from(ready).is_some() || self.log.key_queue.is_behind() || self.has_been_outrun()
     }
 
     /// Where the first transaction begins that was left out and is decided by now.
@@ -94,7 +95,7 @@ impl KeyIndex {
         ready.undecided_from.filter(|&from| self.log.last_stable_offset() > from)
     }
 
-    /// Whether more was appended than anybody took over, so that the queue has ended.
+    /// Whether the queue has ended, so that the log has to be read: an offset did not fit it, or what was taken over found no place.
     pub(super) fn has_been_outrun(&self) -> bool {
         !self.log.env.read_only && !self.log.key_queue.is_wanted()
     }
@@ -147,7 +148,9 @@ impl KeyIndex {
         if header.is_transactional() {
             // In this order: a transaction that ends in between is in the set.
             if self.log.producers.lock().is_undecided(header) {
-                ready.undecided_from.get_or_insert(header.base_offset);
+                // Below the log start everything counts as decided.
+                let from = header.base_offset.max(self.log.log_start());
+                ready.undecided_from.get_or_insert(from);
                 return Ok(true);
             }
             if self.log.snapshot().is_aborted(header)? {
@@ -160,9 +163,9 @@ impl KeyIndex {
         if !self.take_batch(ready, batch, set)? {
             return Ok(false);
         }
-        // A key that comes again and again must not fill the table.
+        // A key that comes again and again must not fill the table. What cannot be read goes on waiting.
         if ready.unresolved.len() >= READ_UNRESOLVED_MAX {
-            self.resolve(ready, set, usize::MAX)?;
+            self.resolve_some(ready, set, usize::MAX);
         }
         Ok(true)
     }
@@ -213,12 +216,15 @@ impl KeyIndex {
         put(ready, &mut newest)
     }
 
-    /// Moves what appends have queued into the table, and reads what they did not, and what transactions that are decided by now
-    /// had kept out of it, as long as the budget lasts. What was taken and finds no place there is in the log alone, so that the
-    /// queue then ends. Keys are compared in the set that belongs to what was taken: in a newer one a record may be missing whose
-    /// successor is still in the queue.
+    /// Moves what appends have queued into the table, and reads what they did not, and what transactions that are decided by
+    /// now had kept out of it, as long as the budget lasts. What could not be read is left in the queue, to be taken once
+    /// more. What finds no place there is in the log alone, so that the queue then ends. Keys are compared in the set that
+    /// belongs to what was taken: in a newer one a record may be missing whose successor is still in the queue.
     pub(super) fn take_over(&self, ready: &mut Ready, budget: &mut ReadBudget) -> Result<Taken> {
         let Some(taken) = self.log.take_key_queue() else { return Ok(Taken::Outrun) };
+        let first = taken.gathered.keys.first().map(|entry| ready.table.offset_of(*entry));
+        let undecided_from = ready.undecided_from;
+        let reads = taken.gathered.unread_from.is_some() || self.decided_from(ready).is_some();
         let read = match self.put(ready, &taken.gathered.keys, &taken.set) {
             Ok(true) => self.read_unread(ready, (taken.gathered.unread_from, taken.end), &taken.set, budget),
             Ok(false) => Ok(SomeRead::NoRoom),
@@ -227,10 +233,15 @@ impl KeyIndex {
         let waiting = ready.unresolved.len();
         if waiting > UNRESOLVED_MAX {
             // Without upkeep nobody else would. What cannot be read goes on waiting.
-            self.resolve_some(ready, &taken.set, waiting / 2);
+            self.resolve_some(ready, &taken.set, waiting - UNRESOLVED_MAX);
         }
         match read {
-            Ok(SomeRead::All) => Ok(Taken::All(taken.end, taken.set)),
+            // A record that went before it was read may have been superseded by one that is in the queue by now.
+            Ok(SomeRead::All) if reads && self.log.snapshot().replacements != taken.set.replacements => Ok(Taken::Some),
+            Ok(SomeRead::All) => {
+                ready.is_left = false;
+                Ok(Taken::All(taken.end, taken.set))
+            }
             Ok(SomeRead::UpTo(next)) => {
                 self.log.key_queue.leave(next);
                 Ok(Taken::Some)
@@ -240,8 +251,16 @@ impl KeyIndex {
                 Ok(Taken::NoRoom)
             }
             Err(error) => {
-                self.log.key_queue.stop();
-                Err(error)
+                // All of it is to be taken once more: what is in the table already is no other entry then.
+                ready.undecided_from = ready.undecided_from.into_iter().chain(undecided_from).min();
+                if let Some(first) = first.into_iter().chain(taken.gathered.unread_from).min() {
+                    self.log.key_queue.leave(first);
+                }
+                match error {
+                    // The log start has passed by.
+                    Error::OffsetOutOfRange { .. } => Ok(Taken::Some),
+                    error => Err(error),
+                }
             }
         }
     }
@@ -278,8 +297,7 @@ impl KeyIndex {
             && let [first, .., last] = run
             && has_one_twice(run)
         {
-            let offset = |entry: &KeyEntry| ready.table.base() + entry.relative_offset().cast_signed();
-            let range = (offset(first), offset(last) + 1);
+            let range = (ready.table.offset_of(*first), ready.table.offset_of(*last) + 1);
             let read = self.read_some(ready, range, Some(set), &mut ReadBudget::unlimited());
             return read.map(|read| read != SomeRead::NoRoom);
         }
@@ -334,7 +352,8 @@ impl KeyIndex {
                     let mut crowded = std::mem::take(&mut ready.crowded);
                     crowded.sort_unstable();
                     crowded.dedup();
-                    self.compare(ready, set, &crowded).into_result()?;
+                    // What cannot be read goes on waiting.
+                    self.compare(ready, set, &crowded);
                 }
             }
             _ => {}
@@ -362,70 +381,103 @@ fn has_one_twice(entries: &[KeyEntry]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
-    use crate::io::FaultVfs;
+    use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, errno};
+    use crate::partition::Durability;
     use crate::partition::append_options::AppendOptions;
-    use crate::record::{Record, StoredRecord};
+    use crate::record::Record;
+    use crate::segment::log_file::ReadPath;
     use crate::store::{Store, Upkeep};
-    use crate::topic::{CleanupPolicy, TopicConfig};
+    use crate::topic::{CleanupPolicy, Topic, TopicConfig};
 
     /// What an index does that is read in steps of a few batches, and in most runs has room for three keys in its queue, beside a
-    /// table that is kept in a map. Returns how often it was behind, and how often upkeep had to leave some of the log to its next
-    /// step.
+    /// list of all that was appended. Returns how often it was behind, and how often upkeep had to leave some of the log to its
+    /// next step.
     fn check_behind(seed: u64) -> (usize, usize) {
         let mut state = seed;
         let mut below = |end: usize| {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
             (state >> 33) as usize % end
         };
-        let store = Store::builder().vfs(Arc::new(FaultVfs::new())).upkeep(Upkeep::Manual).open("/s").unwrap();
+        let vfs = FaultVfs::new();
+        let open = || {
+            let builder = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual);
+            builder.compaction_step_bytes(400).open("/s").unwrap()
+        };
+        let room = |topic: &Topic| {
+            if !seed.is_multiple_of(4) {
+                topic.index(0).unwrap().log.key_queue.set_waiting_max(3);
+            }
+        };
+        let mut store = open();
         let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).min_cleanable_dirty_ratio(0.0);
         let config = config.segment_bytes(if seed.is_multiple_of(2) { 2000 } else { 20_000 }).delete_retention_ms(0);
         #[cfg(feature = "lz4")]
         let config = if seed.is_multiple_of(3) { config.compression(crate::record::Compression::Lz4) } else { config };
-        let topic = store.create_topic("t", config).unwrap();
-        let index = topic.index(0).unwrap();
+        let mut topic = store.create_topic("t", config).unwrap();
+        room(&topic);
         let keys = if seed.is_multiple_of(5) { 40 } else { 5 };
-        if !seed.is_multiple_of(4) {
-            index.log.key_queue.set_waiting_max(3);
-        }
-        let mut table = std::collections::BTreeMap::new();
+        let mut rows: Vec<(String, Option<String>)> = Vec::new();
         let (mut behind, mut left) = (0, 0);
         for step in 0..200 {
             let what = format!("seed {seed}, step {step}");
-            match below(10) {
+            let index = topic.index(0).unwrap();
+            let partition = topic.partition(0).unwrap();
+            let start = partition.start().get() as usize;
+            let table: BTreeMap<String, Option<String>> = rows.iter().skip(start).cloned().collect();
+            match below(14) {
                 0..6 => {
                     // Batches of more than sixteen records are taken, and compared, in ways of their own.
                     let count = [1, 1, 3, 20, 60][below(5)];
-                    let records: Vec<Record> = (0..count)
-                        .map(|nth| {
-                            let (key, value) = (format!("k{}", below(keys)), format!("{step} {nth}"));
-                            let is_tombstone = below(4) == 0;
-                            table.insert(key.clone(), (!is_tombstone).then(|| value.clone()));
-                            if is_tombstone { Record::tombstone(key) } else { Record::keyed(key, value) }
-                        })
-                        .collect();
+                    let mut record = |nth: usize| {
+                        let (key, value) = (format!("k{}", below(keys)), format!("{step} {nth}"));
+                        let value = (below(4) > 0).then_some(value);
+                        rows.push((key.clone(), value.clone()));
+                        value.map_or_else(|| Record::tombstone(key.clone()), |value| Record::keyed(key.clone(), value))
+                    };
+                    let records: Vec<Record> = (0..count).map(&mut record).collect();
                     topic.append_all(&records, &AppendOptions::new()).unwrap();
                 }
                 6 | 7 => {
                     let key = format!("k{}", below(keys + 1));
                     behind += usize::from(index.log.key_queue.is_behind());
                     let found = topic.get(&key).unwrap().map(|record| record.value().unwrap().to_vec());
-                    let expected = table.get(&key).cloned().flatten().map(String::into_bytes);
-                    assert_eq!(found, expected, "{what}: {key}");
+                    assert_eq!(found, table.get(&key).cloned().flatten().map(String::into_bytes), "{what}: {key}");
                 }
                 8 => {
                     index.upkeep(&mut ReadBudget::of(300));
                     left += usize::from(index.log.key_queue.is_behind());
                 }
-                _ if below(3) == 0 => assert!(store.tick().is_ok(), "{what}"),
+                9 => assert!(store.tick().is_ok(), "{what}"),
+                10 => {
+                    let to = start + below(rows.len() - start + 1) * below(3) / 2;
+                    partition.delete_records(to.min(rows.len()) as i64).unwrap();
+                }
+                11 if below(3) == 0 => {
+                    if below(2) == 0 {
+                        store.close().unwrap()
+                    } else {
+                        vfs.kill()
+                    }
+                    drop((topic, store));
+                    store = open();
+                    topic = store.topic("t").unwrap();
+                    room(&topic);
+                }
+                12 if below(3) == 0 => {
+                    let comes_to_rest = (0..10_000).any(|_| store.tick().unwrap().is_idle());
+                    assert!(comes_to_rest, "{what}");
+                    let stats = topic.key_index_stats(0).unwrap();
+                    assert!(stats.is_none_or(|stats| stats.waiting == 0), "{what}: {stats:?}");
+                }
                 _ => {
-                    let record = |record: crate::error::Result<StoredRecord>| {
-                        let record = record.unwrap();
-                        let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
-                        (text(record.key()), text(record.value()))
-                    };
-                    let listed: std::collections::BTreeMap<_, _> = topic.latest(0).unwrap().map(record).collect();
+                    let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
+                    let listed = topic.latest(0).unwrap().map(|record| record.unwrap());
+                    let listed: BTreeMap<_, _> =
+                        listed.map(|record| (text(record.key()), text(record.value()))).collect();
                     let live = table.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
                     assert_eq!(listed, live.collect(), "{what}");
                 }
@@ -438,10 +490,113 @@ mod tests {
     fn an_index_that_falls_behind_again_and_again_misses_nothing() {
         let seeds = match std::env::var("TOPICLOG_SEED") {
             Ok(seed) => vec![seed.parse().unwrap()],
-            Err(_) => (0..150).collect(),
+            Err(_) => (0..300).collect(),
         };
         let seen: Vec<(usize, usize)> = seeds.into_iter().map(check_behind).collect();
         let (behind, left) = seen.iter().fold((0, 0), |sum, seen| (sum.0 + seen.0, sum.1 + seen.1));
         assert!(behind > 0 && left > 0, "{behind} and {left} tell nothing");
+    }
+
+    /// A store with a topic whose index is in use, has room for five keys, and takes steps of so many bytes.
+    fn small(vfs: &FaultVfs, name: &str, step_bytes: u64) -> (Store, Topic) {
+        let builder = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).reads(ReadPath::Positional);
+        let store = builder.compaction_step_bytes(step_bytes).open("/s").unwrap();
+        let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).min_cleanable_dirty_ratio(0.0);
+        let topic = store.create_topic(name, config.durability(Durability::Os).segment_bytes(2000)).unwrap();
+        topic.index(0).unwrap().log.key_queue.set_waiting_max(5);
+        assert!(!topic.contains("none").unwrap());
+        (store, topic)
+    }
+
+    fn append(topic: &Topic, records: usize) {
+        (0..records).for_each(|n| drop(topic.append(Record::keyed(format!("k{}", n % 7), "v")).unwrap()));
+    }
+
+    #[test]
+    fn a_key_that_is_there_all_the_time_is_found_by_every_thread_all_the_time() {
+        for round in 0..4 {
+            let (store, topic) = small(&FaultVfs::new(), "t", 2000);
+            append(&topic, 7);
+            let (left, wrong) = (AtomicUsize::new(2), AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        append(&topic, 1500);
+                        left.fetch_sub(1, Ordering::Relaxed);
+                    });
+                }
+                scope.spawn(|| {
+                    while left.load(Ordering::Relaxed) > 0 {
+                        assert!(store.tick().is_ok());
+                    }
+                });
+                for n in 0.. {
+                    let is_there = topic.contains(format!("k{}", n % 7)).unwrap();
+                    let are_listed = n % 50 > 0 || topic.latest(0).unwrap().count() == 7;
+                    wrong.fetch_add(usize::from(!is_there || !are_listed), Ordering::Relaxed);
+                    if left.load(Ordering::Relaxed) == 0 {
+                        break;
+                    }
+                }
+            });
+            assert_eq!(wrong.into_inner(), 0, "round {round}");
+        }
+    }
+
+    /// It was made anew from the whole log then.
+    #[test]
+    fn what_cannot_be_read_is_left_to_the_next_look_up_and_the_table_stays() {
+        let vfs = FaultVfs::new();
+        let (store, topic) = small(&vfs, "t", 1 << 20);
+        append(&topic, 4);
+        assert!(topic.contains("k0").unwrap());
+        append(&topic, 20);
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::Read).in_class("log").sticky());
+        assert!(topic.get("k1").is_err());
+        assert!(store.tick().is_err(), "it is told");
+        let hits = vfs.faults_hit();
+        assert!((0..5).all(|_| store.tick().unwrap().is_idle()), "and not told, nor tried, again and again");
+        assert_eq!(vfs.faults_hit(), hits);
+        assert_eq!(topic.key_index_stats(0).unwrap().map(|stats| stats.entries), Some(4 + 5));
+        vfs.clear_faults();
+        assert_eq!(topic.get("k1").unwrap().map(|record| record.offset().get()), Some(19));
+        append(&topic, 20);
+        assert!((0..100).any(|_| store.tick().unwrap().is_idle()));
+        assert_eq!(topic.key_index_stats(0).unwrap().map(|stats| stats.waiting), Some(0), "upkeep reads again");
+    }
+
+    /// The first one by name once had all that may be read at a step.
+    #[test]
+    fn an_index_that_is_never_led_to_its_end_leaves_others_their_turn() {
+        let vfs = FaultVfs::new();
+        let (store, busy) = small(&vfs, "a", 300);
+        let quiet = store.create_topic("b", TopicConfig::default().cleanup_policy(CleanupPolicy::Compact)).unwrap();
+        let index = quiet.index(0).unwrap();
+        index.log.key_queue.set_waiting_max(5);
+        assert!(!quiet.contains("none").unwrap());
+        append(&quiet, 40);
+        for _ in 0..100 {
+            append(&busy, 20);
+            store.tick().unwrap();
+        }
+        assert!(busy.index(0).unwrap().log.key_queue.is_behind(), "the test is about that");
+        assert!(!index.log.key_queue.is_behind());
+    }
+
+    /// Each of its steps looked whether a key had a newer record, and had the index catch up for that, whatever it took.
+    #[test]
+    fn a_pass_of_expiry_waits_for_an_index_that_is_behind() {
+        let (_store, topic) = small(&FaultVfs::new(), "t", 300);
+        let index = topic.index(0).unwrap();
+        let records: Vec<Record> = (0..6000).map(|n| Record::keyed(format!("{n}"), "v").timestamp_ms(1)).collect();
+        records.chunks(100).for_each(|batch| drop(topic.append_all(batch, &AppendOptions::new()).unwrap()));
+        assert!(topic.contains("7").unwrap());
+        let now_ms = i64::from(u32::MAX);
+        let expire = || index.expire(0, now_ms).ended;
+        while expire() == 0 {}
+        append(&topic, 20);
+        assert_eq!((expire(), index.log.key_queue.is_behind()), (0, true));
+        assert!(topic.contains("k1").unwrap());
+        assert!(expire() > 0);
     }
 }

@@ -62,7 +62,7 @@ impl KeyIndex {
             offsets.sort_unstable();
             return Ok(Newest { position, set, offsets, undecided_from });
         }
-        let what = "a listing while more is appended than the key index can follow; ask again";
+        let what = "a listing while its log changes at every try to read it; ask again";
         Err(Error::Timeout { what: format!("{}: {what}", self.log.id) })
     }
 }

@@ -111,9 +111,10 @@ impl KeyIndex {
         }
     }
 
-    /// Whether a look-up would not have to read the log first.
+    /// Whether a look-up would not have to read the log first. Also false while one is under way: it may be reading.
     pub(super) fn is_caught_up(&self) -> bool {
-        match &*self.state.lock() {
+        let Some(state) = self.state.try_lock() else { return false };
+        match &*state {
             State::Unused | State::Making(_) => false,
             State::Ready(ready) => !self.is_behind(ready),
             State::TooLarge => true,
@@ -278,11 +279,13 @@ impl KeyIndex {
             Ok(_) => self.take_over(ready, &mut ReadBudget::unlimited()),
             Err(error) => Err(error),
         };
-        if let Ok(Taken::All(..)) = taken {
-            return Ok(Made::Ready);
+        match taken {
+            // What some of it was left for is noted in the queue.
+            Ok(Taken::All(..) | Taken::Some) => return Ok(Made::Ready),
+            Ok(Taken::Outrun) => return Ok(Made::Outrun),
+            Ok(Taken::NoRoom) | Err(_) => self.log.key_queue.stop(),
         }
-        self.log.key_queue.stop();
-        Ok(if matches!(taken?, Taken::Outrun) { Made::Outrun } else { Made::NoRoom })
+        taken.map(|_| Made::NoRoom)
     }
 }
 
@@ -294,6 +297,7 @@ fn filling(secret: HashKey, table: Table, places: Places, saved: i64) -> Ready {
         table,
         unresolved,
         crowded: Vec::new(),
+        is_left: false,
         places,
         undecided_from: None,
         counted: 0,

@@ -134,6 +134,8 @@ struct Ready {
     unresolved: VecDeque<u64>,
     /// Those under which many have come to stand: what is there is walked by every look-up and insertion.
     crowded: Vec<u64>,
+    /// Upkeep could not read what it is behind by: that is left to look-ups.
+    is_left: bool,
     /// Where batches are known to be.
     places: Places,
     /// The first record that was left out because its transaction was not decided.
@@ -172,6 +174,8 @@ const LOOKS: usize = 100;
 const UNRESOLVED_MAX: usize = 1 << 20;
 /// The same where the log is read: so many, and all are made.
 const READ_UNRESOLVED_MAX: usize = 1 << 16;
+/// A close reads no more of the log for an index that is behind.
+const CLOSE_READ_BYTES: u64 = 64 << 20;
 /// How many records one step of upkeep looks at, to compare keys and to end them.
 const STEP: usize = 4096;
 /// What a batch may become in memory when it is decompressed, at every read that is made for the index.
@@ -306,24 +310,31 @@ impl KeyIndex {
         let nothing = Looked::default();
         let Some(mut state) = self.state.try_lock() else { return nothing };
         let State::Ready(ready) = &mut *state else { return nothing };
-        if self.log.is_closed() || budget.is_spent() && self.is_behind(ready) {
+        if self.log.is_closed() {
+            return nothing;
+        }
+        if self.has_been_outrun() {
+            // Made anew, in steps.
+            self.forget(&mut state);
+            return nothing;
+        }
+        if self.is_behind(ready) && (ready.is_left || budget.is_spent()) {
             return nothing;
         }
         let taken = (!self.is_up_to_date(ready)).then(|| self.take_over(ready, budget));
         let set = match taken {
             None => self.log.snapshot(),
             Some(Ok(Taken::All(_, set))) => set,
-            Some(Ok(Taken::Some)) => return nothing,
+            Some(Ok(Taken::Some | Taken::Outrun)) => return nothing,
             Some(Ok(Taken::NoRoom)) => {
                 self.give_up(&mut state);
                 return nothing;
             }
-            // Made anew, in steps.
-            Some(Ok(Taken::Outrun)) => {
-                self.forget(&mut state);
-                return nothing;
+            Some(Err(error)) => {
+                // There may be more descriptors at another time.
+                ready.is_left = !matches!(error, Error::TooManyFiles { .. });
+                return Looked { failed: Some(error), ..nothing };
             }
-            Some(Err(error)) => return Looked { failed: Some(error), ..nothing },
         };
         let (at, failed) = self.resolve_some(ready, &set, STEP);
         Looked { at, failed, ..nothing }
@@ -343,14 +354,15 @@ impl KeyIndex {
         }
     }
 
-    /// Writes the table beside the log, so that the next use need not read the log again. Makes no index for that.
+    /// Writes the table beside the log, so that the next use need not read the log again. Makes no index for that, and leaves it to
+    /// the next use where much is to be read.
     pub(crate) fn write_snapshot(&self) -> Result<()> {
         let mut state = self.state.lock();
         let State::Ready(ready) = &mut *state else { return Ok(()) };
         if self.log.env.read_only || self.has_been_outrun() {
             return Ok(());
         }
-        let Taken::All(end, set) = self.take_over(ready, &mut ReadBudget::unlimited())? else { return Ok(()) };
+        let Taken::All(end, set) = self.take_over(ready, &mut ReadBudget::of(CLOSE_READ_BYTES))? else { return Ok(()) };
         // With a transaction open the table knows records behind it, and has let older ones of their keys go. A crash that
         // takes the records away would leave a file without those keys.
         if ready.saved == end || self.log.last_stable_offset() < end {

@@ -1,8 +1,8 @@
 //! Hashes of the keys that were appended, for a key index that wants them.
 //!
 //! An append hashes its keys before it takes the writer and puts the hashes here once its bytes are published, with the place
-//! of its batch: it never reads the log for an index. The hash is keyed, so that nobody can choose keys that collide. It knows nothing of what the
-//! index does with them.
+//! of its batch: it never reads the log for an index. The hash is keyed, so that nobody can choose keys that collide. It
+//! knows nothing of what the index does with them.
 
 use std::hash::Hasher;
 
@@ -39,7 +39,8 @@ pub(crate) struct KeyQueue {
 
 /// So many, and whoever takes them is to be called.
 const CALL_AT: usize = 1 << 14;
-/// Once so many wait no more are gathered until they are taken: whoever wants them reads the log from there on. They take 4 MiB.
+/// With more waiting than this no more are gathered until they are taken: whoever wants them reads the log from there on. They
+/// take 4 MiB.
 const WAITING_MAX: usize = 1 << 18;
 
 #[derive(Debug)]
@@ -78,7 +79,8 @@ pub(crate) struct Gathered {
 }
 
 impl KeyQueue {
-    /// From here on keys are gathered, with offsets relative to a base. The partition's writer is held by whoever calls this, so that none is missed.
+    /// From here on keys are gathered, with offsets relative to a base. The partition's writer is held by whoever calls this,
+    /// so that none is missed.
     pub(crate) fn start(&self, secret: HashKey, base: i64) {
         let mut state = self.state.lock();
         state.clear();
@@ -148,7 +150,8 @@ impl KeyQueue {
         let before = state.len();
         let was_whole = state.unread_from.is_none();
         let mut is_near = true;
-        if was_whole && secret == Some(&state.secret) && state.waiting.len() < state.waiting_max {
+        let has_room = state.waiting.len() + hashes.len() <= state.waiting_max;
+        if was_whole && has_room && secret == Some(&state.secret) {
             // In this order: none is counted behind the last one, which may have the last offset that there is.
             for (hash, offset) in hashes.iter().zip(first_offset..) {
                 let Some(hash) = hash else { continue };
@@ -256,10 +259,10 @@ mod tests {
         queue.start(SECRET, 0);
         let batch = [Some(1); 1000];
         let push = |nth: i64| queue.push((nth * 1000, nth * 1000 + 1000), 0, Some(&SECRET), &batch);
-        (0..300).for_each(|nth| assert_eq!(push(nth), [16, 263].contains(&nth), "{nth}"));
-        // What was begun is gathered to its end.
-        let gathered = WAITING_MAX as i64 / 1000 * 1000 + 1000;
+        (0..300).for_each(|nth| assert_eq!(push(nth), [16, 262].contains(&nth), "{nth}"));
+        let gathered = WAITING_MAX as i64 / 1000 * 1000;
         assert_eq!(queue.len(), gathered as usize + 1);
+        assert!(queue.state.lock().waiting.capacity() <= WAITING_MAX);
         check(&queue, &(0..gathered).collect::<Vec<_>>(), Some(gathered));
         push(300);
         check(&queue, &(300_000..301_000).collect::<Vec<_>>(), None);

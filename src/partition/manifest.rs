@@ -39,7 +39,7 @@ pub(crate) struct Manifest {
     /// Below this offset compaction has been (Kafka's `cleaner-offset-checkpoint`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) clean_end: i64,
-    /// One past the highest tombstone that compaction dropped.
+    /// Past the highest tombstone that compaction dropped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) tombstone_floor: i64,
     /// When compaction has tombstones or markers to drop although nothing was appended, in milliseconds.

@@ -169,7 +169,7 @@ pub(crate) struct Log {
     pub(crate) key_queue: OwnLines<key_queue::KeyQueue>,
     /// Below this offset compaction has been.
     clean_end: AtomicI64,
-    /// One past the highest tombstone that compaction dropped.
+    /// Past the highest tombstone that compaction dropped.
     tombstone_floor: AtomicI64,
     /// When compaction has something to drop although nothing was appended; `i64::MAX` for never.
     next_horizon_ms: AtomicI64,
@@ -261,7 +261,7 @@ impl Log {
         self.tombstones_dropped.fetch_add(tombstones, Ordering::Relaxed);
     }
 
-    /// One past the highest tombstone that compaction dropped.
+    /// Past the highest tombstone that compaction dropped.
     pub(crate) fn tombstone_floor(&self) -> i64 {
         self.tombstone_floor.load(Ordering::Acquire)
     }
@@ -576,7 +576,7 @@ impl Partition {
         self.log.clean_end().into()
     }
 
-    /// One past the highest tombstone that compaction dropped. Whoever kept state from a position below it may have missed a
+    /// Past the highest tombstone that compaction dropped. Whoever kept state from a position below it may have missed a
     /// delete. After an [adoption](crate::Store::adopt) it is the log end, and a compaction that drops tombstones from before that
     /// raises it by one for each group of segments, so that it may lie above the log end.
     pub fn tombstone_floor(&self) -> Offset {

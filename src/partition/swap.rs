@@ -44,7 +44,7 @@ pub(crate) struct Compacted {
     pub(crate) entry: SegmentEntry,
     /// Aborted transactions whose markers are in it.
     pub(crate) aborted: Vec<AbortedTxn>,
-    /// One past the highest tombstone that was dropped up to here: known at the latest when they are gone.
+    /// Past the highest tombstone that was dropped up to here: known at the latest when they are gone.
     pub(crate) tombstone_floor: i64,
 }
 

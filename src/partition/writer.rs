@@ -627,7 +627,7 @@ enum Due {
 #[derive(Debug)]
 pub(crate) struct TakenKeys {
     pub(crate) gathered: Gathered,
-    /// All keys below this offset were gathered.
+    /// All keys below this offset were gathered, but for those that have to be read.
     pub(crate) end: i64,
     /// Read under the same lock, so that no segment was exchanged in between.
     pub(crate) set: Arc<SegmentSet>,

@@ -200,16 +200,17 @@ impl StoreBuilder {
         self
     }
 
-    /// About how many bytes one [`Store::tick`] compacts, and how many it reads to make key indexes; 8 MiB by default. At least
-    /// one batch.
+    /// About how many bytes one [`Store::tick`] compacts, and how many it reads for key indexes: to make them, and to have
+    /// them catch up; 8 MiB by default. At least one batch.
     #[must_use]
     pub fn compaction_step_bytes(mut self, bytes: u64) -> Self {
         self.compaction_step_bytes = bytes.max(1);
         self
     }
 
-    /// How fast the upkeep thread compacts and makes key indexes at most, in bytes read per second; as fast as it can by default (Kafka's
-    /// `log.cleaner.io.max.bytes.per.second`). Whoever calls [`Store::tick`] sets the pace by that.
+    /// How fast the upkeep thread compacts and reads for key indexes at most, in bytes per second; as fast as it can by
+    /// default (Kafka's `log.cleaner.io.max.bytes.per.second`). An index that is behind an append that is faster than this
+    /// stays behind. Whoever calls [`Store::tick`] sets the pace by that.
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: u64) -> Self {
         self.compaction_bytes_per_second = bytes.max(1);

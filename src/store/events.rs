@@ -118,7 +118,7 @@ pub enum UpkeepEvent {
         partition: TopicPartition,
         /// How many.
         tombstones: u64,
-        /// One past the highest tombstone that was ever dropped; see
+        /// Past the highest tombstone that was ever dropped; see
         /// [`tombstone_floor`](crate::Partition::tombstone_floor).
         floor: Offset,
     },

@@ -220,6 +220,11 @@ impl Store {
         readers.downcast().expect("one layer above keeps one kind of readers")
     }
 
+    /// Whether tombstones wait for groups.
+    pub(crate) fn holds_for_groups(&self) -> bool {
+        self.inner.has_groups()
+    }
+
     /// From now on, also after the next open, tombstones wait for the groups whose offsets are in this topic. Durable when this
     /// returns.
     pub(crate) fn hold_for_groups(&self, offsets: &Partition) -> Result<()> {

@@ -28,7 +28,7 @@ use crate::io::{MemoryVfs, VfsLock};
 use crate::key_index::Budget;
 use crate::partition::repair::{PartitionReport, Repair};
 use crate::partition::{Env, Partition};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Condvar, Mutex, RwLock};
 use crate::topic::{KeepAlive, Topic, TopicConfig, TopicInner};
 
@@ -79,6 +79,8 @@ pub(crate) struct StoreInner {
     was_marked: bool,
     id_counter: AtomicU64,
     topics_version: AtomicU64,
+    /// Which key index upkeep looks at first.
+    index_turn: AtomicUsize,
     signal: Arc<Signal>,
     upkeep_thread: Mutex<Option<crate::sync::thread::JoinHandle<()>>>,
     upkeep_error: Mutex<Option<Error>>,

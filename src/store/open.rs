@@ -25,7 +25,7 @@ use crate::planted::{Bug, is};
 use crate::segment::file_pool::FilePool;
 use crate::segment::log_file::ReadPath;
 use crate::segment::name;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
 use crate::topic::{TopicConfig, TopicInner};
 
@@ -133,6 +133,7 @@ pub(crate) fn open(mut options: StoreBuilder, root: PathBuf) -> Result<Store> {
         was_marked,
         id_counter: AtomicU64::new(generation + 1),
         topics_version: AtomicU64::new(0),
+        index_turn: AtomicUsize::new(0),
         signal,
         upkeep_thread: Mutex::new(None),
         upkeep_error: Mutex::new(None),

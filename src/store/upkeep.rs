@@ -10,6 +10,7 @@ use crate::cleaner::Now;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::ids::{TopicName, TopicPartition};
+use crate::key_index::KeyIndex;
 use crate::key_index::making::ReadBudget;
 use crate::partition::upkeep::Sealed;
 use crate::partition::{Durability, Log, Partition};
@@ -63,11 +64,11 @@ const IDLE_WAIT_MS: u64 = 1000;
 impl Store {
     /// One bounded step of upkeep over every partition: windows of `Interval` that are over are synced, the recovery floor
     /// moves, one closed segment of each partition is sealed, preallocated space that was not used for a minute is given
-    /// back; an idle active segment whose age asks for it is closed, retention deletes what is too old or too much, and
-    /// the compaction of one partition, that with the most to gain, reads its next
-    /// [8 MiB](super::StoreBuilder::compaction_step_bytes). Key indexes of compacted topics, and those that were in use
-    /// before the open, are made from as many bytes at a step. With [`Upkeep::Manual`](super::Upkeep::Manual) call it as often
-    /// as the windows ask; beside the thread it does no harm.
+    /// back; an idle active segment whose age asks for it is closed, retention deletes what is too old or too much, and the
+    /// compaction of one partition, that with the most to gain, reads its next [8
+    /// MiB](super::StoreBuilder::compaction_step_bytes). Key indexes of compacted topics, and those that were in use before
+    /// the open, are made from as many bytes at a step, and catch up so where more was appended than their queues hold. With
+    /// [`Upkeep::Manual`](super::Upkeep::Manual) call it as often as the windows ask; beside the thread it does no harm.
     ///
     /// # Errors
     /// The first that a partition met; the others had their step all the same.
@@ -169,7 +170,7 @@ pub(super) struct Step {
     first_error: Option<Error>,
     /// Whether compaction may read; it has its own bound.
     pub(super) may_compact: bool,
-    /// For the making of key indexes.
+    /// For the making of key indexes, and their catching up.
     index_budget: ReadBudget,
     /// What nobody was told of yet; `None` if nobody listens.
     events: Option<Vec<UpkeepEvent>>,
@@ -211,7 +212,7 @@ impl Ticked {
 }
 
 impl StoreInner {
-    /// One step over all topics, or over one. Compactions and the making of key indexes go on only if they may read.
+    /// One step over all topics, or over one. Compactions go on, and key indexes are made and catch up, only if they may read.
     fn tick(&self, only: Option<&TopicName>, may_read: bool) -> Ticked {
         let may_read = may_read && !self.env.read_only;
         let times = self.clocks.lock().look(self.env.clock.now_ms(), self.env.clock.monotonic());
@@ -226,8 +227,10 @@ impl StoreInner {
         for topic in &topics {
             self.tick_logs(topic, &mut step);
         }
-        for topic in &topics {
-            self.tick_indexes(topic, &mut step);
+        // Each has the first turn at times: one that is appended to faster than it is read would leave nothing for the others.
+        let turn = self.index_turn.fetch_add(1, Ordering::Relaxed);
+        for topic in topics.iter().cycle().skip(turn % topics.len().max(1)).take(topics.len()) {
+            self.tick_indexes(topic, turn / topics.len(), &mut step);
         }
         if let Err((of, error)) = self.clean(&topics, &mut step) {
             let topic = self.topics.read().get(&of.topic).cloned();
@@ -283,11 +286,16 @@ impl StoreInner {
         });
     }
 
-    fn tick_indexes(&self, topic: &TopicInner, step: &mut Step) {
+    /// Has the indexes of a topic take their steps, from another one on at each turn.
+    fn tick_indexes(&self, topic: &TopicInner, turn: usize, step: &mut Step) {
         let expire_after_ms = topic.config.read().expiry_ms();
         // A clock that jumped ends no key: a tombstone cannot be taken back.
         let expire_after_ms = if step.times.has_jumped() { -1 } else { expire_after_ms };
-        for index in topic.indexes() {
+        let mut indexes: Vec<&KeyIndex> = topic.indexes().collect();
+        if let Some(first) = turn.checked_rem(indexes.len()) {
+            indexes.rotate_left(first);
+        }
+        for index in indexes {
             let of = index.partition();
             if expire_after_ms >= 0 {
                 index.expect_expiry();

@@ -221,7 +221,7 @@ impl Topic {
     ///
     /// The first call makes the key index: it is loaded from its file, or the partition is read once. Upkeep does that for a
     /// compacted topic, in steps, so that a call need not. From then on it is kept up to date: a get sees every append that returned
-    /// before it. Records of aborted and open transactions are no answer.
+    /// before it, and reads for that what was appended while upkeep could not follow. Records of aborted and open transactions are no answer.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the index would take more than

@@ -410,6 +410,49 @@ fn records_behind_an_open_transaction_are_found_and_its_own_are_not() {
     assert_eq!((records, counts.position.get()), ([4, 0, 2, 1], 9));
 }
 
+/// Below the log start everything counts as decided, and the rest of the batch was read again at each step, for ever.
+#[test]
+fn an_open_transaction_into_which_the_log_start_is_raised_lets_upkeep_come_to_rest() {
+    use crate::support::broker::{Bench, BrokerLog, kv};
+
+    let log = BrokerLog::new(0)
+        .batch(0, &[kv("a", "1")])
+        .in_txn(1, 7, &[kv("b", "open"), kv("c", "open"), kv("d", "open")])
+        .batch(4, &[kv("e", "1")]);
+    let bench = Bench::adopt(&log, config());
+    let topic = bench.store.topic("t").unwrap();
+    assert!(topic.contains("e").unwrap());
+    bench.partition().delete_records(2).unwrap();
+    assert!((0..100).any(|_| bench.store.tick().unwrap().is_idle()));
+    for (key, is_there) in [("a", false), ("c", false), ("d", false), ("e", true)] {
+        assert_eq!(topic.contains(key).unwrap(), is_there, "{key}");
+    }
+}
+
+#[test]
+fn a_log_whose_records_lie_too_far_apart_has_no_index_until_the_first_are_gone() {
+    use crate::support::broker::{Bench, BrokerLog, kv};
+
+    let far = 1 << 40;
+    for base in [0, 1] {
+        let log = BrokerLog::new(base).batch(base, &[kv("a", "1")]).roll(far).batch(far, &[kv("b", "1")]);
+        let bench = Bench::adopt(&log, config());
+        let topic = bench.store.topic("t").unwrap();
+        // 40 bits hold what lies one less apart.
+        let found = topic.contains("b");
+        assert_eq!(found.as_ref().ok(), (base == 1).then_some(&true), "{found:?}");
+        if let Err(error) = found {
+            assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("2^40"), "{error}");
+        }
+        bench.partition().delete_records(far).unwrap();
+        drop(topic);
+        bench.store.close().unwrap();
+        let store = builder(&bench.vfs).open("/data").unwrap();
+        let topic = store.topic("t").unwrap();
+        assert!(topic.contains("b").unwrap() && !topic.contains("a").unwrap());
+    }
+}
+
 /// The index was made with a larger limit than its records were read with: such a key was in it and answered `Invalid`.
 #[cfg(feature = "zstd")]
 #[test]
