@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::ids::TopicPartition;
 use crate::partition::Durability;
 use crate::partition::held_tombstone::HeldTombstone;
-use crate::partition::writer::{Awaited, Placed};
+use crate::partition::sync_window::Awaited;
+use crate::partition::writer::Placed;
 use crate::record::RecordRef;
 
 /// What was found of the topic of a partition.

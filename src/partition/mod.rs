@@ -28,6 +28,7 @@ pub(crate) mod settings;
 mod space_ahead;
 pub(crate) mod swap;
 pub(crate) mod sync;
+pub(crate) mod sync_window;
 mod tail_repair;
 pub(crate) mod times;
 mod transactions;
@@ -374,23 +375,6 @@ impl Log {
             self.note_window(window_ms);
         }
         Ok(end)
-    }
-
-    /// Something was appended that is to be synced within so many milliseconds.
-    #[cold]
-    fn note_window(&self, ms: u64) {
-        self.window_ms.fetch_min(ms, Ordering::SeqCst);
-        self.sync_due_ms.fetch_min(self.monotonic_ms().saturating_add(ms), Ordering::SeqCst);
-        if self.env.has_upkeep {
-            (self.env.wake_upkeep)(ms.max(1));
-        }
-    }
-
-    /// How long what was appended may still wait for a sync; `None` if nobody has to sync behind it, or none is tried any more.
-    pub(crate) fn sync_due_in(&self) -> Option<u64> {
-        let due_ms = self.sync_due_ms.load(Ordering::SeqCst);
-        let is_due = due_ms != u64::MAX && self.unsynced_bytes() > 0 && !self.poisoned.load(Ordering::Acquire);
-        is_due.then(|| due_ms.saturating_sub(self.monotonic_ms()))
     }
 
     /// Moves the running floor if it lies far enough behind. A floor that cannot be written only costs a longer

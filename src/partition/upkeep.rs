@@ -1,4 +1,4 @@
-//! One bounded step of upkeep of one log: what waits for its seal, space that nobody used; and the syncs behind appends.
+//! One bounded step of upkeep of one log: what waits for its seal, and space that nobody used.
 
 use std::sync::Arc;
 
@@ -25,16 +25,6 @@ pub(crate) struct UpkeepStep {
 }
 
 impl Log {
-    /// Syncs what was appended, if it has waited as long as it may. Returns how many bytes that were.
-    pub(crate) fn sync_if_due(&self) -> Result<u64> {
-        if self.env.read_only || self.is_closed() || self.sync_due_in() != Some(0) {
-            return Ok(0);
-        }
-        let unsynced = self.unsynced_bytes();
-        self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))?;
-        Ok(unsynced)
-    }
-
     /// One bounded step of upkeep: one seal, space that was taken too early. A seal reads a whole segment, and calls `between`
     /// now and then, as others wait for their syncs.
     pub(crate) fn upkeep(&self, between: &mut dyn FnMut()) -> Result<UpkeepStep> {
@@ -86,27 +76,5 @@ impl Log {
             self.last_append_ms.store(now_ms, Ordering::Relaxed);
         }
         seen == written
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::partition::Durability;
-    use crate::record::Record;
-    use crate::store::Store;
-    use crate::topic::TopicConfig;
-
-    /// Somebody may append while the sync fails that would have covered it: upkeep would else ask for another without a pause.
-    #[test]
-    fn nothing_is_due_behind_a_failed_sync() {
-        let store = Store::in_memory().unwrap();
-        let config = TopicConfig::default().durability(Durability::INTERVAL);
-        let partition = store.create_topic("t", config).unwrap().partition(0).unwrap();
-        partition.append(Record::of_value("v")).unwrap();
-        let log = &partition.log;
-        assert!(log.sync_due_in().is_some());
-        log.poison("sync: it failed");
-        log.note_window(0);
-        assert_eq!((log.sync_due_in(), log.sync_if_due().unwrap()), (None, 0));
     }
 }

@@ -15,6 +15,7 @@ use super::listing::list;
 use super::manifest::{self, EntryState, Manifest, SegmentEntry};
 use super::settings::LogSettings;
 use super::space_ahead::SpaceAhead;
+use super::sync_window::{Awaited, SyncWindow};
 use super::{Durability, Log, SegmentSet};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result, copy_io_error};
@@ -84,14 +85,6 @@ pub(crate) struct Writer {
     pub(crate) active_since_ms: u64,
     /// The newest manifest on the disk names a change that was carried out since.
     pub(crate) has_pending: bool,
-}
-
-impl Writer {
-    /// How many bytes of the active segment may wait for a sync, as its manifest says.
-    #[inline]
-    fn promised_cap(&self) -> Option<u64> {
-        self.manifest.segments.last().and_then(|active| active.max_unsynced_bytes)
-    }
 }
 
 /// Poisons the log if the thread panics while it holds the writer.
@@ -262,43 +255,6 @@ impl Log {
         Ok((placed, Awaited { window_bytes: window.map(|window| window.bytes), keys_wait }))
     }
 
-    /// What has to happen after the bytes were published, before the caller may be told.
-    #[inline]
-    pub(crate) fn acknowledge(&self, awaited: Awaited, placed: &Placed) -> Result<()> {
-        if awaited.keys_wait {
-            (self.env.wake_upkeep)(0);
-        }
-        awaited.window_bytes.map_or(Ok(()), |window_bytes| self.keep_window(window_bytes, placed))
-    }
-
-    /// At most `window_bytes` may wait for a sync.
-    fn keep_window(&self, window_bytes: u64, placed: &Placed) -> Result<()> {
-        if window_bytes == 0 {
-            let synced = self.sync_to(placed.next_offset);
-            if is(Bug::FailedSyncIsDefinite) {
-                return synced.map_err(|source| Error::io("sync", &self.directory, source));
-            }
-            return synced.map_err(|source| Error::OutcomeUnknown {
-                partition: self.id.clone(),
-                offset: placed.offset.into(),
-                source,
-            });
-        }
-        let unsynced = self.unsynced_bytes();
-        if unsynced < window_bytes {
-            return Ok(());
-        }
-        if self.env.has_upkeep && unsynced < window_bytes.saturating_mul(2) {
-            self.sync_due_ms.store(0, Ordering::Release);
-            (self.env.wake_upkeep)(0);
-            return Ok(());
-        }
-        // The record is in the page cache, as its level promises; a failed sync poisons the log and is reported by the
-        // next call, as it would be if the upkeep thread had run it.
-        self.sync_to(placed.next_offset).ok();
-        Ok(())
-    }
-
     pub(super) fn lock_writer(&self) -> Result<MutexGuard<'_, Writer>> {
         if self.env.read_only {
             return Err(Error::ReadOnly { what: format!("append to {}", self.id) });
@@ -327,32 +283,6 @@ impl Log {
         self.write_floor(&mut floor, Kind::Running, active.base_offset(), active.bytes(), active.next_offset())?;
         writer.is_ready = true;
         Ok(())
-    }
-
-    /// On `Sync` and `Interval` topics at most `max_unsynced_bytes` wait for a sync: that is what lets recovery tell rot
-    /// from a torn tail.
-    fn keep_cap(&self, settings: &LogSettings, bytes: u64) -> Result<()> {
-        let Some(cap) = settings.unsynced_cap() else { return Ok(()) };
-        let unsynced = self.unsynced_bytes();
-        if unsynced == 0 || unsynced + bytes <= cap {
-            return Ok(());
-        }
-        self.sync_to(self.end_offset()).map_err(|source| self.sync_failed(&source))
-    }
-
-    /// What may wait for a sync was altered. Recovery judges a segment by what the manifest says of it, so the new bound holds
-    /// from a segment on that says so.
-    #[cold]
-    fn promise_cap(&self, writer: &mut Writer, now_ms: Timestamp) -> Result<()> {
-        let settings = Arc::clone(&writer.settings);
-        if writer.active.bytes() > 0 {
-            return self.roll(writer, &settings, now_ms);
-        }
-        let mut manifest = writer.manifest.clone();
-        if let Some(active) = manifest.segments.last_mut() {
-            active.max_unsynced_bytes = settings.unsynced_cap();
-        }
-        self.commit_manifest(writer, manifest)
     }
 
     #[cold]
@@ -633,47 +563,6 @@ pub(crate) struct TakenKeys {
     pub(crate) set: Arc<SegmentSet>,
 }
 
-/// What an append waits for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Awaited {
-    /// How many bytes may wait for a sync; any number if there is no bound.
-    window_bytes: Option<u64>,
-    /// So many keys wait for the key index that upkeep is to be woken.
-    keys_wait: bool,
-}
-
-impl Awaited {
-    /// Whether it waits for its own sync.
-    pub(crate) fn is_sync(self) -> bool {
-        self.window_bytes == Some(0)
-    }
-}
-
-/// What may wait for a sync behind an append: so many bytes, and so long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SyncWindow {
-    /// 0 if the append waits for its own sync.
-    bytes: u64,
-    ms: u64,
-}
-
-impl SyncWindow {
-    /// `None` if nobody syncs behind it.
-    #[inline]
-    fn behind(append: Durability, settings: &LogSettings) -> Option<Self> {
-        match append {
-            Durability::Sync => Some(Self { bytes: 0, ms: u64::MAX }),
-            Durability::Interval { bytes, ms } => Some(Self { bytes, ms }),
-            Durability::Os => Self::of_os(settings),
-        }
-    }
-
-    /// An `Os` append to a topic of a stronger level is synced behind, within the limits of [`Durability::INTERVAL`].
-    fn of_os(settings: &LogSettings) -> Option<Self> {
-        (settings.durability != Durability::Os).then_some(Self { bytes: 1 << 20, ms: 50 })
-    }
-}
-
 fn encode_error(error: &record::BatchError) -> Error {
     if error.is_unsupported() {
         Error::unsupported(error.to_string())
@@ -741,28 +630,5 @@ impl super::Partition {
     /// As [`append`](Self::append); a codec that is not built in is [`Error::Unsupported`].
     pub fn append_batch_with<R: AsRecord>(&self, records: &[R], options: &AppendOptions) -> Result<RecordMetadata> {
         self.log.append_records(records, &options.spec())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings() -> LogSettings {
-        crate::topic::TopicConfig::default().log_settings()
-    }
-
-    #[test]
-    fn how_much_may_wait_for_a_sync() {
-        let topic = |durability| LogSettings { durability, ..settings() };
-        let window =
-            |append, of_topic| SyncWindow::behind(append, &topic(of_topic)).map(|window| (window.bytes, window.ms));
-        let interval = Durability::Interval { bytes: 4096, ms: 9 };
-        assert_eq!(window(Durability::Sync, Durability::Os), Some((0, u64::MAX)));
-        assert_eq!(window(interval, Durability::Sync), Some((4096, 9)));
-        assert_eq!(window(interval, Durability::Os), Some((4096, 9)));
-        assert_eq!(window(Durability::Os, Durability::Os), None, "nobody syncs behind");
-        assert_eq!(window(Durability::Os, Durability::Sync), Some((1 << 20, 50)));
-        assert_eq!(window(Durability::Os, interval), Some((1 << 20, 50)));
     }
 }
