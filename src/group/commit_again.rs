@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
     use crate::error::Error;
-    use crate::group::{JoinRequest, Reply};
+    use crate::group::offset_store::tests::only_member_of_g;
     use crate::ids::Uuid;
     use crate::io::MemoryVfs;
     use crate::partition::{ReadLevel, ReadOptions};
@@ -275,21 +275,7 @@ mod tests {
     #[test]
     fn a_member_that_is_fenced_is_so_on_the_short_way() {
         let (groups, _) = groups(MemoryVfs::new());
-        let request = JoinRequest {
-            member_id: String::new(),
-            new_member_id: "m-1".into(),
-            protocol_type: "consumer".into(),
-            client_id: "billing".into(),
-            client_host: "10.0.0.7".into(),
-            group_instance_id: None,
-            session_timeout_ms: 45_000,
-            rebalance_timeout_ms: 60_000,
-            protocols: vec![("range".into(), "a".into())],
-        };
-        let answer = groups.join("g", request).unwrap();
-        let Some(Reply::Joined(Ok(joined))) = answer.take() else { panic!("it waits for nobody") };
-        let member = GroupMetadata::new("g", joined.generation, &joined.member_id, None);
-        groups.sync(&member, vec![("m-1".into(), "all".into())]).unwrap();
+        let joined = only_member_of_g(&groups);
         let commit = |generation: i32, offset: i64| {
             let member = GroupMetadata::new("g", generation, &joined.member_id, None);
             let offsets = [(place("a", 1), OffsetAndMetadata::new(offset))];

@@ -449,7 +449,7 @@ impl Groups {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     use crate::client::{Consumer, GroupMetadata};
@@ -567,11 +567,8 @@ mod tests {
         commit().unwrap();
     }
 
-    /// A member that a broker has is heard of again by what it commits.
-    #[test]
-    fn a_member_of_an_earlier_process_counts_once_it_is_heard_of() {
-        let vfs = MemoryVfs::new();
-        let (groups, place, clock) = committed_five(&vfs);
+    /// Joins the group "g", which nobody is in.
+    pub(in crate::group) fn only_member_of_g(groups: &Groups) -> GroupMetadata {
         let request = JoinRequest {
             member_id: String::new(),
             new_member_id: "m-1".into(),
@@ -587,6 +584,15 @@ mod tests {
         let Some(Reply::Joined(Ok(joined))) = answer.take() else { panic!("it waits for nobody") };
         let member = GroupMetadata::new("g", joined.generation, &joined.member_id, None);
         groups.sync(&member, vec![("m-1".into(), "all".into())]).unwrap();
+        member
+    }
+
+    /// A member that a broker has is heard of again by what it commits.
+    #[test]
+    fn a_member_of_an_earlier_process_counts_once_it_is_heard_of() {
+        let vfs = MemoryVfs::new();
+        let (groups, place, clock) = committed_five(&vfs);
+        let member = only_member_of_g(&groups);
         groups.store.close().unwrap();
 
         let builder = Store::builder().vfs(Arc::new(vfs)).clock(clock);
@@ -595,7 +601,7 @@ mod tests {
         commit(6).unwrap();
         groups.commit_as(&member, &[(place.clone(), OffsetAndMetadata::new(7))], &CommitOptions::default()).unwrap();
         assert!(matches!(commit(8), Err(Error::Fenced { .. })));
-        groups.leave("g", &joined.member_id).unwrap().unwrap();
+        groups.leave("g", &member.member_id).unwrap().unwrap();
         commit(9).unwrap();
     }
 
