@@ -400,9 +400,10 @@ mod zstandard {
 
     use std::cell::RefCell;
     use std::io::{self, Write as _};
+    use std::thread::LocalKey;
 
     use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode as Code;
-    use zstd::zstd_safe::{DCtx, ResetDirective};
+    use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
 
     use super::{BatchError, Compression, failed, read_capped};
 
@@ -410,7 +411,8 @@ mod zstandard {
     const LEVEL_DEFAULT: i32 = 3;
     /// The largest window that is kept in memory, and that is asked for: 8 MiB.
     const WINDOW_LOG_MAX: u32 = 23;
-    /// A context with more memory than this is not kept: enough for frames of all levels below 17.
+    /// A context with more memory than this is not kept: enough to decompress frames of all levels below 17, and to compress at the
+    /// lower ones.
     const CONTEXT_BYTES_MAX: usize = 5 << 20;
     /// What is first tried as the size of a frame that is decompressed in one piece.
     const PIECE_BYTES: usize = 1 << 20;
@@ -420,7 +422,9 @@ mod zstandard {
         if !zstd::compression_level_range().contains(&level) {
             return Err(BatchError::Unencodable { what: "the zstd level is out of range" });
         }
-        let written = zstd::stream::write::Encoder::new(out, level).and_then(|mut encoder| {
+        let written = with_kept(&COMPRESSOR, |context| {
+            let mut encoder = zstd::stream::write::Encoder::with_context(out, context);
+            encoder.set_parameter(CParameter::CompressionLevel(level))?;
             // The highest levels would take a window that readers, even Kafka's, have to keep in memory.
             encoder.window_log(WINDOW_LOG_MAX.min(window_log(level)))?;
             encoder.write_all(body)?;
@@ -436,7 +440,7 @@ mod zstandard {
 
     pub(super) fn decompress(body: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), BatchError> {
         let before = out.len();
-        match with_context(|context| {
+        match with_kept(&DECOMPRESSOR, |context| {
             let mut decoder = zstd::stream::read::Decoder::with_context(body, context);
             decoder.window_log_max(WINDOW_LOG_MAX)?;
             read_capped(&mut decoder, out, limit)
@@ -450,20 +454,61 @@ mod zstandard {
         }
     }
 
+    type Kept<C> = RefCell<Option<C>>;
+
     thread_local! {
-        /// What decompressed the batch before. To make one for each takes longer than to decompress a small batch, as the
-        /// memory of its window is taken anew each time.
-        pub(super) static CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+        /// What compressed, and what decompressed, the batch before. To make one for each takes longer than a small batch does, as
+        /// the memory of its window is taken anew each time.
+        pub(super) static COMPRESSOR: Kept<CCtx<'static>> = const { RefCell::new(None) };
+        pub(super) static DECOMPRESSOR: Kept<DCtx<'static>> = const { RefCell::new(None) };
     }
 
-    /// Lets a call decompress with the context that this thread has kept, or with a new one.
-    fn with_context<R>(call: impl FnOnce(&mut DCtx<'static>) -> io::Result<R>) -> io::Result<R> {
-        let kept = CONTEXT.try_with(RefCell::take).ok().flatten();
-        let mut context = kept.or_else(DCtx::try_create).ok_or(io::ErrorKind::OutOfMemory)?;
+    /// What both have in common.
+    trait Context: Sized + 'static {
+        fn try_create() -> Option<Self>;
+        /// Forgets the frame that it is in, and how it was set; whether that could be done.
+        fn forget(&mut self) -> bool;
+        fn memory_bytes(&self) -> usize;
+    }
+
+    impl Context for CCtx<'static> {
+        fn try_create() -> Option<Self> {
+            CCtx::try_create()
+        }
+
+        fn forget(&mut self) -> bool {
+            self.reset(ResetDirective::SessionAndParameters).is_ok()
+        }
+
+        fn memory_bytes(&self) -> usize {
+            self.sizeof()
+        }
+    }
+
+    impl Context for DCtx<'static> {
+        fn try_create() -> Option<Self> {
+            DCtx::try_create()
+        }
+
+        fn forget(&mut self) -> bool {
+            self.reset(ResetDirective::SessionAndParameters).is_ok()
+        }
+
+        fn memory_bytes(&self) -> usize {
+            self.sizeof()
+        }
+    }
+
+    /// Lets a call work with the context that this thread has kept, or with a new one.
+    fn with_kept<C: Context, R>(
+        kept: &'static LocalKey<Kept<C>>,
+        call: impl FnOnce(&mut C) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let before = kept.try_with(RefCell::take).ok().flatten();
+        let mut context = before.or_else(C::try_create).ok_or(io::ErrorKind::OutOfMemory)?;
         let result = call(&mut context);
-        let is_new = context.reset(ResetDirective::SessionAndParameters).is_ok();
-        if is_new && context.sizeof() <= CONTEXT_BYTES_MAX {
-            CONTEXT.try_with(|kept| kept.replace(Some(context))).ok();
+        if context.forget() && context.memory_bytes() <= CONTEXT_BYTES_MAX {
+            kept.try_with(|kept| kept.replace(Some(context))).ok();
         }
         result
     }
@@ -727,7 +772,8 @@ mod tests {
                 compress(codec, Some(level), &sample, &mut out).unwrap();
                 out
             };
-            let kept_bytes = || zstandard::CONTEXT.with_borrow(|kept| kept.as_ref().map(|context| context.sizeof()));
+            let kept_bytes =
+                || zstandard::DECOMPRESSOR.with_borrow(|kept| kept.as_ref().map(|context| context.sizeof()));
             let frame = packed(codec, &sample);
             let is_read = || assert!(unpacked(codec, &frame, 1 << 20).unwrap() == sample);
             is_read();
@@ -744,6 +790,26 @@ mod tests {
             assert!(unpacked(codec, &at_level(19), 1 << 20).unwrap() == sample && kept_bytes().is_none());
             is_read();
             assert_eq!(kept_bytes(), Some(bytes));
+        }
+
+        /// The context of a thread has compressed other bodies, at other levels.
+        #[cfg(feature = "zstd")]
+        #[test]
+        fn what_zstd_makes_of_a_body_does_not_depend_on_what_the_thread_has_compressed_before() {
+            let sample = sample();
+            let at_level = |level| {
+                let mut out = Vec::new();
+                compress(Compression::Zstd, Some(level), &sample, &mut out).unwrap();
+                out
+            };
+            let levels = [3, 1, 16, 3, 19, -5, 22, 9, 3];
+            let alone = |level| std::thread::scope(|scope| scope.spawn(move || at_level(level)).join().unwrap());
+            let kept_bytes = || zstandard::COMPRESSOR.with_borrow(|kept| kept.as_ref().map(|context| context.sizeof()));
+            for level in levels {
+                assert!(at_level(level) == alone(level), "{level}");
+                assert!(kept_bytes().is_none_or(|bytes| bytes <= 5 << 20), "{level}");
+                assert_eq!(kept_bytes().is_some(), level <= 3, "{level}: {:?}", kept_bytes());
+            }
         }
 
         /// What is first tried for a frame in one piece.
