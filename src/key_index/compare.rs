@@ -24,7 +24,7 @@ const VERIFY: Verify = Verify::Trusted;
 /// What a comparison came to.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
-    /// Hashes whose keys could not be read: nothing was done to them.
+    /// Hashes of which not all keys could be read.
     failed: Vec<u64>,
     first_error: Option<Error>,
 }
@@ -84,7 +84,7 @@ impl KeyIndex {
         (done, first_error)
     }
 
-    /// Compares the keys of some hashes, each of which comes once. The set is no older than what was taken over last: what is not
+    /// Compares the keys of some hashes. The set is no older than what was taken over last: what is not
     /// found in it is gone, and what took its place is in the table, or in the queue.
     pub(super) fn compare(&self, ready: &mut Ready, set: &SegmentSet, hashes: &[u64]) -> Compared {
         let places_hold = ready.places.hold(set);
@@ -130,6 +130,7 @@ impl KeyIndex {
         (hashes, mut wanted): (&[u64], Vec<Wanted>),
         compared: &mut Compared,
     ) {
+        wanted.sort_unstable_by_key(|(place, _)| place.offset);
         if let &[hash] = hashes {
             if let Err(error) = self.compare_alone(ready, set, hash, &wanted) {
                 compared.failed.push(hash);
@@ -137,7 +138,6 @@ impl KeyIndex {
             }
             return;
         }
-        wanted.sort_unstable_by_key(|(place, _)| place.offset);
         let Some(mut keys) = self.read_keys(set, &wanted) else {
             let middle = hashes.len() / 2;
             let (first, second) = hashes.split_at(middle);
@@ -152,9 +152,8 @@ impl KeyIndex {
             let Some(&hash) = reads.first().and_then(|first| hashes.get(first.nth)) else { continue };
             if reads.iter().any(|read| matches!(read.found, Found::Failed)) {
                 compared.failed.push(hash);
-            } else {
-                keep_newest(&mut ready.table, hash, reads, &keys.bytes);
             }
+            keep_newest(&mut ready.table, hash, reads, &keys.bytes);
         }
         compared.first_error = compared.first_error.take().or(keys.first_error);
     }
@@ -186,27 +185,35 @@ impl KeyIndex {
         Some(keys)
     }
 
-    /// [`compare`](Self::compare) of one hash, however large its keys are.
+    /// [`compare`](Self::compare) of one hash, however large its keys are. Its records come in the order of their offsets.
     fn compare_alone(&self, ready: &mut Ready, set: &SegmentSet, hash: u64, wanted: &[Wanted]) -> Result<()> {
         let mut keys: Vec<StoredRecord> = Vec::new();
-        for &(Place { offset, position }, _) in wanted {
-            let found = self.log.record_near(set, offset, position, (VERIFY, &LIMITS))?;
-            match found.map(|found| found.record) {
-                Some(record) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
-                _ => ready.table.remove(hash, offset),
+        let mut first_error = None;
+        // The newest first.
+        for &(Place { offset, position }, _) in wanted.iter().rev() {
+            match self
+                .log
+                .record_near(set, offset, position, (VERIFY, &LIMITS))
+                .map(|found| found.map(|found| found.record))
+            {
+                Ok(Some(record)) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
+                Ok(_) => ready.table.remove(hash, offset),
+                Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        Ok(())
+        first_error.map_or(Ok(()), Err)
     }
 }
 
-/// Takes out what is superseded, or gone with the log start or by compaction. The newest comes first.
+/// Takes out what is superseded, or gone with the log start or by compaction. The newest comes first. What could not be read stays,
+/// and takes nothing's place.
 fn keep_newest(table: &mut Table, hash: u64, reads: &[Read], bytes: &[u8]) {
     let mut newer: Vec<&[u8]> = Vec::new();
     for read in reads {
         let key = match &read.found {
             Found::Key(range) => bytes.get(range.clone()),
-            Found::Gone | Found::Failed => None,
+            Found::Gone => None,
+            Found::Failed => continue,
         };
         match key {
             Some(key) if !newer.contains(&key) => newer.push(key),
@@ -220,7 +227,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, errno};
+    use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, OpenMode, Vfs as _, errno};
     use crate::key_index::{Budget, State};
     use crate::partition::append_options::AppendOptions;
     use crate::partition::key_queue;
@@ -375,8 +382,10 @@ mod tests {
         let topic = store.create_topic("t", config).unwrap();
         assert!(!topic.contains("none").unwrap(), "in use from here on");
         for _ in 0..2 {
-            let record =
-                |n: usize| Record::keyed([vec![b'k'; key_bytes - 2], format!("{n:02}").into_bytes()].concat(), "v");
+            let record = |n: usize| {
+                let key = [vec![b'k'; key_bytes - 2], format!("{n:02}").into_bytes()].concat();
+                Record::keyed(key, "v")
+            };
             let records: Vec<Record> = (0..KEYS).map(record).collect();
             records.chunks(batch).for_each(|batch| drop(topic.append_all(batch, &AppendOptions::new()).unwrap()));
         }
@@ -387,6 +396,15 @@ mod tests {
         check(index, ready, &vfs);
     }
 
+    fn offsets(ready: &Ready) -> Vec<i64> {
+        let mut offsets: Vec<i64> = ready.table.iter().map(|(_, place)| place.offset).collect();
+        offsets.sort_unstable();
+        offsets
+    }
+
+    /// The second time that each key comes.
+    const NEWEST: Range<i64> = KEYS as i64..2 * KEYS as i64;
+
     /// How often the log is read until all keys are compared.
     fn reads(config: TopicConfig, key_bytes: usize, batch: usize) -> u64 {
         let mut reads = 0;
@@ -394,7 +412,7 @@ mod tests {
             let calls = || vfs.sites_seen().get(&(OpKind::Read, "log".to_owned())).map_or(0, |site| site.calls);
             let before = calls();
             index.resolve(ready, &index.log.snapshot(), usize::MAX).unwrap();
-            assert_eq!((ready.table.len(), ready.unresolved.len()), (KEYS, 0));
+            assert_eq!((offsets(ready), ready.unresolved.len()), (NEWEST.collect(), 0));
             reads = calls() - before;
         });
         reads
@@ -416,6 +434,18 @@ mod tests {
         assert!(reads(TopicConfig::default(), 60_000, 20) > 0);
     }
 
+    /// The older one stayed, as they came in the order of their offsets.
+    #[test]
+    fn of_a_hash_that_is_compared_alone_the_newest_stays_too() {
+        check_many(TopicConfig::default(), 4, 20, |index, ready, _| {
+            let set = index.log.snapshot();
+            for hash in ready.unresolved.clone() {
+                assert!(index.compare(ready, &set, &[hash]).first_error.is_none());
+            }
+            assert_eq!(offsets(ready), NEWEST.collect::<Vec<_>>());
+        });
+    }
+
     #[test]
     fn a_key_that_cannot_be_read_waits_and_the_others_have_their_turn() {
         check_many(TopicConfig::default(), 4, 20, |index, ready, vfs| {
@@ -429,7 +459,26 @@ mod tests {
             assert_eq!((done, ready.unresolved.len(), ready.table.len()), (KEYS - 1, 1, KEYS + 1));
             assert!(failed.is_some_and(|error| error.to_string().contains("os error 5")));
             index.resolve(ready, &set, usize::MAX).unwrap();
-            assert_eq!((ready.table.len(), ready.unresolved.len()), (KEYS, 0));
+            assert_eq!((offsets(ready), ready.unresolved.len()), (NEWEST.collect(), 0));
+        });
+    }
+
+    /// Those behind it in its batch were once taken for gone, and older records of their keys for the newest.
+    #[test]
+    fn a_record_that_is_malformed_takes_no_other_with_it() {
+        check_many(TopicConfig::default(), 4, 80, |index, ready, vfs| {
+            let set = index.log.snapshot();
+            let log = set.segments[0].log();
+            let bytes_of_batch = log.published() / 2;
+            let file = vfs.open(log.path(), OpenMode::Write).unwrap();
+            // The length of some record in the second batch.
+            file.write_at(&[0xff; 4], bytes_of_batch + bytes_of_batch / 2).unwrap();
+            let (done, failed) = index.resolve_some(ready, &set, usize::MAX);
+            assert!(done > 0 && done < KEYS && failed.is_some_and(|error| matches!(error, Error::Corrupt { .. })));
+            let stay = offsets(ready);
+            let mut newest = NEWEST;
+            assert!(newest.all(|offset| stay.contains(&offset)));
+            assert_eq!(stay.len(), 2 * KEYS - done);
         });
     }
 }

@@ -113,11 +113,15 @@ impl KeyIndex {
     /// Whether there is a pass to go on with; one is begun if it is time.
     fn begin_pass(&self, expiry: &mut Expiry, now_ms: i64, looked: &mut Looked) -> Result<bool> {
         if expiry.pass.is_some() {
-            return Ok(self.is_caught_up());
+            match self.is_caught_up() {
+                // What it had not come to is looked at by the next one: this one keeps the files of segments that are gone.
+                Some(false) => (expiry.pass, expiry.next_ms) = (None, i64::MIN),
+                may_go_on => return Ok(may_go_on.is_some()),
+            }
         }
         looked.at = self.look_at_new(expiry, now_ms);
         // Upkeep makes the index in steps, and has it catch up; what has expired is not found meanwhile either.
-        if now_ms < expiry.next_ms || !expiry.may_begin(now_ms) || !self.is_caught_up() {
+        if now_ms < expiry.next_ms || !expiry.may_begin(now_ms) || self.is_caught_up() != Some(true) {
             return Ok(false);
         }
         expiry.next_ms = i64::MAX;

@@ -91,7 +91,7 @@ impl KeyIndex {
 
     /// Where the first transaction begins that was left out and is decided by now.
     #[inline]
-    fn decided_from(&self, ready: &Ready) -> Option<i64> {
+    pub(super) fn decided_from(&self, ready: &Ready) -> Option<i64> {
         ready.undecided_from.filter(|&from| self.log.last_stable_offset() > from)
     }
 
@@ -224,11 +224,9 @@ impl KeyIndex {
         let Some(taken) = self.log.take_key_queue() else { return Ok(Taken::Outrun) };
         let first = taken.gathered.keys.first().map(|entry| ready.table.offset_of(*entry));
         let undecided_from = ready.undecided_from;
-        let reads = taken.gathered.unread_from.is_some() || self.decided_from(ready).is_some();
-        let read = match self.put(ready, &taken.gathered.keys, &taken.set) {
-            Ok(true) => self.read_unread(ready, (taken.gathered.unread_from, taken.end), &taken.set, budget),
-            Ok(false) => Ok(SomeRead::NoRoom),
-            Err(error) => Err(error),
+        let read = match self.put(ready, &taken.gathered.keys, &taken.set, budget) {
+            Ok(SomeRead::All) => self.read_unread(ready, (taken.gathered.unread_from, taken.end), &taken.set, budget),
+            put => put,
         };
         let waiting = ready.unresolved.len();
         if waiting > UNRESOLVED_MAX {
@@ -236,11 +234,11 @@ impl KeyIndex {
             self.resolve_some(ready, &taken.set, waiting - UNRESOLVED_MAX);
         }
         match read {
-            // A record that went before it was read may have been superseded by one that is in the queue by now.
-            Ok(SomeRead::All) if reads && self.log.snapshot().replacements != taken.set.replacements => Ok(Taken::Some),
             Ok(SomeRead::All) => {
-                ready.is_left = false;
-                Ok(Taken::All(taken.end, taken.set))
+                ready.left_until = None;
+                // A record that went before it was read may have been superseded by one that is in the queue by now.
+                let is_same = self.log.snapshot().replacements == taken.set.replacements;
+                Ok(if is_same { Taken::All(taken.end, taken.set) } else { Taken::Some })
             }
             Ok(SomeRead::UpTo(next)) => {
                 self.log.key_queue.leave(next);
@@ -282,23 +280,35 @@ impl KeyIndex {
         self.read_some(ready, (from, end), Some(set), budget)
     }
 
-    /// What one append brought is one run of entries with the same place.
-    fn put(&self, ready: &mut Ready, appended: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+    /// Puts entries into the table, as long as the budget lasts for what has to be read for that. What one append brought is one run
+    /// of entries with the same place.
+    fn put(
+        &self,
+        ready: &mut Ready,
+        appended: &[KeyEntry],
+        set: &SegmentSet,
+        budget: &mut ReadBudget,
+    ) -> Result<SomeRead> {
         for run in appended.chunk_by(|one, next| one.position() == next.position()) {
-            if !self.put_run(ready, run, set)? {
-                return Ok(false);
+            if let Some(first) = run.first().filter(|_| budget.is_spent()) {
+                return Ok(SomeRead::UpTo(ready.table.offset_of(*first)));
+            }
+            if !self.put_run(ready, run, set, budget)? {
+                return Ok(SomeRead::NoRoom);
             }
         }
-        Ok(true)
+        Ok(SomeRead::All)
     }
 
-    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], set: &SegmentSet) -> Result<bool> {
+    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], set: &SegmentSet, budget: &mut ReadBudget) -> Result<bool> {
         if run.len() > FEW_RECORDS as usize
             && let [first, .., last] = run
             && has_one_twice(run)
         {
             let range = (ready.table.offset_of(*first), ready.table.offset_of(*last) + 1);
-            let read = self.read_some(ready, range, Some(set), &mut ReadBudget::unlimited());
+            let mut of_run = ReadBudget::unlimited();
+            let read = self.read_some(ready, range, Some(set), &mut of_run);
+            budget.take(of_run.read());
             return read.map(|read| read != SomeRead::NoRoom);
         }
         for &entry in run {
@@ -385,6 +395,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::clock::ManualClock;
     use crate::io::{Fault, FaultPlan, FaultVfs, OpKind, errno};
     use crate::partition::Durability;
     use crate::partition::append_options::AppendOptions;
@@ -498,14 +509,16 @@ mod tests {
     }
 
     /// A store with a topic whose index is in use, has room for five keys, and takes steps of so many bytes.
-    fn small(vfs: &FaultVfs, name: &str, step_bytes: u64) -> (Store, Topic) {
-        let builder = Store::builder().vfs(Arc::new(vfs.clone())).upkeep(Upkeep::Manual).reads(ReadPath::Positional);
+    fn small(vfs: &FaultVfs, name: &str, step_bytes: u64) -> (Store, Topic, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(i64::from(u32::MAX)));
+        let builder = Store::builder().vfs(Arc::new(vfs.clone())).clock(Arc::clone(&clock) as _);
+        let builder = builder.upkeep(Upkeep::Manual).reads(ReadPath::Positional);
         let store = builder.compaction_step_bytes(step_bytes).open("/s").unwrap();
         let config = TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).min_cleanable_dirty_ratio(0.0);
         let topic = store.create_topic(name, config.durability(Durability::Os).segment_bytes(2000)).unwrap();
         topic.index(0).unwrap().log.key_queue.set_waiting_max(5);
         assert!(!topic.contains("none").unwrap());
-        (store, topic)
+        (store, topic, clock)
     }
 
     fn append(topic: &Topic, records: usize) {
@@ -515,7 +528,7 @@ mod tests {
     #[test]
     fn a_key_that_is_there_all_the_time_is_found_by_every_thread_all_the_time() {
         for round in 0..4 {
-            let (store, topic) = small(&FaultVfs::new(), "t", 2000);
+            let (store, topic, _) = small(&FaultVfs::new(), "t", 2000);
             append(&topic, 7);
             let (left, wrong) = (AtomicUsize::new(2), AtomicUsize::new(0));
             std::thread::scope(|scope| {
@@ -545,9 +558,9 @@ mod tests {
 
     /// It was made anew from the whole log then.
     #[test]
-    fn what_cannot_be_read_is_left_to_the_next_look_up_and_the_table_stays() {
+    fn what_cannot_be_read_is_left_for_a_while_and_the_table_stays() {
         let vfs = FaultVfs::new();
-        let (store, topic) = small(&vfs, "t", 1 << 20);
+        let (store, topic, clock) = small(&vfs, "t", 1 << 20);
         append(&topic, 4);
         assert!(topic.contains("k0").unwrap());
         append(&topic, 20);
@@ -558,18 +571,27 @@ mod tests {
         assert!((0..5).all(|_| store.tick().unwrap().is_idle()), "and not told, nor tried, again and again");
         assert_eq!(vfs.faults_hit(), hits);
         assert_eq!(topic.key_index_stats(0).unwrap().map(|stats| stats.entries), Some(4 + 5));
+        let waiting = || topic.key_index_stats(0).unwrap().map(|stats| stats.waiting);
+        let rests = || (0..100).any(|_| store.tick().unwrap().is_idle());
         vfs.clear_faults();
-        assert_eq!(topic.get("k1").unwrap().map(|record| record.offset().get()), Some(19));
+        assert!(rests() && waiting() > Some(0), "it is left to look-ups");
+        clock.advance_ms(10_000);
+        assert!(rests() && waiting() == Some(0));
+
         append(&topic, 20);
-        assert!((0..100).any(|_| store.tick().unwrap().is_idle()));
-        assert_eq!(topic.key_index_stats(0).unwrap().map(|stats| stats.waiting), Some(0), "upkeep reads again");
+        vfs.inject(FaultPlan::new(Fault::Error(errno::EIO)).on(OpKind::Read).in_class("log").sticky());
+        assert!(store.tick().is_err());
+        vfs.clear_faults();
+        assert_eq!(topic.get("k1").unwrap().map(|record| record.offset().get()), Some(39));
+        append(&topic, 20);
+        assert!(rests() && waiting() == Some(0), "a look-up has read it: upkeep goes on at once");
     }
 
     /// The first one by name once had all that may be read at a step.
     #[test]
     fn an_index_that_is_never_led_to_its_end_leaves_others_their_turn() {
         let vfs = FaultVfs::new();
-        let (store, busy) = small(&vfs, "a", 300);
+        let (store, busy, _) = small(&vfs, "a", 300);
         let quiet = store.create_topic("b", TopicConfig::default().cleanup_policy(CleanupPolicy::Compact)).unwrap();
         let index = quiet.index(0).unwrap();
         index.log.key_queue.set_waiting_max(5);
@@ -583,10 +605,11 @@ mod tests {
         assert!(!index.log.key_queue.is_behind());
     }
 
-    /// Each of its steps looked whether a key had a newer record, and had the index catch up for that, whatever it took.
+    /// Each of its steps looked whether a key had a newer record, and had the index catch up for that, whatever it took. One that
+    /// waited would keep the files of segments that are gone.
     #[test]
-    fn a_pass_of_expiry_waits_for_an_index_that_is_behind() {
-        let (_store, topic) = small(&FaultVfs::new(), "t", 300);
+    fn a_pass_of_expiry_ends_where_the_index_is_behind_and_another_one_begins_when_it_has_caught_up() {
+        let (_store, topic, _) = small(&FaultVfs::new(), "t", 300);
         let index = topic.index(0).unwrap();
         let records: Vec<Record> = (0..6000).map(|n| Record::keyed(format!("{n}"), "v").timestamp_ms(1)).collect();
         records.chunks(100).for_each(|batch| drop(topic.append_all(batch, &AppendOptions::new()).unwrap()));
@@ -596,6 +619,7 @@ mod tests {
         while expire() == 0 {}
         append(&topic, 20);
         assert_eq!((expire(), index.log.key_queue.is_behind()), (0, true));
+        assert!(format!("{:?}", index.expiry.lock()).contains("pass: None"));
         assert!(topic.contains("k1").unwrap());
         assert!(expire() > 0);
     }

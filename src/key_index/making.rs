@@ -111,14 +111,13 @@ impl KeyIndex {
         }
     }
 
-    /// Whether a look-up would not have to read the log first. Also false while one is under way: it may be reading.
-    pub(super) fn is_caught_up(&self) -> bool {
-        let Some(state) = self.state.try_lock() else { return false };
-        match &*state {
+    /// Whether a look-up would not have to read the log first. `None` while one is under way: it may be reading.
+    pub(super) fn is_caught_up(&self) -> Option<bool> {
+        Some(match &*self.state.try_lock()? {
             State::Unused | State::Making(_) => false,
             State::Ready(ready) => !self.is_behind(ready),
             State::TooLarge => true,
-        }
+        })
     }
 
     /// Makes some of the index, if its use is expected, as long as the budget lasts. An index that nobody is
@@ -297,7 +296,7 @@ fn filling(secret: HashKey, table: Table, places: Places, saved: i64) -> Ready {
         table,
         unresolved,
         crowded: Vec::new(),
-        is_left: false,
+        left_until: None,
         places,
         undecided_from: None,
         counted: 0,

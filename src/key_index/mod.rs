@@ -23,6 +23,7 @@ pub(crate) mod table;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::ids::TopicPartition;
@@ -134,8 +135,8 @@ struct Ready {
     unresolved: VecDeque<u64>,
     /// Those under which many have come to stand: what is there is walked by every look-up and insertion.
     crowded: Vec<u64>,
-    /// Upkeep could not read what it is behind by: that is left to look-ups.
-    is_left: bool,
+    /// Upkeep could not read what it is behind by: that is left to look-ups until then, by the monotonic clock.
+    left_until: Option<Duration>,
     /// Where batches are known to be.
     places: Places,
     /// The first record that was left out because its transaction was not decided.
@@ -154,7 +155,7 @@ struct Ready {
 pub struct KeyIndexStats {
     /// Entries: one for each key whose newest record is in the log, tombstones included, and one more for each that waits.
     pub entries: usize,
-    /// Appends whose key was not yet compared with that of an older record; those that have to be read in the log count as one.
+    /// Appends whose key was not yet compared with that of an older record; those that have to be read in the log count as one or two.
     /// While this is 0, entries are exact.
     pub waiting: usize,
     /// Bytes of memory, as counted in `key_index_memory_bytes`.
@@ -174,6 +175,8 @@ const LOOKS: usize = 100;
 const UNRESOLVED_MAX: usize = 1 << 20;
 /// The same where the log is read: so many, and all are made.
 const READ_UNRESOLVED_MAX: usize = 1 << 16;
+/// So long upkeep leaves to look-ups what it could not read.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// A close reads no more of the log for an index that is behind.
 const CLOSE_READ_BYTES: u64 = 64 << 20;
 /// How many records one step of upkeep looks at, to compare keys and to end them.
@@ -316,23 +319,23 @@ impl KeyIndex {
         if self.has_been_outrun() {
             // Made anew, in steps.
             self.forget(&mut state);
-            return nothing;
+            return Looked { at: 1, ..nothing };
         }
-        if self.is_behind(ready) && (ready.is_left || budget.is_spent()) {
+        let is_left = ready.left_until.is_some_and(|until| self.log.env.clock.monotonic() < until);
+        if self.is_behind(ready) && (is_left || budget.is_spent()) {
             return nothing;
         }
         let taken = (!self.is_up_to_date(ready)).then(|| self.take_over(ready, budget));
         let set = match taken {
             None => self.log.snapshot(),
             Some(Ok(Taken::All(_, set))) => set,
-            Some(Ok(Taken::Some | Taken::Outrun)) => return nothing,
+            Some(Ok(Taken::Some | Taken::Outrun)) => return Looked { at: 1, ..nothing },
             Some(Ok(Taken::NoRoom)) => {
                 self.give_up(&mut state);
                 return nothing;
             }
             Some(Err(error)) => {
-                // There may be more descriptors at another time.
-                ready.is_left = !matches!(error, Error::TooManyFiles { .. });
+                ready.left_until = Some(self.log.env.clock.monotonic() + AGAIN_AFTER);
                 return Looked { failed: Some(error), ..nothing };
             }
         };
@@ -345,7 +348,9 @@ impl KeyIndex {
         match &*self.state.lock() {
             State::Ready(ready) => Some(KeyIndexStats {
                 entries: ready.table.len(),
-                waiting: ready.unresolved.len() + self.log.key_queue.len(),
+                waiting: ready.unresolved.len()
+                    + self.log.key_queue.len()
+                    + usize::from(self.decided_from(ready).is_some()),
                 memory_bytes: ready.counted,
                 unread_segments: ready.places.lost(),
                 counts: ready.counts,

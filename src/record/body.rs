@@ -282,20 +282,20 @@ impl RecordsState {
 }
 
 impl RecordsState {
-    /// Moves to the first record with at least this offset.
+    /// Moves to the first record with at least this offset; after an error it stands before what is wrong, and meets it again.
     pub(crate) fn skip_to(&mut self, offset: i64, body: &[u8]) -> Result<(), BatchError> {
         while self.left > 0 && self.next_offset() < offset {
             let before = (self.at, self.left, self.previous_delta);
             let passed = match self.next_short(body) {
-                Some(view) => view.offset(),
-                None => match self.next_view(body).transpose()? {
-                    Some(view) => view.offset(),
+                Some(view) => Ok(view.offset()),
+                None => match self.next_view(body) {
+                    Some(view) => view.map(|view| view.offset()),
                     None => break,
                 },
             };
-            if passed >= offset {
+            if !matches!(passed, Ok(passed) if passed < offset) {
                 (self.at, self.left, self.previous_delta) = before;
-                break;
+                return passed.map(drop);
             }
         }
         Ok(())

@@ -79,7 +79,7 @@ pub(crate) struct StoreInner {
     was_marked: bool,
     id_counter: AtomicU64,
     topics_version: AtomicU64,
-    /// Which key index upkeep looks at first.
+    /// Whose key indexes upkeep looks at first.
     index_turn: AtomicUsize,
     signal: Arc<Signal>,
     upkeep_thread: Mutex<Option<crate::sync::thread::JoinHandle<()>>>,

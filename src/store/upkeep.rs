@@ -228,9 +228,9 @@ impl StoreInner {
             self.tick_logs(topic, &mut step);
         }
         // Each has the first turn at times: one that is appended to faster than it is read would leave nothing for the others.
-        let turn = self.index_turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.index_turn.fetch_add(usize::from(only.is_none()), Ordering::Relaxed);
         for topic in topics.iter().cycle().skip(turn % topics.len().max(1)).take(topics.len()) {
-            self.tick_indexes(topic, turn / topics.len(), &mut step);
+            self.tick_indexes(topic, &mut step);
         }
         if let Err((of, error)) = self.clean(&topics, &mut step) {
             let topic = self.topics.read().get(&of.topic).cloned();
@@ -287,11 +287,12 @@ impl StoreInner {
     }
 
     /// Has the indexes of a topic take their steps, from another one on at each turn.
-    fn tick_indexes(&self, topic: &TopicInner, turn: usize, step: &mut Step) {
+    fn tick_indexes(&self, topic: &TopicInner, step: &mut Step) {
         let expire_after_ms = topic.config.read().expiry_ms();
         // A clock that jumped ends no key: a tombstone cannot be taken back.
         let expire_after_ms = if step.times.has_jumped() { -1 } else { expire_after_ms };
         let mut indexes: Vec<&KeyIndex> = topic.indexes().collect();
+        let turn = topic.index_turn.fetch_add(1, Ordering::Relaxed);
         if let Some(first) = turn.checked_rem(indexes.len()) {
             indexes.rotate_left(first);
         }

@@ -19,6 +19,7 @@ use crate::partition::append_options::AppendOptions;
 use crate::partition::writer::RecordMetadata;
 use crate::record::{AsRecord, RecordRef, StoredRecord};
 use crate::sync::RwLock;
+use crate::sync::atomic::AtomicUsize;
 
 pub use config::{CleanupPolicy, TopicConfig};
 pub use partitioner::murmur2;
@@ -62,6 +63,8 @@ pub(crate) struct TopicInner {
     sticky: Sticky,
     /// By partition, like the logs; each is made by upkeep or at its first use.
     indexes: BTreeMap<u32, KeyIndex>,
+    /// Which of them upkeep looks at first.
+    pub(crate) index_turn: AtomicUsize,
     /// What upkeep did.
     pub(crate) upkept: UpkeepLog,
 }
@@ -81,7 +84,9 @@ impl TopicInner {
         };
         let indexes = partitions.iter().map(index).collect();
         let (unreadable, sticky, upkept) = (BTreeMap::new(), Sticky::new(), UpkeepLog::default());
-        let topic = Self { name, id, config, partition_count, partitions, unreadable, sticky, indexes, upkept };
+        let index_turn = AtomicUsize::new(0);
+        let topic =
+            Self { name, id, config, partition_count, partitions, unreadable, sticky, indexes, index_turn, upkept };
         topic.expect_index_of_table();
         topic
     }
