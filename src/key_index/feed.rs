@@ -290,33 +290,29 @@ impl KeyIndex {
         budget: &mut ReadBudget,
     ) -> Result<SomeRead> {
         for run in appended.chunk_by(|one, next| one.position() == next.position()) {
-            if let Some(first) = run.first().filter(|_| budget.is_spent()) {
-                return Ok(SomeRead::UpTo(ready.table.offset_of(*first)));
+            if run.len() > FEW_RECORDS as usize
+                && let [first, .., last] = run
+                && has_one_twice(run)
+            {
+                let range = (ready.table.offset_of(*first), ready.table.offset_of(*last) + 1);
+                if budget.is_spent() {
+                    return Ok(SomeRead::UpTo(range.0));
+                }
+                let mut of_run = ReadBudget::unlimited();
+                let read = self.read_some(ready, range, Some(set), &mut of_run)?;
+                budget.take(of_run.read());
+                if read == SomeRead::NoRoom {
+                    return Ok(read);
+                }
+                continue;
             }
-            if !self.put_run(ready, run, set, budget)? {
-                return Ok(SomeRead::NoRoom);
+            for &entry in run {
+                if !self.insert(ready, entry, set)? {
+                    return Ok(SomeRead::NoRoom);
+                }
             }
         }
         Ok(SomeRead::All)
-    }
-
-    fn put_run(&self, ready: &mut Ready, run: &[KeyEntry], set: &SegmentSet, budget: &mut ReadBudget) -> Result<bool> {
-        if run.len() > FEW_RECORDS as usize
-            && let [first, .., last] = run
-            && has_one_twice(run)
-        {
-            let range = (ready.table.offset_of(*first), ready.table.offset_of(*last) + 1);
-            let mut of_run = ReadBudget::unlimited();
-            let read = self.read_some(ready, range, Some(set), &mut of_run);
-            budget.take(of_run.read());
-            return read.map(|read| read != SomeRead::NoRoom);
-        }
-        for &entry in run {
-            if !self.insert(ready, entry, set)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     fn insert_at(
@@ -585,6 +581,26 @@ mod tests {
         assert_eq!(topic.get("k1").unwrap().map(|record| record.offset().get()), Some(39));
         append(&topic, 20);
         assert!(rests() && waiting() == Some(0), "a look-up has read it: upkeep goes on at once");
+    }
+
+    #[test]
+    fn hashes_are_taken_over_where_nothing_may_be_read_and_repeated_keys_wait() {
+        let (_store, topic, _) = small(&FaultVfs::new(), "t", 300);
+        let index = topic.index(0).unwrap();
+        index.log.key_queue.set_waiting_max(1000);
+        let step = |bytes: u64| {
+            index.upkeep(&mut ReadBudget::of(bytes));
+            let stats = topic.key_index_stats(0).unwrap().unwrap();
+            (stats.entries, index.log.key_queue.is_behind())
+        };
+        append(&topic, 3);
+        assert_eq!(step(0), (3, false));
+        // Of more than sixteen records with a key twice the batch is read.
+        let records: Vec<Record> = (0..20).map(|n| Record::keyed(format!("k{}", n % 7), "v")).collect();
+        topic.append_all(&records, &AppendOptions::new()).unwrap();
+        assert_eq!(step(0), (3, true));
+        assert_eq!(step(0), (3, true));
+        assert_eq!(step(1 << 20), (7, false));
     }
 
     /// The first one by name once had all that may be read at a step.
