@@ -158,7 +158,6 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
     use crate::error::Error;
-    use crate::group::offset_store::tests::only_member_of_g;
     use crate::ids::Uuid;
     use crate::io::MemoryVfs;
     use crate::partition::{ReadLevel, ReadOptions};
@@ -275,7 +274,7 @@ mod tests {
     #[test]
     fn a_member_that_is_fenced_is_so_on_the_short_way() {
         let (groups, _) = groups(MemoryVfs::new());
-        let joined = only_member_of_g(&groups);
+        let joined = groups.only_member_of("g");
         let commit = |generation: i32, offset: i64| {
             let member = GroupMetadata::new("g", generation, &joined.member_id, None);
             let offsets = [(place("a", 1), OffsetAndMetadata::new(offset))];

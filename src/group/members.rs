@@ -414,6 +414,29 @@ impl Groups {
     }
 }
 
+#[cfg(test)]
+impl Groups {
+    /// Joins a group that nobody is in.
+    pub(super) fn only_member_of(&self, group: &str) -> GroupMetadata {
+        let request = JoinRequest {
+            member_id: String::new(),
+            new_member_id: "m-1".into(),
+            protocol_type: "consumer".into(),
+            client_id: "billing".into(),
+            client_host: "10.0.0.7".into(),
+            group_instance_id: None,
+            session_timeout_ms: 45_000,
+            rebalance_timeout_ms: 60_000,
+            protocols: vec![("range".into(), "t".into())],
+        };
+        let answer = self.join(group, request).unwrap();
+        let Some(super::Reply::Joined(Ok(joined))) = answer.take() else { panic!("it waits for nobody") };
+        let member = GroupMetadata::new(group, joined.generation, &joined.member_id, None);
+        self.sync(&member, vec![("m-1".into(), "all".into())]).unwrap();
+        member
+    }
+}
+
 fn too_large(group: &str, bytes: usize, bytes_max: usize) -> Error {
     let limit = format!(
         "of {group:?} may come to {bytes} bytes and must have at most {bytes_max}: raise max.message.bytes of \

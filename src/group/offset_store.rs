@@ -449,14 +449,13 @@ impl Groups {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     use crate::client::{Consumer, GroupMetadata};
     use crate::group::commit::{Commit, value};
     use crate::group::load::load;
     use crate::group::shards::Appended;
-    use crate::group::{JoinRequest, Reply};
     use crate::ids::Uuid;
     use crate::store::holds::Readers as _;
 
@@ -567,32 +566,12 @@ pub(super) mod tests {
         commit().unwrap();
     }
 
-    /// Joins the group "g", which nobody is in.
-    pub(in crate::group) fn only_member_of_g(groups: &Groups) -> GroupMetadata {
-        let request = JoinRequest {
-            member_id: String::new(),
-            new_member_id: "m-1".into(),
-            protocol_type: "consumer".into(),
-            client_id: "billing".into(),
-            client_host: "10.0.0.7".into(),
-            group_instance_id: None,
-            session_timeout_ms: 45_000,
-            rebalance_timeout_ms: 60_000,
-            protocols: vec![("range".into(), "t".into())],
-        };
-        let answer = groups.join("g", request).unwrap();
-        let Some(Reply::Joined(Ok(joined))) = answer.take() else { panic!("it waits for nobody") };
-        let member = GroupMetadata::new("g", joined.generation, &joined.member_id, None);
-        groups.sync(&member, vec![("m-1".into(), "all".into())]).unwrap();
-        member
-    }
-
     /// A member that a broker has is heard of again by what it commits.
     #[test]
     fn a_member_of_an_earlier_process_counts_once_it_is_heard_of() {
         let vfs = MemoryVfs::new();
         let (groups, place, clock) = committed_five(&vfs);
-        let member = only_member_of_g(&groups);
+        let member = groups.only_member_of("g");
         groups.store.close().unwrap();
 
         let builder = Store::builder().vfs(Arc::new(vfs)).clock(clock);

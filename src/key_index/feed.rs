@@ -566,6 +566,8 @@ mod tests {
         let hits = vfs.faults_hit();
         assert!((0..5).all(|_| store.tick().unwrap().is_idle()), "and not told, nor tried, again and again");
         assert_eq!(vfs.faults_hit(), hits);
+        clock.advance_ms(10_000);
+        assert!(store.tick().unwrap().is_idle() && vfs.faults_hit() > hits, "it is tried again, and not told");
         assert_eq!(topic.key_index_stats(0).unwrap().map(|stats| stats.entries), Some(4 + 5));
         let waiting = || topic.key_index_stats(0).unwrap().map(|stats| stats.waiting);
         let rests = || (0..100).any(|_| store.tick().unwrap().is_idle());

@@ -298,8 +298,10 @@ impl KeyIndex {
     /// Takes over what was appended, as long as the budget lasts for what has to be read for that, compares some of what waits for
     /// it, and learns where compaction has put records. A failure that comes again at each step is told once.
     pub(crate) fn upkeep(&self, budget: &mut ReadBudget) -> Looked {
-        let mut looked = self.compare_some(budget);
-        looked.at += self.learn_places();
+        let compared = self.compare_some(budget);
+        let learned = self.learn_places();
+        let Some(mut looked) = compared else { return Looked { at: learned, ..Looked::default() } };
+        looked.at += learned;
         let text = looked.failed.as_ref().map(ToString::to_string);
         let mut told = self.told.lock();
         if *told == text {
@@ -309,38 +311,39 @@ impl KeyIndex {
         looked
     }
 
-    fn compare_some(&self, budget: &mut ReadBudget) -> Looked {
-        let nothing = Looked::default();
-        let Some(mut state) = self.state.try_lock() else { return nothing };
-        let State::Ready(ready) = &mut *state else { return nothing };
+    /// `None` if it is not to be done now.
+    fn compare_some(&self, budget: &mut ReadBudget) -> Option<Looked> {
+        let more = Looked { at: 1, ..Looked::default() };
+        let mut state = self.state.try_lock()?;
+        let State::Ready(ready) = &mut *state else { return None };
         if self.log.is_closed() {
-            return nothing;
+            return None;
         }
         if self.has_been_outrun() {
             // Made anew, in steps.
             self.forget(&mut state);
-            return Looked { at: 1, ..nothing };
+            return Some(more);
         }
         let is_left = ready.left_until.is_some_and(|until| self.log.env.clock.monotonic() < until);
         if self.is_behind(ready) && (is_left || budget.is_spent()) {
-            return nothing;
+            return None;
         }
         let taken = (!self.is_up_to_date(ready)).then(|| self.take_over(ready, budget));
         let set = match taken {
             None => self.log.snapshot(),
             Some(Ok(Taken::All(_, set))) => set,
-            Some(Ok(Taken::Some | Taken::Outrun)) => return Looked { at: 1, ..nothing },
+            Some(Ok(Taken::Some | Taken::Outrun)) => return Some(more),
             Some(Ok(Taken::NoRoom)) => {
                 self.give_up(&mut state);
-                return nothing;
+                return None;
             }
             Some(Err(error)) => {
                 ready.left_until = Some(self.log.env.clock.monotonic() + AGAIN_AFTER);
-                return Looked { failed: Some(error), ..nothing };
+                return Some(Looked { failed: Some(error), ..Looked::default() });
             }
         };
         let (at, failed) = self.resolve_some(ready, &set, STEP);
-        Looked { at, failed, ..nothing }
+        Some(Looked { at, failed, ..Looked::default() })
     }
 
     /// What it holds; `None` if it is not in use.

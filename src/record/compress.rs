@@ -400,7 +400,6 @@ mod zstandard {
 
     use std::cell::RefCell;
     use std::io::{self, Write as _};
-    use std::thread::LocalKey;
 
     use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode as Code;
     use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
@@ -422,7 +421,7 @@ mod zstandard {
         if !zstd::compression_level_range().contains(&level) {
             return Err(BatchError::Unencodable { what: "the zstd level is out of range" });
         }
-        let written = with_kept(&COMPRESSOR, |context| {
+        let written = with_context(|context: &mut CCtx<'static>| {
             let mut encoder = zstd::stream::write::Encoder::with_context(out, context);
             encoder.set_parameter(CParameter::CompressionLevel(level))?;
             // The highest levels would take a window that readers, even Kafka's, have to keep in memory.
@@ -440,7 +439,7 @@ mod zstandard {
 
     pub(super) fn decompress(body: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), BatchError> {
         let before = out.len();
-        match with_kept(&DECOMPRESSOR, |context| {
+        match with_context(|context: &mut DCtx<'static>| {
             let mut decoder = zstd::stream::read::Decoder::with_context(body, context);
             decoder.window_log_max(WINDOW_LOG_MAX)?;
             read_capped(&mut decoder, out, limit)
@@ -469,6 +468,8 @@ mod zstandard {
         /// Forgets the frame that it is in, and how it was set; whether that could be done.
         fn forget(&mut self) -> bool;
         fn memory_bytes(&self) -> usize;
+        /// Looks at what this thread has kept; `None` where the thread is about to end.
+        fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R>;
     }
 
     impl Context for CCtx<'static> {
@@ -482,6 +483,10 @@ mod zstandard {
 
         fn memory_bytes(&self) -> usize {
             self.sizeof()
+        }
+
+        fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R> {
+            COMPRESSOR.try_with(look).ok()
         }
     }
 
@@ -497,18 +502,19 @@ mod zstandard {
         fn memory_bytes(&self) -> usize {
             self.sizeof()
         }
+
+        fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R> {
+            DECOMPRESSOR.try_with(look).ok()
+        }
     }
 
     /// Lets a call work with the context that this thread has kept, or with a new one.
-    fn with_kept<C: Context, R>(
-        kept: &'static LocalKey<Kept<C>>,
-        call: impl FnOnce(&mut C) -> io::Result<R>,
-    ) -> io::Result<R> {
-        let before = kept.try_with(RefCell::take).ok().flatten();
-        let mut context = before.or_else(C::try_create).ok_or(io::ErrorKind::OutOfMemory)?;
+    fn with_context<C: Context, R>(call: impl FnOnce(&mut C) -> io::Result<R>) -> io::Result<R> {
+        let kept = C::kept(RefCell::take).flatten();
+        let mut context = kept.or_else(C::try_create).ok_or(io::ErrorKind::OutOfMemory)?;
         let result = call(&mut context);
         if context.forget() && context.memory_bytes() <= CONTEXT_BYTES_MAX {
-            kept.try_with(|kept| kept.replace(Some(context))).ok();
+            C::kept(|kept| kept.replace(Some(context)));
         }
         result
     }
