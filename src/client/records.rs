@@ -107,6 +107,7 @@ pub struct Iter<'a> {
 impl<'a> Iterator for Iter<'a> {
     type Item = ConsumedRef<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((partition, records)) = &mut self.now
@@ -139,6 +140,7 @@ pub struct IntoIter {
 impl Iterator for IntoIter {
     type Item = ConsumedRecord;
 
+    #[inline]
     fn next(&mut self) -> Option<ConsumedRecord> {
         loop {
             if let Some((partition, records)) = &mut self.now

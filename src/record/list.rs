@@ -198,6 +198,7 @@ pub struct RecordListIntoIter {
 impl Iterator for RecordListIntoIter {
     type Item = StoredRecord;
 
+    #[inline]
     fn next(&mut self) -> Option<StoredRecord> {
         let place = self.places.next()?;
         while self.part.as_ref().is_none_or(|part| part.end <= self.at) {
