@@ -113,11 +113,13 @@ impl KeyIndex {
     /// Whether there is a pass to go on with; one is begun if it is time.
     fn begin_pass(&self, expiry: &mut Expiry, now_ms: i64, looked: &mut Looked) -> Result<bool> {
         if expiry.pass.is_some() {
-            match self.is_caught_up() {
-                // What it had not come to is looked at by the next one: this one keeps the files of segments that are gone.
-                Some(false) => (expiry.pass, expiry.next_ms) = (None, i64::MIN),
-                may_go_on => return Ok(may_go_on.is_some()),
+            let is_caught_up = self.is_caught_up();
+            let keeps_files = expiry.pass.as_ref().is_some_and(Latest::keeps_files);
+            if is_caught_up != Some(false) || !keeps_files {
+                return Ok(is_caught_up == Some(true));
             }
+            // Nobody knows how long it would wait. The next one begins as soon as it can.
+            (expiry.pass, expiry.pass_keys, expiry.next_ms) = (None, 0, i64::MIN);
         }
         looked.at = self.look_at_new(expiry, now_ms);
         // Upkeep makes the index in steps, and has it catch up; what has expired is not found meanwhile either.

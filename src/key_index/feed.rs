@@ -605,6 +605,43 @@ mod tests {
         assert_eq!(step(1 << 20), (7, false));
     }
 
+    /// The turns of topics and those of their indexes went up together, and only some of the indexes ever were the first.
+    #[test]
+    fn each_index_of_each_topic_is_the_first_at_times() {
+        let vfs = FaultVfs::new();
+        let store = Store::builder()
+            .vfs(Arc::new(vfs.clone()))
+            .upkeep(Upkeep::Manual)
+            .compaction_step_bytes(100)
+            .open("/s")
+            .unwrap();
+        let config =
+            TopicConfig::default().cleanup_policy(CleanupPolicy::Compact).durability(Durability::Os).partitions(2);
+        let topics = ["a", "b"].map(|name| store.create_topic(name, config.clone()).unwrap());
+        let indexes: Vec<&KeyIndex> =
+            topics.iter().flat_map(|topic| [topic.index(0).unwrap(), topic.index(1).unwrap()]).collect();
+        for index in &indexes {
+            index.log.key_queue.set_waiting_max(0);
+            assert!(index.get(b"none").unwrap().is_none());
+        }
+        let mut firsts = [0; 4];
+        for _ in 0..40 {
+            for topic in &topics {
+                for partition in topic.partitions() {
+                    partition.append(Record::keyed("k", "v")).unwrap();
+                }
+            }
+            let behind = || indexes.iter().map(|index| index.log.key_queue.is_behind()).collect::<Vec<_>>();
+            assert_eq!(behind(), [true; 4]);
+            // Enough for one.
+            store.tick().unwrap();
+            let first = behind().iter().position(|is_behind| !is_behind).unwrap();
+            firsts[first] += 1;
+            indexes.iter().for_each(|index| drop(index.get(b"k").unwrap()));
+        }
+        assert!(firsts.iter().all(|count| *count > 0), "{firsts:?}");
+    }
+
     /// The first one by name once had all that may be read at a step.
     #[test]
     fn an_index_that_is_never_led_to_its_end_leaves_others_their_turn() {
@@ -623,13 +660,12 @@ mod tests {
         assert!(!index.log.key_queue.is_behind());
     }
 
-    /// Each of its steps looked whether a key had a newer record, and had the index catch up for that, whatever it took. One that
-    /// waited would keep the files of segments that are gone.
+    /// Each of its steps looked whether a key had a newer record, and had the index catch up for that, whatever it took.
     #[test]
-    fn a_pass_of_expiry_ends_where_the_index_is_behind_and_another_one_begins_when_it_has_caught_up() {
+    fn a_pass_of_expiry_waits_for_an_index_that_is_behind_unless_it_keeps_files_that_are_gone() {
         let (_store, topic, _) = small(&FaultVfs::new(), "t", 300);
         let index = topic.index(0).unwrap();
-        let records: Vec<Record> = (0..6000).map(|n| Record::keyed(format!("{n}"), "v").timestamp_ms(1)).collect();
+        let records: Vec<Record> = (0..20_000).map(|n| Record::keyed(format!("{n}"), "v").timestamp_ms(1)).collect();
         records.chunks(100).for_each(|batch| drop(topic.append_all(batch, &AppendOptions::new()).unwrap()));
         assert!(topic.contains("7").unwrap());
         let now_ms = i64::from(u32::MAX);
@@ -637,8 +673,14 @@ mod tests {
         while expire() == 0 {}
         append(&topic, 20);
         assert_eq!((expire(), index.log.key_queue.is_behind()), (0, true));
-        assert!(format!("{:?}", index.expiry.lock()).contains("pass: None"));
+        let has_pass = || !format!("{:?}", index.expiry.lock()).contains("pass: None");
+        assert!(has_pass());
         assert!(topic.contains("k1").unwrap());
-        assert!(expire() > 0);
+        assert!(expire() > 0 && has_pass());
+        append(&topic, 20);
+        topic.partition(0).unwrap().delete_records(1000).unwrap();
+        assert_eq!((expire(), index.log.key_queue.is_behind(), has_pass()), (0, true, false));
+        assert!(topic.contains("k1").unwrap());
+        assert!(expire() > 0, "another one begins at once");
     }
 }

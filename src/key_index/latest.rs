@@ -113,6 +113,13 @@ impl Latest {
         self.offsets.len()
     }
 
+    /// Whether it keeps the files of segments that are gone.
+    pub(super) fn keeps_files(&self) -> bool {
+        let now = self.log.snapshot();
+        let first = |set: &SegmentSet| set.segments.first().map(|segment| segment.base_offset());
+        now.replacements != self.set.replacements || first(&now) != first(&self.set)
+    }
+
     /// Goes on behind a record that could not be read.
     pub(super) fn pass_by(&mut self) {
         self.failed = None;

@@ -298,52 +298,54 @@ impl KeyIndex {
     /// Takes over what was appended, as long as the budget lasts for what has to be read for that, compares some of what waits for
     /// it, and learns where compaction has put records. A failure that comes again at each step is told once.
     pub(crate) fn upkeep(&self, budget: &mut ReadBudget) -> Looked {
-        let compared = self.compare_some(budget);
-        let learned = self.learn_places();
-        let Some(mut looked) = compared else { return Looked { at: learned, ..Looked::default() } };
-        looked.at += learned;
-        let text = looked.failed.as_ref().map(ToString::to_string);
-        let mut told = self.told.lock();
-        if *told == text {
-            looked.failed = None;
+        let mut looked = self.compare_some(budget);
+        looked.at += self.learn_places();
+        if let Some(text) = looked.failed.as_ref().map(ToString::to_string) {
+            let mut told = self.told.lock();
+            if told.as_ref() == Some(&text) {
+                looked.failed = None;
+            }
+            *told = Some(text);
         }
-        *told = text;
         looked
     }
 
-    /// `None` if it is not to be done now.
-    fn compare_some(&self, budget: &mut ReadBudget) -> Option<Looked> {
-        let more = Looked { at: 1, ..Looked::default() };
-        let mut state = self.state.try_lock()?;
-        let State::Ready(ready) = &mut *state else { return None };
+    fn compare_some(&self, budget: &mut ReadBudget) -> Looked {
+        let (nothing, more) = (Looked::default(), Looked { at: 1, ..Looked::default() });
+        let Some(mut state) = self.state.try_lock() else { return nothing };
+        let State::Ready(ready) = &mut *state else { return nothing };
         if self.log.is_closed() {
-            return None;
+            return nothing;
         }
         if self.has_been_outrun() {
             // Made anew, in steps.
             self.forget(&mut state);
-            return Some(more);
+            return more;
         }
         let is_left = ready.left_until.is_some_and(|until| self.log.env.clock.monotonic() < until);
         if self.is_behind(ready) && (is_left || budget.is_spent()) {
-            return None;
+            return nothing;
         }
         let taken = (!self.is_up_to_date(ready)).then(|| self.take_over(ready, budget));
         let set = match taken {
             None => self.log.snapshot(),
             Some(Ok(Taken::All(_, set))) => set,
-            Some(Ok(Taken::Some | Taken::Outrun)) => return Some(more),
+            Some(Ok(Taken::Some | Taken::Outrun)) => return more,
             Some(Ok(Taken::NoRoom)) => {
                 self.give_up(&mut state);
-                return None;
+                return nothing;
             }
             Some(Err(error)) => {
                 ready.left_until = Some(self.log.env.clock.monotonic() + AGAIN_AFTER);
-                return Some(Looked { failed: Some(error), ..Looked::default() });
+                return Looked { failed: Some(error), ..nothing };
             }
         };
         let (at, failed) = self.resolve_some(ready, &set, STEP);
-        Some(Looked { at, failed, ..Looked::default() })
+        if ready.unresolved.is_empty() {
+            // What could not be read was, and would be told of anew.
+            *self.told.lock() = None;
+        }
+        Looked { at, failed, ..nothing }
     }
 
     /// What it holds; `None` if it is not in use.

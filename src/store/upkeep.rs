@@ -229,7 +229,10 @@ impl StoreInner {
         }
         // Each has the first turn at times: one that is appended to faster than it is read would leave nothing for the others.
         let turn = self.index_turn.fetch_add(usize::from(only.is_none()), Ordering::Relaxed);
-        for topic in topics.iter().cycle().skip(turn % topics.len().max(1)).take(topics.len()) {
+        let in_turn = topics.iter().cycle().skip(turn.checked_rem(topics.len()).unwrap_or(0)).take(topics.len());
+        for (nth, topic) in in_turn.enumerate() {
+            // With the turns of the topics those of their indexes would always meet in the same pairs.
+            topic.index_turn.fetch_add(usize::from(nth == 0), Ordering::Relaxed);
             self.tick_indexes(topic, &mut step);
         }
         if let Err((of, error)) = self.clean(&topics, &mut step) {
@@ -292,7 +295,7 @@ impl StoreInner {
         // A clock that jumped ends no key: a tombstone cannot be taken back.
         let expire_after_ms = if step.times.has_jumped() { -1 } else { expire_after_ms };
         let mut indexes: Vec<&KeyIndex> = topic.indexes().collect();
-        let turn = topic.index_turn.fetch_add(1, Ordering::Relaxed);
+        let turn = topic.index_turn.load(Ordering::Relaxed);
         if let Some(first) = turn.checked_rem(indexes.len()) {
             indexes.rotate_left(first);
         }
@@ -304,6 +307,9 @@ impl StoreInner {
             if let Err(error) = index.make_some(&mut step.index_budget) {
                 step.fail(topic, of, error);
             }
+            // First, so that keys expire where each step of it catches up.
+            let compared = index.upkeep(&mut step.index_budget);
+            step.report.key_index_read_bytes = step.index_budget.read();
             let expired = index.expire(expire_after_ms, step.times.wall_ms);
             let ended = expired.ended;
             if ended > 0 {
@@ -311,8 +317,6 @@ impl StoreInner {
                 topic.upkept.note(|stats| stats.expired_keys += ended as u64);
                 step.note(|| UpkeepEvent::KeysExpired { partition: of.clone(), keys: ended });
             }
-            let compared = index.upkeep(&mut step.index_budget);
-            step.report.key_index_read_bytes = step.index_budget.read();
             step.report.keys_looked_at += expired.at + compared.at;
             for error in expired.failed.into_iter().chain(compared.failed) {
                 step.fail(topic, of, error);
