@@ -84,8 +84,8 @@ impl KeyIndex {
         (done, first_error)
     }
 
-    /// Compares the keys of some hashes. The set is no older than what was taken over last: what is not
-    /// found in it is gone, and what took its place is in the table, or in the queue.
+    /// Compares the keys of some hashes. The set is no older than what was taken over last: what is not found in it is gone, and
+    /// what took its place is in the table, or in the queue.
     pub(super) fn compare(&self, ready: &mut Ready, set: &SegmentSet, hashes: &[u64]) -> Compared {
         let places_hold = ready.places.hold(set);
         let mut peek = Peek::into(set);
@@ -109,7 +109,7 @@ impl KeyIndex {
     }
 
     /// [`compare`](Self::compare) of one hash, where all its records can be seen at once. False if nothing was done.
-    pub(super) fn compare_seen(&self, ready: &mut Ready, peek: &mut Peek<'_>, hash: u64, places: &[Place]) -> bool {
+    fn compare_seen(&self, ready: &mut Ready, peek: &mut Peek<'_>, hash: u64, places: &[Place]) -> bool {
         let start = self.log.log_start();
         let place = |place: &Place| Some((place.offset, u64::from(place.position.filter(|_| place.offset >= start)?)));
         let Some(seen) = places.iter().map(place).collect::<Option<Vec<_>>>() else { return false };
@@ -191,12 +191,10 @@ impl KeyIndex {
         let mut first_error = None;
         // The newest first.
         for &(Place { offset, position }, _) in wanted.iter().rev() {
-            match self
-                .log
-                .record_near(set, offset, position, (VERIFY, &LIMITS))
-                .map(|found| found.map(|found| found.record))
-            {
-                Ok(Some(record)) if keys.iter().all(|newer| newer.key() != record.key()) => keys.push(record),
+            match self.log.record_near(set, offset, position, (VERIFY, &LIMITS)) {
+                Ok(Some(found)) if keys.iter().all(|newer| newer.key() != found.record.key()) => {
+                    keys.push(found.record)
+                }
                 Ok(_) => ready.table.remove(hash, offset),
                 Err(error) => first_error = first_error.or(Some(error)),
             }

@@ -472,41 +472,30 @@ mod zstandard {
         fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R>;
     }
 
-    impl Context for CCtx<'static> {
-        fn try_create() -> Option<Self> {
-            CCtx::try_create()
-        }
+    macro_rules! context {
+        ($context:ident, $kept:ident) => {
+            impl Context for $context<'static> {
+                fn try_create() -> Option<Self> {
+                    $context::try_create()
+                }
 
-        fn forget(&mut self) -> bool {
-            self.reset(ResetDirective::SessionAndParameters).is_ok()
-        }
+                fn forget(&mut self) -> bool {
+                    self.reset(ResetDirective::SessionAndParameters).is_ok()
+                }
 
-        fn memory_bytes(&self) -> usize {
-            self.sizeof()
-        }
+                fn memory_bytes(&self) -> usize {
+                    self.sizeof()
+                }
 
-        fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R> {
-            COMPRESSOR.try_with(look).ok()
-        }
+                fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R> {
+                    $kept.try_with(look).ok()
+                }
+            }
+        };
     }
 
-    impl Context for DCtx<'static> {
-        fn try_create() -> Option<Self> {
-            DCtx::try_create()
-        }
-
-        fn forget(&mut self) -> bool {
-            self.reset(ResetDirective::SessionAndParameters).is_ok()
-        }
-
-        fn memory_bytes(&self) -> usize {
-            self.sizeof()
-        }
-
-        fn kept<R>(look: impl FnOnce(&Kept<Self>) -> R) -> Option<R> {
-            DECOMPRESSOR.try_with(look).ok()
-        }
-    }
+    context!(CCtx, COMPRESSOR);
+    context!(DCtx, DECOMPRESSOR);
 
     /// Lets a call work with the context that this thread has kept, or with a new one.
     fn with_context<C: Context, R>(call: impl FnOnce(&mut C) -> io::Result<R>) -> io::Result<R> {
