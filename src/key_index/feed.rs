@@ -280,8 +280,8 @@ impl KeyIndex {
         self.read_some(ready, (from, end), Some(set), budget)
     }
 
-    /// Puts entries into the table, as long as the budget lasts for what has to be read for that. What one append brought is one run
-    /// of entries with the same place.
+    /// Puts entries into the table, as long as the budget lasts for what has to be read for that. What one append brought is, most
+    /// often, one run of entries with the same place.
     fn put(
         &self,
         ready: &mut Ready,
@@ -298,13 +298,12 @@ impl KeyIndex {
                 if budget.is_spent() {
                     return Ok(SomeRead::UpTo(range.0));
                 }
-                let mut of_run = ReadBudget::unlimited();
-                let read = self.read_some(ready, range, Some(set), &mut of_run)?;
-                budget.take(of_run.read());
-                if read == SomeRead::NoRoom {
-                    return Ok(read);
+                // Where each batch begins a segment, many have the same place.
+                match self.read_some(ready, range, Some(set), budget)? {
+                    SomeRead::UpTo(next) if next < range.1 => return Ok(SomeRead::UpTo(next)),
+                    SomeRead::NoRoom => return Ok(SomeRead::NoRoom),
+                    SomeRead::UpTo(_) | SomeRead::All => continue,
                 }
-                continue;
             }
             for &entry in run {
                 if !self.insert(ready, entry, set)? {
@@ -603,6 +602,34 @@ mod tests {
         assert_eq!(step(0), (3, true));
         assert_eq!(step(0), (3, true));
         assert_eq!(step(1 << 20), (7, false));
+    }
+
+    #[test]
+    fn compaction_is_told_nothing_by_an_index_that_is_behind() {
+        let (_store, topic, _) = small(&FaultVfs::new(), "t", 300);
+        let index = topic.index(0).unwrap();
+        let told = || index.newest_records(0, usize::MAX).map(|newest| newest.places.len());
+        append(&topic, 7);
+        assert!(index.log.key_queue.is_behind());
+        assert_eq!(told(), None);
+        assert!(topic.contains("k0").unwrap());
+        assert_eq!(told(), Some(7));
+        append(&topic, 3);
+        assert_eq!((index.log.key_queue.is_behind(), told()), (false, Some(10)));
+    }
+
+    /// Each began a segment, and so had the same place in it: a step read them all.
+    #[test]
+    fn batches_of_repeated_keys_that_begin_segments_are_read_within_the_budget() {
+        let (_store, topic, _) = small(&FaultVfs::new(), "t", 300);
+        let index = topic.index(0).unwrap();
+        index.log.key_queue.set_waiting_max(1000);
+        let records: Vec<Record> = (0..20).map(|n| Record::keyed(format!("k{}", n % 7), vec![b'v'; 60])).collect();
+        (0..10).for_each(|_| drop(topic.append_all(&records, &AppendOptions::new()).unwrap()));
+        assert_eq!(topic.partition(0).unwrap().stats().segments, 10, "one each");
+        let mut budget = ReadBudget::of(2000);
+        index.upkeep(&mut budget);
+        assert!(index.log.key_queue.is_behind() && budget.read() < 4000, "{budget:?}");
     }
 
     /// The turns of topics and those of their indexes went up together, and only some of the indexes ever were the first.

@@ -177,7 +177,7 @@ const UNRESOLVED_MAX: usize = 1 << 20;
 const READ_UNRESOLVED_MAX: usize = 1 << 16;
 /// So long upkeep leaves to look-ups what it could not read.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// A close reads no more of the log for an index that is behind.
+/// A close reads on in the log by no more than this for an index that is behind; what it compares comes on top.
 const CLOSE_READ_BYTES: u64 = 64 << 20;
 /// How many records one step of upkeep looks at, to compare keys and to end them.
 const STEP: usize = 4096;

@@ -286,7 +286,7 @@ fn an_index_that_fell_behind_is_led_on_by_the_next_look_up_or_by_upkeep_in_steps
 }
 
 #[test]
-fn compaction_does_not_go_by_an_index_that_fell_behind() {
+fn a_topic_whose_index_fell_behind_is_compacted_to_the_newest_of_each_key() {
     let store = builder(&MemoryVfs::new()).open("/s").unwrap();
     let topic = store.create_topic("t", config().segment_bytes(1 << 20).batch_bytes_max(1 << 20)).unwrap();
     fall_behind(&topic, 50);
@@ -742,7 +742,6 @@ fn a_file_that_was_being_written_is_removed_by_the_next_open() {
     assert!(vfs.open(left, OpenMode::Read).is_err());
 }
 
-/// What an append needs of the index is in the record itself.
 /// An appender once took over what had waited for too long, and read the records of keys that came again and again.
 #[test]
 fn an_append_reads_nothing_of_the_log_for_the_index_however_many_keys_wait() {
